@@ -2,3 +2,4 @@
 #![deny(missing_docs)]
 
 pub mod gpu;
+pub mod kernels;

@@ -14,7 +14,8 @@ pub use buffer::{Matrix, MatrixPart, Readback, Vector};
 pub use device::{Capabilities, Disabled, Gpu, GpuOptions};
 pub use error::GpuError;
 pub use pipeline::{Access, Kernel};
-pub use program::{Activation, ActivationPool, Operand, Program, ProgramBuilder};
+pub use program::{Activation, ActivationPool, Operand, Program, ProgramBuilder, Tap};
+pub(crate) use program::{READ, WRITE};
 pub use staging::Staging;
 
 /// Rounds `value` up to a multiple of `step`.

@@ -1,0 +1,47 @@
+//! The kernels: one file per shader, with its typed launch (shapes are checked here), its plain-Rust twin and tests.
+//!
+//! A launch records a dispatch into a [`ProgramBuilder`](crate::gpu::ProgramBuilder) and returns the activation it
+//! fills. Shapes come from the model's configuration, which is checked when it is read: a wrong one here is a bug of
+//! ours and asserts in debug builds.
+
+mod advance;
+mod argmax;
+mod attention;
+mod attention_cached;
+mod copy;
+mod embed_patches;
+mod embed_tokens;
+mod gather_rows;
+mod layer_norm;
+mod linear;
+mod patchify;
+mod store_kv;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use advance::{Advance, advance};
+pub use argmax::{Choice, argmax};
+pub use attention::{Attention, Heads, View, attention};
+pub use attention_cached::{CachedAttention, attention_cached};
+pub use copy::{copy, tap};
+pub use embed_patches::embed_patches;
+pub use embed_tokens::{EmbedTokens, INACTIVE, VISUAL, embed_tokens};
+pub use gather_rows::gather_rows;
+pub use layer_norm::{LayerNorm, layer_norm};
+pub use linear::{
+    Activate, Linear, MatmulVariant, MatvecVariant, linear, linear_into, matmul_variant,
+    matvec_variant,
+};
+pub use patchify::{patch_columns, patchify};
+pub use store_kv::{KvLayer, Pages, store_kv};
+
+/// Number of workgroups of `size` that cover `count`, as a grid dimension.
+fn groups(count: usize, size: usize) -> u32 {
+    word(count.div_ceil(size))
+}
+
+/// A size as a shader sees it. Buffers are far smaller than 2³² values, so this cannot be exceeded.
+fn word(value: usize) -> u32 {
+    debug_assert!(u32::try_from(value).is_ok());
+    value as u32
+}

@@ -1,0 +1,366 @@
+use super::GenerateError;
+
+/// Most beams a request may ask for.
+pub const MAX_BEAMS: usize = 32;
+
+/// Most candidates a row that the GPU's top-k hands over.
+pub const MAX_CANDIDATES: usize = 256;
+
+/// When a beam search that holds `num_beams` finished texts stops (transformers' `early_stopping`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EarlyStopping {
+    /// When the best running beam, scored at its present length, cannot beat the worst finished one.
+    #[default]
+    False,
+    /// As soon as there are `num_beams` finished texts.
+    True,
+    /// When no running beam could beat the worst finished one at any length still allowed.
+    Never,
+}
+
+/// How tokens are chosen and when to stop. Names and meaning follow transformers' `GenerationConfig`;
+/// lengths count generated tokens only, never the prompt or the image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerationOptions {
+    /// Most tokens to generate, the end token included.
+    pub max_new_tokens: usize,
+    /// The end tokens are banned until this many tokens are generated.
+    pub min_new_tokens: usize,
+    /// Beams; 1 is greedy (or sampling).
+    pub num_beams: usize,
+    /// Exponent on the length by which a finished beam's sum of log-probabilities is divided.
+    /// Above 0 favours long texts, below 0 short ones; 0 leaves the sum as it is.
+    pub length_penalty: f64,
+    /// Stop rule of the beam search.
+    pub early_stopping: EarlyStopping,
+    /// Draw tokens at random instead of taking the best.
+    pub do_sample: bool,
+    /// Divides the scores before a draw.
+    pub temperature: f64,
+    /// A draw is among the `top_k` best tokens; 0: among all.
+    pub top_k: usize,
+    /// A draw is among the smallest set of best tokens whose probabilities sum to this.
+    pub top_p: f64,
+    /// Seed of the draws: same seed, same scores, same text.
+    pub seed: u64,
+    /// Factor (> 1 discourages) on the scores of tokens already in the sequence.
+    pub repetition_penalty: f64,
+    /// No run of this many tokens occurs twice; 0: off.
+    pub no_repeat_ngram_size: usize,
+    /// Texts returned a request.
+    pub num_return_sequences: usize,
+    /// Tokens that end a text. Empty: only the length does.
+    pub eos_token_ids: Vec<u32>,
+    /// Tokens that are never generated (transformers' `suppress_tokens`).
+    pub suppress_tokens: Vec<u32>,
+    /// Fills rows that finished before the others of their batch.
+    pub pad_token_id: Option<u32>,
+    /// First token of a prompt.
+    pub bos_token_id: Option<u32>,
+}
+
+impl Default for GenerationOptions {
+    /// What transformers 5.23 uses where nothing is set: greedy, 20 new tokens.
+    fn default() -> Self {
+        Self {
+            max_new_tokens: 20,
+            min_new_tokens: 0,
+            num_beams: 1,
+            length_penalty: 1.0,
+            early_stopping: EarlyStopping::False,
+            do_sample: false,
+            temperature: 1.0,
+            top_k: 50,
+            top_p: 1.0,
+            seed: 0,
+            repetition_penalty: 1.0,
+            no_repeat_ngram_size: 0,
+            num_return_sequences: 1,
+            eos_token_ids: Vec::new(),
+            suppress_tokens: Vec::new(),
+            pad_token_id: None,
+            bos_token_id: None,
+        }
+    }
+}
+
+/// Options that one source sets: a `generation_config.json`, a preset or the command line.
+/// `None` leaves what a weaker source said.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[allow(missing_docs)] // Each field is the one of the same name in `GenerationOptions`.
+pub struct GenerationOverrides {
+    pub max_new_tokens: Option<usize>,
+    pub min_new_tokens: Option<usize>,
+    pub num_beams: Option<usize>,
+    pub length_penalty: Option<f64>,
+    pub early_stopping: Option<EarlyStopping>,
+    pub do_sample: Option<bool>,
+    pub temperature: Option<f64>,
+    pub top_k: Option<usize>,
+    pub top_p: Option<f64>,
+    pub seed: Option<u64>,
+    pub repetition_penalty: Option<f64>,
+    pub no_repeat_ngram_size: Option<usize>,
+    pub num_return_sequences: Option<usize>,
+    pub eos_token_ids: Option<Vec<u32>>,
+    pub suppress_tokens: Option<Vec<u32>>,
+    pub pad_token_id: Option<u32>,
+    pub bos_token_id: Option<u32>,
+}
+
+impl GenerationOptions {
+    /// These options with everything that `overrides` sets replaced. Chain from the weakest source to
+    /// the strongest: defaults, file, preset, flags.
+    #[must_use]
+    pub fn overlay(self, overrides: &GenerationOverrides) -> Self {
+        let o = overrides;
+        Self {
+            max_new_tokens: o.max_new_tokens.unwrap_or(self.max_new_tokens),
+            min_new_tokens: o.min_new_tokens.unwrap_or(self.min_new_tokens),
+            num_beams: o.num_beams.unwrap_or(self.num_beams),
+            length_penalty: o.length_penalty.unwrap_or(self.length_penalty),
+            early_stopping: o.early_stopping.unwrap_or(self.early_stopping),
+            do_sample: o.do_sample.unwrap_or(self.do_sample),
+            temperature: o.temperature.unwrap_or(self.temperature),
+            top_k: o.top_k.unwrap_or(self.top_k),
+            top_p: o.top_p.unwrap_or(self.top_p),
+            seed: o.seed.unwrap_or(self.seed),
+            repetition_penalty: o.repetition_penalty.unwrap_or(self.repetition_penalty),
+            no_repeat_ngram_size: o.no_repeat_ngram_size.unwrap_or(self.no_repeat_ngram_size),
+            num_return_sequences: o.num_return_sequences.unwrap_or(self.num_return_sequences),
+            eos_token_ids: o.eos_token_ids.clone().unwrap_or(self.eos_token_ids),
+            suppress_tokens: o.suppress_tokens.clone().unwrap_or(self.suppress_tokens),
+            pad_token_id: o.pad_token_id.or(self.pad_token_id),
+            bos_token_id: o.bos_token_id.or(self.bos_token_id),
+        }
+    }
+
+    /// Candidates a running beam must be given each step: `max(2, 1 + #eos) · beams`, so that enough
+    /// unfinished ones remain when the best all end (transformers' `beams_to_keep`).
+    pub fn candidates_per_beam(&self) -> usize {
+        (1 + self.eos_token_ids.len()).max(2) * self.num_beams
+    }
+
+    /// Checks every value and their combination.
+    ///
+    /// # Errors
+    /// [`GenerateError::Option`] for the first one that cannot be used.
+    pub fn validate(&self) -> Result<(), GenerateError> {
+        self.validate_lengths()?;
+        self.validate_beams()?;
+        self.validate_sampling()?;
+        if !positive(self.repetition_penalty) {
+            return Err(unusable(
+                "repetition_penalty",
+                self.repetition_penalty,
+                "give a number above 0 (1 is off)",
+            ));
+        }
+        Ok(())
+    }
+
+    fn validate_lengths(&self) -> Result<(), GenerateError> {
+        if self.max_new_tokens == 0 {
+            return Err(unusable("max_new_tokens", 0, "give at least 1"));
+        }
+        if self.min_new_tokens > self.max_new_tokens {
+            return Err(GenerateError::Option {
+                option: "min_new_tokens",
+                problem: format!(
+                    "{} is more than max_new_tokens ({})",
+                    self.min_new_tokens, self.max_new_tokens
+                ),
+                remedy: "lower it or raise max_new_tokens".into(),
+            });
+        }
+        Ok(())
+    }
+
+    fn validate_beams(&self) -> Result<(), GenerateError> {
+        if self.num_beams == 0 || self.num_beams > MAX_BEAMS {
+            let remedy = format!("give 1 to {MAX_BEAMS}");
+            return Err(unusable("num_beams", self.num_beams, &remedy));
+        }
+        if self.num_beams > 1 && self.candidates_per_beam() > MAX_CANDIDATES {
+            return Err(GenerateError::Option {
+                option: "num_beams",
+                problem: format!(
+                    "{} beams with {} end tokens need {} candidates a beam, more than {MAX_CANDIDATES}",
+                    self.num_beams,
+                    self.eos_token_ids.len(),
+                    self.candidates_per_beam()
+                ),
+                remedy: "use fewer beams or fewer end tokens".into(),
+            });
+        }
+        if !self.length_penalty.is_finite() {
+            return Err(unusable(
+                "length_penalty",
+                self.length_penalty,
+                "give a finite number",
+            ));
+        }
+        self.validate_returned()
+    }
+
+    fn validate_returned(&self) -> Result<(), GenerateError> {
+        let n = self.num_return_sequences;
+        if n == 0 {
+            return Err(unusable("num_return_sequences", 0, "give at least 1"));
+        }
+        if self.num_beams > 1 && n > self.num_beams {
+            return Err(GenerateError::Option {
+                option: "num_return_sequences",
+                problem: format!("{n} texts from {} beams", self.num_beams),
+                remedy: "ask for at most as many as there are beams, or use more beams".into(),
+            });
+        }
+        if self.num_beams == 1 && !self.do_sample && n > 1 {
+            return Err(GenerateError::Option {
+                option: "num_return_sequences",
+                problem: format!("greedy decoding gives one text, not {n}"),
+                remedy: "use beams or sampling for more".into(),
+            });
+        }
+        Ok(())
+    }
+
+    fn validate_sampling(&self) -> Result<(), GenerateError> {
+        if self.do_sample && self.num_beams > 1 {
+            return Err(GenerateError::Option {
+                option: "do_sample",
+                problem: "sampling within a beam search is not supported".into(),
+                remedy: "sample with one beam, or search with beams and do not sample".into(),
+            });
+        }
+        if !positive(self.temperature) {
+            return Err(unusable(
+                "temperature",
+                self.temperature,
+                "give a number above 0 (for the best token each time, do not sample)",
+            ));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return Err(unusable(
+                "top_p",
+                self.top_p,
+                "give a number above 0 and at most 1",
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn positive(value: f64) -> bool {
+    value.is_finite() && value > 0.0
+}
+
+fn unusable(
+    option: &'static str,
+    value: impl std::fmt::Display,
+    remedy: &str,
+) -> GenerateError {
+    GenerateError::Option {
+        option,
+        problem: format!("{value} cannot be used"),
+        remedy: remedy.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid() {
+        GenerationOptions::default().validate().unwrap();
+    }
+
+    #[test]
+    fn the_stronger_source_wins() {
+        let file = GenerationOverrides {
+            num_beams: Some(3),
+            length_penalty: Some(-1.0),
+            eos_token_ids: Some(vec![7, 8]),
+            ..Default::default()
+        };
+        let flags = GenerationOverrides {
+            num_beams: Some(5),
+            ..Default::default()
+        };
+        let options = GenerationOptions::default().overlay(&file).overlay(&flags);
+        assert_eq!(options.num_beams, 5);
+        assert_eq!(options.length_penalty, -1.0);
+        assert_eq!(options.max_new_tokens, 20);
+        assert_eq!(options.candidates_per_beam(), 15);
+    }
+
+    /// The option that `validate` complains about after `change`.
+    fn refused(change: impl Fn(&mut GenerationOptions)) -> Option<&'static str> {
+        let mut options = GenerationOptions::default();
+        change(&mut options);
+        match options.validate() {
+            Ok(()) => None,
+            Err(GenerateError::Option { option, .. }) => Some(option),
+            Err(other) => panic!("unexpected {other}"),
+        }
+    }
+
+    #[test]
+    fn unusable_values_are_named() {
+        assert_eq!(refused(|o| o.max_new_tokens = 0), Some("max_new_tokens"));
+        assert_eq!(refused(|o| o.min_new_tokens = 21), Some("min_new_tokens"));
+        assert_eq!(refused(|o| o.min_new_tokens = 20), None);
+        assert_eq!(refused(|o| o.num_beams = 0), Some("num_beams"));
+        assert_eq!(refused(|o| o.num_beams = 33), Some("num_beams"));
+        assert_eq!(refused(|o| o.num_beams = 32), None);
+        assert_eq!(refused(|o| o.temperature = 0.0), Some("temperature"));
+        assert_eq!(refused(|o| o.temperature = f64::NAN), Some("temperature"));
+        assert_eq!(refused(|o| o.top_p = 0.0), Some("top_p"));
+        assert_eq!(refused(|o| o.top_p = 1.01), Some("top_p"));
+        assert_eq!(
+            refused(|o| o.repetition_penalty = -1.0),
+            Some("repetition_penalty")
+        );
+        assert_eq!(
+            refused(|o| o.length_penalty = f64::INFINITY),
+            Some("length_penalty")
+        );
+    }
+
+    #[test]
+    fn combinations_are_checked() {
+        let texts = "num_return_sequences";
+        assert_eq!(refused(|o| o.num_return_sequences = 0), Some(texts));
+        assert_eq!(refused(|o| o.num_return_sequences = 2), Some(texts));
+        assert_eq!(
+            refused(|o| {
+                o.num_beams = 2;
+                o.num_return_sequences = 3;
+            }),
+            Some(texts)
+        );
+        assert_eq!(
+            refused(|o| {
+                o.do_sample = true;
+                o.num_return_sequences = 3;
+            }),
+            None
+        );
+        assert_eq!(
+            refused(|o| {
+                o.do_sample = true;
+                o.num_beams = 2;
+            }),
+            Some("do_sample")
+        );
+        // 32 beams x (1 + 8 end tokens) is more than the GPU's top-k hands over.
+        assert_eq!(
+            refused(|o| {
+                o.num_beams = 32;
+                o.eos_token_ids = (0..8).collect();
+            }),
+            Some("num_beams")
+        );
+    }
+}

@@ -9,7 +9,7 @@
 
 struct Params {
     size: u32,    // pixels a side
-    patch: u32,   // pixels a side of a patch
+    patch_size: u32, // pixels a side of a patch
     grid: u32,    // patches a side
     columns: u32,
 }

@@ -138,10 +138,7 @@ impl BeamSearch {
     /// [`GenerateError::Rows`] on a wrong number of rows, [`GenerateError::NotANumber`] on a NaN,
     /// [`GenerateError::NoToken`] where there are fewer candidates in all than beams,
     /// [`GenerateError::Done`] after the end. The search is then as it was.
-    pub fn step(
-        &mut self,
-        rows: &[impl AsRef<[Candidate]>],
-    ) -> Result<&[BeamStep], GenerateError> {
+    pub fn step(&mut self, rows: &[impl AsRef<[Candidate]>]) -> Result<&[BeamStep], GenerateError> {
         if self.done {
             return Err(GenerateError::Done);
         }
@@ -171,7 +168,11 @@ impl BeamSearch {
         let at_length = self.generated + 1 >= self.rules.max_new_tokens;
         let mut all = Vec::new();
         for (parent, beam) in self.running.iter().enumerate() {
-            let row = if rows.len() == 1 { &rows[0] } else { &rows[parent] };
+            let row = if rows.len() == 1 {
+                &rows[0]
+            } else {
+                &rows[parent]
+            };
             for &Candidate { token, score } in row.as_ref() {
                 if score.is_nan() {
                     return Err(GenerateError::NotANumber { token });
@@ -260,8 +261,7 @@ impl BeamSearch {
         let best_possible = self.running[0].score / self.length_divisor(hopeful_length);
         let worst = self.finished.iter().map(|slot| slot.score);
         let worst = worst.fold(f32::INFINITY, f32::min);
-        let beatable =
-            |slot: &Slot| best_possible > if slot.finished { worst } else { BARRED };
+        let beatable = |slot: &Slot| best_possible > if slot.finished { worst } else { BARRED };
         self.can_improve &= self.finished.iter().any(beatable);
         let full = self.finished.iter().all(|slot| slot.finished);
         let closed = full && rules.early_stopping == EarlyStopping::True;
@@ -272,11 +272,17 @@ impl BeamSearch {
     /// cut short), the best running beam, scored at its length.
     pub fn finish(self) -> Vec<Generated> {
         let text = |tokens: Vec<u32>, score| {
-            let ended = tokens.last().is_some_and(|t| self.rules.eos_token_ids.contains(t));
+            let ended = tokens
+                .last()
+                .is_some_and(|t| self.rules.eos_token_ids.contains(t));
             Generated {
                 tokens,
                 score,
-                finish: if ended { FinishReason::EndToken } else { FinishReason::Length },
+                finish: if ended {
+                    FinishReason::EndToken
+                } else {
+                    FinishReason::Length
+                },
             }
         };
         let texts: Vec<Generated> = self

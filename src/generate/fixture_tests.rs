@@ -71,7 +71,11 @@ impl<'a> Replay<'a> {
     }
 
     fn process(&self, scores: &mut [f32], generated: &[u32]) {
-        let prompt: &[u32] = if self.case.embeddings { &[] } else { &self.case.prompt };
+        let prompt: &[u32] = if self.case.embeddings {
+            &[]
+        } else {
+            &self.case.prompt
+        };
         let history = [prompt, generated].concat();
         self.processors.apply(scores, &history, generated.len());
     }
@@ -91,7 +95,11 @@ impl<'a> Replay<'a> {
     fn beams(&self) -> Vec<Generated> {
         let mut search = BeamSearch::new(&self.options).unwrap();
         while !search.is_done() {
-            let alive = if search.generated() == 0 { 1 } else { search.num_beams() };
+            let alive = if search.generated() == 0 {
+                1
+            } else {
+                search.num_beams()
+            };
             let rows: Vec<Vec<Candidate>> = (0..alive)
                 .map(|beam| {
                     let mut scores = self.logits(search.tokens(beam));
@@ -100,8 +108,9 @@ impl<'a> Replay<'a> {
                     top_k(&scores, search.candidates_per_beam())
                 })
                 .collect();
-            let before: Vec<Vec<u32>> =
-                (0..search.num_beams()).map(|b| search.tokens(b).to_vec()).collect();
+            let before: Vec<Vec<u32>> = (0..search.num_beams())
+                .map(|b| search.tokens(b).to_vec())
+                .collect();
             let steps = search.step(&rows).unwrap().to_vec();
             // What a caller reorders its KV cache by must be what the search believes.
             for (beam, step) in steps.iter().enumerate() {
@@ -113,7 +122,11 @@ impl<'a> Replay<'a> {
     }
 
     fn run(&self) -> Vec<Generated> {
-        if self.options.num_beams == 1 { self.greedy() } else { self.beams() }
+        if self.options.num_beams == 1 {
+            self.greedy()
+        } else {
+            self.beams()
+        }
     }
 }
 
@@ -132,7 +145,10 @@ fn greedy_and_beam_search_equal_transformers() {
             worst = worst.max(error);
         }
     }
-    eprintln!("{} searches, worst score error {worst:e}", searches.cases.len());
+    eprintln!(
+        "{} searches, worst score error {worst:e}",
+        searches.cases.len()
+    );
 }
 
 #[derive(Deserialize)]
@@ -172,7 +188,10 @@ fn sampling_distributions_equal_transformers() {
             probabilities[kept.token as usize] = kept.probability;
         }
         for (ours, theirs) in probabilities.iter().zip(&case.probabilities) {
-            assert!((ours - theirs).abs() < 1e-6, "{probabilities:?} for {case:?}");
+            assert!(
+                (ours - theirs).abs() < 1e-6,
+                "{probabilities:?} for {case:?}"
+            );
         }
     }
 }
@@ -180,7 +199,11 @@ fn sampling_distributions_equal_transformers() {
 #[test]
 fn one_row_at_the_first_step_is_as_good_as_all() {
     let searches = searches();
-    let case = searches.cases.iter().find(|c| c.options["num_beams"] == 5).unwrap();
+    let case = searches
+        .cases
+        .iter()
+        .find(|c| c.options["num_beams"] == 5)
+        .unwrap();
     let replay = Replay::new(&searches, case);
     let mut scores = replay.logits(&[]);
     log_softmax(&mut scores);

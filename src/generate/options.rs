@@ -255,11 +255,7 @@ fn positive(value: f64) -> bool {
     value.is_finite() && value > 0.0
 }
 
-fn unusable(
-    option: &'static str,
-    value: impl std::fmt::Display,
-    remedy: &str,
-) -> GenerateError {
+fn unusable(option: &'static str, value: impl std::fmt::Display, remedy: &str) -> GenerateError {
     GenerateError::Option {
         option,
         problem: format!("{value} cannot be used"),

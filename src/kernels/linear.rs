@@ -141,8 +141,20 @@ pub fn linear(
     activate: Activate,
 ) -> Activation {
     let y = program.activation(x.rows, layer.weight.rows);
-    record(program, x, layer, activate, &y, false);
+    linear_to(program, x, layer, activate, &y);
     y
+}
+
+/// [`linear`] into an activation that is there already.
+pub fn linear_to(
+    program: &mut ProgramBuilder,
+    x: &Activation,
+    layer: &Linear,
+    activate: Activate,
+    y: &Activation,
+) {
+    debug_assert_eq!((y.rows, y.columns), (x.rows, layer.weight.rows));
+    record(program, x, layer, activate, y, false);
 }
 
 /// `y += x · weightᵀ + bias`: the residual add of a transformer block, in place.

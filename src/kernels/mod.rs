@@ -14,12 +14,15 @@ mod embed_tokens;
 mod gather_rows;
 mod layer_norm;
 mod linear;
+mod log_softmax;
 mod patchify;
+mod process_logits;
 mod store_kv;
 #[cfg(test)]
 pub(crate) mod testing;
+mod top_k;
 
-pub use advance::{Advance, advance};
+pub use advance::{Advance, MAX_END_TOKENS, advance};
 pub use argmax::{Choice, argmax};
 pub use attention::{Attention, Heads, View, attention};
 pub use attention_cached::{CachedAttention, attention_cached};
@@ -29,11 +32,14 @@ pub use embed_tokens::{EmbedTokens, INACTIVE, VISUAL, embed_tokens};
 pub use gather_rows::gather_rows;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{
-    Activate, Linear, MatmulVariant, MatvecVariant, linear, linear_into, matmul_variant,
+    Activate, Linear, MatmulVariant, MatvecVariant, linear, linear_into, linear_to, matmul_variant,
     matvec_variant,
 };
+pub use log_softmax::log_softmax;
 pub use patchify::{patch_columns, patchify};
+pub use process_logits::{ProcessLogits, process_logits};
 pub use store_kv::{KvLayer, Pages, store_kv};
+pub use top_k::{MAX_TOP_K, top_k};
 
 /// Number of workgroups of `size` that cover `count`, as a grid dimension.
 fn groups(count: usize, size: usize) -> u32 {

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::gpu::{AdapterReport, list_adapters};
-use crate::kernels::{matmul_variant, matvec_variant};
+use crate::kernels::{attention_variant, matmul_variant, matvec_variant};
 
 use super::output::Output;
 
@@ -45,6 +45,7 @@ fn json(index: usize, adapter: &AdapterReport) -> serde_json::Value {
         "invocations": capabilities.invocations,
         "matmul": format!("{:?}", matmul_variant(capabilities)),
         "matvec": format!("{:?}", matvec_variant(capabilities)),
+        "attention": format!("{:?}", attention_variant(capabilities)),
     })
 }
 
@@ -99,6 +100,10 @@ fn table(index: usize, adapter: &AdapterReport) -> String {
         (
             "matvec kernel",
             format!("{:?}", matvec_variant(capabilities)),
+        ),
+        (
+            "attention kernel",
+            format!("{:?}", attention_variant(capabilities)),
         ),
     ];
     let mut text = format!(

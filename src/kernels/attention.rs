@@ -1,6 +1,7 @@
-//! `attention.wgsl`: softmax attention over all keys of a batch item: the ViT's and the Q-Former's.
+//! `attention.wgsl`, `attention_tile.wgsl`: softmax attention over all keys of a batch item: the ViT's and the
+//! Q-Former's.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Capabilities, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::{groups, word};
 
@@ -9,6 +10,31 @@ static ATTENTION: Kernel = Kernel {
     wgsl: &[include_str!("../../shaders/attention.wgsl")],
     bindings: &[READ, READ, READ, READ, WRITE],
 };
+
+static ATTENTION_TILE: Kernel = Kernel {
+    name: "attention_tile",
+    wgsl: &[include_str!("../../shaders/attention_tile.wgsl")],
+    bindings: &[READ, READ, READ, READ, WRITE],
+};
+
+/// Kernels for attention. Both give 32 queries of a head to a workgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttentionVariant {
+    /// Tiles in workgroup memory: any GPU, any head.
+    Shared,
+    /// Outer products in the registers of one subgroup; heads and strides are multiples of 4.
+    Tile,
+}
+
+/// The attention kernel for a device, where heads and strides allow it. A workgroup of [`AttentionVariant::Tile`] has
+/// eight lanes: on a device with wider subgroups most of each would idle.
+#[must_use]
+pub fn attention_variant(capabilities: &Capabilities) -> AttentionVariant {
+    match capabilities.fixed_subgroup_size() {
+        Some(8) => AttentionVariant::Tile,
+        _ => AttentionVariant::Shared,
+    }
+}
 
 /// Some columns of an activation: q, k or v within a fused projection.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +106,25 @@ struct Params {
 
 /// Records the attention; the result is `[batch · queries, heads.width()]`.
 pub fn attention(program: &mut ProgramBuilder, inputs: &Attention) -> Activation {
+    let mut variant = attention_variant(program.gpu().capabilities());
+    if !is_in_fours(inputs) {
+        variant = AttentionVariant::Shared;
+    }
+    attention_with(program, inputs, variant)
+}
+
+/// Whether every row and head starts at a multiple of four values.
+fn is_in_fours(inputs: &Attention) -> bool {
+    let views = [inputs.q, inputs.k, inputs.v];
+    let aligned = |view: View| view.column.is_multiple_of(4) && view.of.columns.is_multiple_of(4);
+    inputs.heads.dim.is_multiple_of(4) && views.into_iter().all(aligned)
+}
+
+fn attention_with(
+    program: &mut ProgramBuilder,
+    inputs: &Attention,
+    variant: AttentionVariant,
+) -> Activation {
     let Attention {
         q,
         k,
@@ -92,7 +137,10 @@ pub fn attention(program: &mut ProgramBuilder, inputs: &Attention) -> Activation
     let queries = q.of.rows / batch;
     let out = program.activation(q.of.rows, heads.width());
     program.dispatch(
-        &ATTENTION,
+        match variant {
+            AttentionVariant::Shared => &ATTENTION,
+            AttentionVariant::Tile => &ATTENTION_TILE,
+        },
         vec![("HEAD_DIM", heads.dim as f64)],
         &Params {
             batch: word(batch),
@@ -182,26 +230,27 @@ mod tests {
                 fused.reshaped(batch * keys, stride),
             );
             let key_lengths = gpu.storage_with("key_lengths", lengths).expect("small");
-            let ours = run(gpu, |program| {
-                attention(
-                    program,
-                    &Attention {
-                        q: View { of: &q, column: 0 },
-                        k: View {
-                            of: &kv,
-                            column: width,
-                        },
-                        v: View {
-                            of: &kv,
-                            column: 2 * width,
-                        },
-                        key_lengths: &key_lengths,
-                        batch,
-                        heads,
-                        scale: heads.scale(),
-                    },
-                )
-            });
+            let inputs = Attention {
+                q: View { of: &q, column: 0 },
+                k: View {
+                    of: &kv,
+                    column: width,
+                },
+                v: View {
+                    of: &kv,
+                    column: 2 * width,
+                },
+                key_lengths: &key_lengths,
+                batch,
+                heads,
+                scale: heads.scale(),
+            };
+            let mut variants = vec![AttentionVariant::Shared];
+            if attention_variant(gpu.capabilities()) == AttentionVariant::Tile
+                && is_in_fours(&inputs)
+            {
+                variants.push(AttentionVariant::Tile);
+            }
             let at = |row: usize, column: usize| &values[row * stride + column..][..heads.dim];
             let mut twin = Vec::new();
             for item in 0..batch {
@@ -223,12 +272,11 @@ mod tests {
                     }
                 }
             }
-            assert_close(
-                &ours,
-                &twin,
-                1e-5,
-                &format!("{batch} {queries} {keys} {heads:?}"),
-            );
+            for variant in variants {
+                let ours = run(gpu, |program| attention_with(program, &inputs, variant));
+                let what = format!("{variant:?} {batch} {queries} {keys} {heads:?}");
+                assert_close(&ours, &twin, 1e-5, &what);
+            }
         }
     }
 
@@ -268,6 +316,6 @@ mod tests {
 
     #[test]
     fn large_scores_do_not_overflow() {
-        check(1, 35, 70, Heads { count: 1, dim: 64 }, &[70], 12.0);
+        check(1, 35, 170, Heads { count: 1, dim: 64 }, &[170], 12.0);
     }
 }

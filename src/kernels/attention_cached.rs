@@ -1,4 +1,5 @@
-//! `attention_cached.wgsl`: causal attention over the paged KV cache, for prefill and decode.
+//! `attention_cached.wgsl`, `attention_cached_vec4.wgsl`: causal attention over the paged KV cache, for prefill and
+//! decode.
 
 use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
@@ -7,6 +8,12 @@ use super::{Heads, KvLayer, Pages, word};
 static ATTENTION_CACHED: Kernel = Kernel {
     name: "attention_cached",
     wgsl: &[include_str!("../../shaders/attention_cached.wgsl")],
+    bindings: &[READ, READ, READ, READ, READ, WRITE],
+};
+
+static ATTENTION_CACHED_VEC4: Kernel = Kernel {
+    name: "attention_cached_vec4",
+    wgsl: &[include_str!("../../shaders/attention_cached_vec4.wgsl")],
     bindings: &[READ, READ, READ, READ, READ, WRITE],
 };
 
@@ -50,7 +57,11 @@ pub fn attention_cached(program: &mut ProgramBuilder, inputs: &CachedAttention) 
     debug_assert!(heads.dim <= 128);
     let out = program.activation(qkv.rows, heads.width());
     program.dispatch(
-        &ATTENTION_CACHED,
+        if heads.dim.is_multiple_of(4) {
+            &ATTENTION_CACHED_VEC4
+        } else {
+            &ATTENTION_CACHED
+        },
         vec![],
         &Params {
             rows: word(qkv.rows),

@@ -24,7 +24,7 @@ mod top_k;
 
 pub use advance::{Advance, MAX_END_TOKENS, advance};
 pub use argmax::{Choice, argmax};
-pub use attention::{Attention, Heads, View, attention};
+pub use attention::{Attention, AttentionVariant, Heads, View, attention, attention_variant};
 pub use attention_cached::{CachedAttention, attention_cached};
 pub use copy::{copy, tap};
 pub use embed_patches::embed_patches;

@@ -244,7 +244,7 @@ impl VisionConfig {
         };
         check_heads(section, config.hidden_size, config.num_attention_heads)?;
         check_width(section, "intermediate_size", config.intermediate_size)?;
-        if config.image_size % config.patch_size != 0 {
+        if !config.image_size.is_multiple_of(config.patch_size) {
             let problem = format!(
                 "does not divide image_size {}; restore both as published",
                 config.image_size
@@ -314,7 +314,7 @@ impl QFormerConfig {
 
     /// Whether layer `layer` attends to the image.
     pub fn has_cross_attention(&self, layer: usize) -> bool {
-        layer % self.cross_attention_frequency == 0
+        layer.is_multiple_of(self.cross_attention_frequency)
     }
 }
 
@@ -476,7 +476,7 @@ fn activation(
 }
 
 fn check_width(section: &Section, field: &str, width: usize) -> Result<(), ConfigError> {
-    if width % WIDTH_MULTIPLE == 0 {
+    if width.is_multiple_of(WIDTH_MULTIPLE) {
         return Ok(());
     }
     let problem = format!("widths must be multiples of {WIDTH_MULTIPLE}; {USE_BLIP2}");
@@ -486,9 +486,9 @@ fn check_width(section: &Section, field: &str, width: usize) -> Result<(), Confi
 /// Checks that `hidden_size` is a width that splits into heads of even size.
 fn check_heads(section: &Section, hidden_size: usize, heads: usize) -> Result<(), ConfigError> {
     check_width(section, "hidden_size", hidden_size)?;
-    let problem = if hidden_size % heads != 0 {
+    let problem = if !hidden_size.is_multiple_of(heads) {
         format!("does not divide hidden_size {hidden_size}; restore both as published")
-    } else if (hidden_size / heads) % 2 != 0 {
+    } else if !(hidden_size / heads).is_multiple_of(2) {
         format!(
             "gives heads of {} elements, which must be even; {USE_BLIP2}",
             hidden_size / heads

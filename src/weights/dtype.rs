@@ -173,20 +173,23 @@ fn store(format: Format, values: &[f32], out: &mut [u8]) {
 }
 
 /// Whether every magnitude is below `limit`. As integers, the bits of non-negative floats sort like the floats,
-/// with infinity and the NaNs above all numbers, so one maximum answers for all of them.
+/// with infinity and the NaNs above all numbers; what is added carries into the top bit from `limit` on, and one
+/// OR gathers these bits (plain integer operations vectorise on every machine, a float or unsigned maximum not).
 fn all_below(values: &[f32], limit: f32) -> bool {
-    let largest = values.iter().fold(0u32, |largest, value| {
-        largest.max(value.to_bits() & 0x7fff_ffff)
-    });
-    largest < limit.to_bits()
+    let carry = 0x8000_0000 - limit.to_bits();
+    let sums = values
+        .iter()
+        .map(|value| (value.to_bits() & 0x7fff_ffff).wrapping_add(carry));
+    sums.fold(0, |all, sum| all | sum) < 0x8000_0000
 }
 
-/// Whether no half in `bytes` is infinite or NaN (exponent bits all set).
+/// Whether no half in `bytes` is infinite or NaN; as [`all_below`].
 fn f16_all_finite(bytes: &[u8]) -> bool {
+    let carry = 0x8000 - f16::INFINITY.to_bits();
     let halves = bytes
         .chunks_exact(2)
-        .map(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7fff);
-    halves.fold(0u16, u16::max) < f16::INFINITY.to_bits()
+        .map(|b| u16::from_le_bytes([b[0], b[1]]));
+    halves.fold(0, |all, half| all | (half & 0x7fff).wrapping_add(carry)) < 0x8000
 }
 
 /// Index and value of the first element whose magnitude is not below `limit`.

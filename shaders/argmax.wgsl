@@ -6,7 +6,7 @@
 //
 // NaN never wins; -inf and the masked value -3.4028235e38 count as nothing in the sum.
 // Grid: (rows, 1, 1); one workgroup of 256 a row, one pass. Called by greedy decoding.
-// Measured: 10 rows x 50304 on llvmpipe (2 cores): 0.65 ms of both cores.
+// Measured: 10 rows x 50304 on llvmpipe, CPU time / 2 cores: 0.65 ms.
 
 struct Params {
     rows: u32,

@@ -12,7 +12,7 @@
 // HEAD_DIM: any size from 1 to 128. Shared memory: 12.5 KiB.
 // Called by the ViT (self), the Q-Former (self, cross). attention_tile.wgsl is the same
 // contract for adapters with 8-lane subgroups.
-// Measured: ViT-g 257 x 16 x 88 on llvmpipe (2 cores): 187 ms of both cores, 2.0 GFLOP/s.
+// Measured: ViT-g 257 x 16 x 88 on llvmpipe, CPU time / 2 cores: 187 ms, 2.0 GFLOP/s.
 
 override HEAD_DIM: u32 = 64u;
 

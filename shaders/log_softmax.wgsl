@@ -5,7 +5,7 @@
 // -inf and the masked value -3.4028235e38 count as nothing in the sum and stay masked
 // (at or below -3.4e38). Grid: (rows, 1, 1); one workgroup of 256 a row.
 // Called by beam search, before process_logits (HF applies its penalties to log-probabilities there).
-// Measured: 10 rows x 50304 on llvmpipe (2 cores): 1.4 ms of both cores.
+// Measured: 10 rows x 50304 on llvmpipe, CPU time / 2 cores: 1.4 ms.
 
 struct Params {
     rows: u32,

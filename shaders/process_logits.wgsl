@@ -12,7 +12,7 @@
 //
 // Masked is -3.4028235e38, the lowest finite f32: no infinities in the arithmetic that follows.
 // Grid: (rows, 1, 1); one workgroup of 64 a row.
-// Measured: 10 rows, 60 tokens of history, on llvmpipe (2 cores): 0.06 ms.
+// Measured: 10 rows, 60 tokens of history, on llvmpipe, CPU time / 2 cores: 0.06 ms.
 
 struct Params {
     rows: u32,

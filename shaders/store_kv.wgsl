@@ -7,7 +7,7 @@
 //
 // width = heads * head_dim. Two active rows must not share a physical row.
 // Grid: (rows, 1, 1); one workgroup of 64 a row. Called by OPT before attention_cached.
-// Measured: 40 rows x 2560 on llvmpipe (2 cores): 0.35 ms.
+// Measured: 40 rows x 2560 on llvmpipe, CPU time / 2 cores: 0.35 ms.
 
 struct Params {
     rows: u32,

@@ -9,6 +9,7 @@ mod checkpoint;
 mod dtype;
 mod error;
 mod names;
+mod upload;
 
 #[cfg(test)]
 mod test_files;
@@ -17,3 +18,4 @@ pub use checkpoint::{Checkpoint, TensorView};
 pub use dtype::{BadElement, Format, SourceFormat, convert_elements};
 pub use error::WeightsError;
 pub use names::{Weight, aliases, is_ignored_buffer};
+pub use upload::{Progress, UploadError, Uploader};

@@ -79,7 +79,7 @@ struct Shared {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Describe images
-    Caption(caption::Args),
+    Caption(Box<caption::Args>),
     /// List adapters, their limits, and the kernels each would use
     Devices,
     /// Show a checkpoint's configuration, parameters and memory need

@@ -2,14 +2,19 @@
 
 use std::path::PathBuf;
 
+use clap::builder::TypedValueParser;
+
 use crate::Error;
 use crate::gpu::Gpu;
 use crate::model::{Blip2Config, Component};
-use crate::task::memory_plan;
+use crate::task::plan_memory;
 use crate::weights::Checkpoint;
 
 use super::Shared;
 use super::output::Output;
+
+/// Positions to plan the cache for: image, prompt and a caption.
+const POSITIONS: usize = 64;
 
 /// Shows a checkpoint without loading it.
 #[derive(Debug, clap::Args)]
@@ -18,6 +23,9 @@ pub(super) struct Args {
     /// Checkpoint folder
     #[arg(value_name = "MODEL")]
     checkpoint: PathBuf,
+    /// Images at a time to plan for
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..).map(usize::from))]
+    batch_size: usize,
     /// List every tensor
     #[arg(long)]
     tensors: bool,
@@ -33,7 +41,7 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     }
     let unused = checkpoint.unused(specs.iter().map(|spec| spec.name.as_str()));
     let gpu = Gpu::open(&shared.gpu_options()?).await?;
-    let plan = memory_plan(&gpu, &config)?;
+    let plan = plan_memory(&gpu, &args.checkpoint, args.batch_size, POSITIONS).await?;
 
     let components: Vec<(Component, u64)> = Component::ALL
         .into_iter()
@@ -72,8 +80,9 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         thousands(config.parameters())
     ));
     output.line(&format!(
-        "\nbytes on the GPU ({}, one image, 64 positions)",
-        gpu.info().name
+        "\nbytes on the GPU ({}, batch {}, {POSITIONS} positions)",
+        gpu.info().name,
+        args.batch_size
     ));
     for (label, bytes) in [
         ("weights", plan.weights),

@@ -244,10 +244,12 @@ impl<'gpu> ProgramBuilder<'gpu> {
         }
     }
 
-    /// Bytes of the buffers that the activations would share, without making any.
+    /// Bytes of each buffer that the activations would share, the largest first, without making any.
     #[must_use]
-    pub fn planned_bytes(&self) -> u64 {
-        plan(&self.lifetimes).slots.iter().sum()
+    pub fn planned_slots(&self) -> Vec<u64> {
+        let mut slots = plan(&self.lifetimes).slots;
+        slots.sort_unstable_by_key(|&bytes| std::cmp::Reverse(bytes));
+        slots
     }
 
     /// Plans the activations, compiles what is missing and makes the bind groups.

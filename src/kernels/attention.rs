@@ -253,8 +253,8 @@ mod tests {
             }
             let at = |row: usize, column: usize| &values[row * stride + column..][..heads.dim];
             let mut twin = Vec::new();
-            for item in 0..batch {
-                let live = lengths[item] as usize;
+            for (item, &live) in lengths.iter().enumerate() {
+                let live = live as usize;
                 for query in 0..queries {
                     for head in (0..width).step_by(heads.dim) {
                         let k: Vec<_> = (0..live)

@@ -65,13 +65,12 @@ impl Vit {
             .await?;
 
         let stored_grid = config.grid();
-        let stored_positions = uploader.values(
-            &format!("{name}.position_embedding"),
-            &[1, 1 + stored_grid * stored_grid, hidden],
-        )?;
         let grid = image_size / config.patch_size;
-        let positions = interpolate_positions(&stored_positions, hidden, stored_grid, grid);
-        let position_embedding = uploader.gpu().vector("position_embedding", &positions)?;
+        let position_embedding = uploader.changed_vector(
+            &format!("{name}.position_embedding"),
+            &[1, config.tokens(), hidden],
+            |stored| interpolate_positions(&stored, hidden, stored_grid, grid),
+        )?;
 
         let mut blocks = Vec::new();
         for index in 0..config.num_hidden_layers {

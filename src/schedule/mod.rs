@@ -3,7 +3,9 @@
 mod decode;
 mod encode;
 mod engine;
+mod plan;
 mod session;
 mod tails;
 
 pub use engine::{Engine, Request, Timings};
+pub use plan::MemoryPlan;

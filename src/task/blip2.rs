@@ -8,7 +8,7 @@ use crate::gpu::{Gpu, GpuOptions};
 use crate::image::Preprocessor;
 use crate::model::config::{ConfigError, OptConfig};
 use crate::model::{Blip2Config, Blip2Model};
-use crate::schedule::{Engine, Timings};
+use crate::schedule::{Engine, MemoryPlan, Timings};
 use crate::text::Tokenizer;
 use crate::weights::{Checkpoint, Uploader};
 
@@ -64,15 +64,7 @@ impl Blip2 {
     ) -> Result<Self, Error> {
         let path = path.as_ref();
         // Everything that is quick to check comes before the device and the gigabytes.
-        let config = Blip2Config::open(path)?;
-        let Some(decoder) = config.language_model().cloned() else {
-            return Err(Error::WrongKind {
-                model: path.into(),
-                is: "retrieval",
-                task: "write text",
-                needed: "generative (such as blip2-opt-2.7b)",
-            });
-        };
+        let (config, decoder) = generative_config(path)?;
         let folder = folder_of(path);
         let tokenizer = Tokenizer::open(&folder, decoder.bos_token_id)?;
         let generation = generation_options(&folder, &decoder)?;
@@ -134,6 +126,47 @@ impl Blip2 {
                 vocabulary,
             }),
         }
+    }
+}
+
+/// What the checkpoint folder `path` will need on `gpu` for `batch` images at a time with `positions` positions each,
+/// without loading it.
+///
+/// # Errors
+/// As [`Blip2::open`], as far as that can be told without the weights' values.
+pub async fn plan_memory(
+    gpu: &Gpu,
+    path: impl AsRef<Path>,
+    batch: usize,
+    positions: usize,
+) -> Result<MemoryPlan, Error> {
+    let path = path.as_ref();
+    let (config, decoder) = generative_config(path)?;
+    let checkpoint = Checkpoint::open(path)?;
+    let mut ignore = |_, _| {};
+    let mut uploader = Uploader::outline(gpu, &checkpoint, &mut ignore)?;
+    let model =
+        Blip2Model::load(&mut uploader, &config, &decoder, config.vision.image_size).await?;
+    Ok(MemoryPlan::of(
+        gpu,
+        &model,
+        uploader.device_bytes(),
+        batch,
+        positions,
+    )?)
+}
+
+/// The configuration of a generative checkpoint, and its decoder's.
+fn generative_config(path: &Path) -> Result<(Blip2Config, OptConfig), Error> {
+    let config = Blip2Config::open(path)?;
+    match config.language_model().cloned() {
+        Some(decoder) => Ok((config, decoder)),
+        None => Err(Error::WrongKind {
+            model: path.into(),
+            is: "retrieval",
+            task: "write text",
+            needed: "generative (such as blip2-opt-2.7b)",
+        }),
     }
 }
 

@@ -25,10 +25,18 @@ pub type Progress<'a> = dyn FnMut(u64, u64) + Send + 'a;
 pub struct Uploader<'a> {
     gpu: &'a Gpu,
     checkpoint: &'a Checkpoint,
-    staging: Staging,
+    target: Target,
     block: Vec<u8>,
     progress: &'a mut Progress<'a>,
     done: u64,
+    device_bytes: u64,
+}
+
+/// Where tensors go.
+enum Target {
+    Device(Staging),
+    /// Nowhere: every tensor gets this one small buffer. Programs can be planned over such weights, not run.
+    Outline(wgpu::Buffer),
 }
 
 impl<'a> Uploader<'a> {
@@ -37,11 +45,38 @@ impl<'a> Uploader<'a> {
         Self {
             gpu,
             checkpoint,
-            staging: Staging::new(gpu),
+            target: Target::Device(Staging::new(gpu)),
             block: Vec::new(),
             progress,
             done: 0,
+            device_bytes: 0,
         }
+    }
+
+    /// Checks names and shapes and counts bytes, but moves nothing: for planning.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn outline(
+        gpu: &'a Gpu,
+        checkpoint: &'a Checkpoint,
+        progress: &'a mut Progress<'a>,
+    ) -> Result<Self, GpuError> {
+        Ok(Self {
+            gpu,
+            checkpoint,
+            target: Target::Outline(gpu.storage("outline", 16)?),
+            block: Vec::new(),
+            progress,
+            done: 0,
+            device_bytes: 0,
+        })
+    }
+
+    /// Bytes that the tensors so far take, or would take, on the device.
+    #[must_use]
+    pub fn device_bytes(&self) -> u64 {
+        self.device_bytes
     }
 
     /// The device.
@@ -74,22 +109,49 @@ impl<'a> Uploader<'a> {
         shape: &[usize],
     ) -> Result<Vector, UploadError> {
         let mut values = Vec::new();
+        let mut len = 0;
         for name in names {
             let weight = self.checkpoint.weight(name, shape)?;
-            values.extend(weight.to_f32()?);
+            len += weight.elements();
+            if matches!(self.target, Target::Device(_)) {
+                values.extend(weight.to_f32()?);
+            }
             self.count(&weight);
         }
-        Ok(self.gpu.vector(names[0], &values)?)
+        self.vector_of(names[0], &values, len)
     }
 
-    /// The values of tensor `name` on the host: for small ones that are changed before they go to the device.
+    /// `values` as a vector of `len` on the device; planning needs the length alone.
+    fn vector_of(
+        &mut self,
+        label: &str,
+        values: &[f32],
+        len: usize,
+    ) -> Result<Vector, UploadError> {
+        self.device_bytes += (len * 4).next_multiple_of(16) as u64;
+        Ok(match &self.target {
+            Target::Device(_) => self.gpu.vector(label, values)?,
+            Target::Outline(buffer) => Vector {
+                buffer: buffer.clone(),
+                len,
+            },
+        })
+    }
+
+    /// A vector made of tensor `name` by `change`: position embeddings for another image size.
     ///
     /// # Errors
-    /// The tensor is missing or of another shape.
-    pub fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, UploadError> {
+    /// As [`Uploader::vector`].
+    pub fn changed_vector(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        change: impl FnOnce(Vec<f32>) -> Vec<f32>,
+    ) -> Result<Vector, UploadError> {
         let weight = self.checkpoint.weight(name, shape)?;
         self.count(&weight);
-        Ok(weight.to_f32()?)
+        let values = change(weight.to_f32()?);
+        self.vector_of(name, &values, values.len())
     }
 
     /// The tensor `name` of `shape` (`[out, in]`, or `[out, channels, height, width]`) as an f16 matrix; columns
@@ -124,10 +186,19 @@ impl<'a> Uploader<'a> {
     pub async fn matrix_of(&mut self, weights: &[Weight<'_>]) -> Result<Matrix, UploadError> {
         let [rows_each, columns] = weights[0].matrix();
         let stride = round_up(columns, 8);
-        let matrix = self
-            .gpu
-            .matrix(weights[0].name(), rows_each * weights.len(), stride)?;
+        let rows = rows_each * weights.len();
         let row_bytes = stride * 2;
+        let matrix = match &self.target {
+            Target::Device(_) => self.gpu.matrix(weights[0].name(), rows, stride)?,
+            Target::Outline(buffer) => outline_matrix(buffer, rows, stride),
+        };
+        self.device_bytes += (rows * row_bytes).next_multiple_of(16) as u64;
+        for weight in weights {
+            self.count(weight);
+        }
+        let Target::Device(staging) = &mut self.target else {
+            return Ok(matrix);
+        };
         let rows_a_chunk = (Staging::CHUNK / row_bytes).max(1);
         for part in &matrix.parts {
             let end = part.first_row + part.rows;
@@ -139,7 +210,7 @@ impl<'a> Uploader<'a> {
                 let count = rows_a_chunk.min(end - row).min(rows_each - within);
                 let offset = ((row - part.first_row) * row_bytes) as u64;
                 let block = &mut self.block;
-                self.staging
+                staging
                     .write(&part.buffer, offset, count * row_bytes, |mut target| {
                         write_blocks(
                             weight,
@@ -155,9 +226,6 @@ impl<'a> Uploader<'a> {
                 row += count;
             }
         }
-        for weight in weights {
-            self.count(weight);
-        }
         Ok(matrix)
     }
 
@@ -166,12 +234,28 @@ impl<'a> Uploader<'a> {
     /// # Errors
     /// An error of the device.
     pub async fn finish(self) -> Result<(), UploadError> {
-        Ok(self.staging.finish().await?)
+        match self.target {
+            Target::Device(staging) => Ok(staging.finish().await?),
+            Target::Outline(_) => Ok(()),
+        }
     }
 
     fn count(&mut self, weight: &Weight<'_>) {
         self.done += weight.stored_bytes() as u64;
         (self.progress)(self.done, self.checkpoint.total_bytes());
+    }
+}
+
+/// A matrix of the right sizes that holds nothing.
+fn outline_matrix(buffer: &wgpu::Buffer, rows: usize, columns: usize) -> Matrix {
+    Matrix {
+        parts: vec![crate::gpu::MatrixPart {
+            buffer: buffer.clone(),
+            first_row: 0,
+            rows,
+        }],
+        rows,
+        columns,
     }
 }
 

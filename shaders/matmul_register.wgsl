@@ -3,14 +3,18 @@
 // x      [M, K] f32                weight [N, K] f16, PyTorch Linear layout, 8 halves an element
 // bias   [bias_offset + N] f32     y      [M, y_stride] f32, columns y_offset .. y_offset + N are written
 // K is a multiple of 8; M and N are any; nothing outside the shapes is read or written.
-// Tile: ROWS rows × (COLUMNS · WORKGROUP_SIZE) columns a workgroup. A lane owns COLUMNS columns and all ROWS rows of them;
-// x comes in once a subgroup, a vec4 a lane, and is handed round with subgroupBroadcast.
+// Tile: ROWS rows × (COLUMNS · WORKGROUP_SIZE) columns a workgroup, 8 of K a step. A lane owns COLUMNS columns and all
+// ROWS rows of them; x comes in once a subgroup, a vec4 a lane, and is handed round with subgroupBroadcast.
 // Works with any subgroup of 8 lanes or more (8, 16, 32, 64); WORKGROUP_SIZE is a multiple of the subgroup size.
+// A step costs about ROWS + 8 on llvmpipe, so ROWS there is what makes ceil(M / ROWS) · (ROWS + 8) smallest.
 // Grid: (ceil(N / (COLUMNS · WORKGROUP_SIZE)), ceil(M / ROWS), 1).
 // Every sum runs over K in the same order whatever M, ROWS, COLUMNS and the subgroup size are: a row's result has the
-// same bits alone and in a batch, in prefill and in decode.
+// same bits alone and in a batch, in prefill and in decode (the kernel test checks it on each adapter).
 // Called by kernels::matmul for many rows, and for 1 to 8 rows where the auto-tune finds it faster than matvec_subgroup.
 // Prepended: activation.wgsl.
+//
+// Measured: 256×1024×1024, ROWS 32: 58 GFLOP/s, matmul_tile beside it 7.6; 10240×2560: 7.7 GB/s of weight for 1 row,
+// 4.8 for 8 (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine).
 
 struct Params {
     rows: u32,         // M
@@ -29,7 +33,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
-override ROWS: u32 = 16u;          // 1, 2, 4, 8, 16, 24 or 32
+override ROWS: u32 = 16u;          // 1 to 32
 override COLUMNS: u32 = 8u;        // 4 or 8
 override WORKGROUP_SIZE: u32 = 8u;
 override HAS_BIAS: bool = false;
@@ -65,8 +69,8 @@ fn store_row(row: u32, column: u32, low: vec4<f32>, high: vec4<f32>) {
     }
 }
 
-// Four of K for four columns: column j of the matrix holds the weights of k + j; a and b are the first and second pair
-// of halves of each column.
+// Four of K of four columns of w, from a pair of halves each in a and in b. Times four of K of a row of x, it is that
+// row's part of the four sums.
 fn four_k(a: vec4<u32>, b: vec4<u32>) -> mat4x4<f32> {
     let a_0 = unpack2x16float(a.x);
     let a_1 = unpack2x16float(a.y);
@@ -97,8 +101,8 @@ fn main(
 
     // Where the lane's weight rows begin. Columns past the end read the last column and are not stored.
     let units = params.in_features / 8u;
-    let w_at_0 = min(column + 0u * WORKGROUP_SIZE, last_column) * units;
-    let w_at_1 = min(column + 1u * WORKGROUP_SIZE, last_column) * units;
+    let w_at_0 = min(column, last_column) * units;
+    let w_at_1 = min(column + WORKGROUP_SIZE, last_column) * units;
     let w_at_2 = min(column + 2u * WORKGROUP_SIZE, last_column) * units;
     let w_at_3 = min(column + 3u * WORKGROUP_SIZE, last_column) * units;
     let w_at_4 = min(column + 4u * WORKGROUP_SIZE, last_column) * units;
@@ -108,6 +112,7 @@ fn main(
 
     // Eight lanes hold four rows × eight of K: lane 2r the first four of K of row r, lane 2r + 1 the other four.
     // A subgroup of more lanes holds copies. Rows past the end read the last row and are not stored.
+    // (What only rows beyond ROWS would use is dead code, and drivers drop it.)
     let x_row = row_base + lane % 8u / 2u;
     let x_part = lane % 2u;
     let x_at_0 = min(x_row + 0u, last_row) * units * 2u + x_part;
@@ -120,70 +125,38 @@ fn main(
     let x_at_7 = min(x_row + 28u, last_row) * units * 2u + x_part;
 
     // low_r: columns 0 .. 3 of row r; high_r: columns 4 .. 7.
-    var low_0 = vec4<f32>();
-    var high_0 = vec4<f32>();
-    var low_1 = vec4<f32>();
-    var high_1 = vec4<f32>();
-    var low_2 = vec4<f32>();
-    var high_2 = vec4<f32>();
-    var low_3 = vec4<f32>();
-    var high_3 = vec4<f32>();
-    var low_4 = vec4<f32>();
-    var high_4 = vec4<f32>();
-    var low_5 = vec4<f32>();
-    var high_5 = vec4<f32>();
-    var low_6 = vec4<f32>();
-    var high_6 = vec4<f32>();
-    var low_7 = vec4<f32>();
-    var high_7 = vec4<f32>();
-    var low_8 = vec4<f32>();
-    var high_8 = vec4<f32>();
-    var low_9 = vec4<f32>();
-    var high_9 = vec4<f32>();
-    var low_10 = vec4<f32>();
-    var high_10 = vec4<f32>();
-    var low_11 = vec4<f32>();
-    var high_11 = vec4<f32>();
-    var low_12 = vec4<f32>();
-    var high_12 = vec4<f32>();
-    var low_13 = vec4<f32>();
-    var high_13 = vec4<f32>();
-    var low_14 = vec4<f32>();
-    var high_14 = vec4<f32>();
-    var low_15 = vec4<f32>();
-    var high_15 = vec4<f32>();
-    var low_16 = vec4<f32>();
-    var high_16 = vec4<f32>();
-    var low_17 = vec4<f32>();
-    var high_17 = vec4<f32>();
-    var low_18 = vec4<f32>();
-    var high_18 = vec4<f32>();
-    var low_19 = vec4<f32>();
-    var high_19 = vec4<f32>();
-    var low_20 = vec4<f32>();
-    var high_20 = vec4<f32>();
-    var low_21 = vec4<f32>();
-    var high_21 = vec4<f32>();
-    var low_22 = vec4<f32>();
-    var high_22 = vec4<f32>();
-    var low_23 = vec4<f32>();
-    var high_23 = vec4<f32>();
-    var low_24 = vec4<f32>();
-    var high_24 = vec4<f32>();
-    var low_25 = vec4<f32>();
-    var high_25 = vec4<f32>();
-    var low_26 = vec4<f32>();
-    var high_26 = vec4<f32>();
-    var low_27 = vec4<f32>();
-    var high_27 = vec4<f32>();
-    var low_28 = vec4<f32>();
-    var high_28 = vec4<f32>();
-    var low_29 = vec4<f32>();
-    var high_29 = vec4<f32>();
-    var low_30 = vec4<f32>();
-    var high_30 = vec4<f32>();
-    var low_31 = vec4<f32>();
-    var high_31 = vec4<f32>();
+    var low_0 = vec4<f32>(); var high_0 = vec4<f32>();
+    var low_1 = vec4<f32>(); var high_1 = vec4<f32>();
+    var low_2 = vec4<f32>(); var high_2 = vec4<f32>();
+    var low_3 = vec4<f32>(); var high_3 = vec4<f32>();
+    var low_4 = vec4<f32>(); var high_4 = vec4<f32>();
+    var low_5 = vec4<f32>(); var high_5 = vec4<f32>();
+    var low_6 = vec4<f32>(); var high_6 = vec4<f32>();
+    var low_7 = vec4<f32>(); var high_7 = vec4<f32>();
+    var low_8 = vec4<f32>(); var high_8 = vec4<f32>();
+    var low_9 = vec4<f32>(); var high_9 = vec4<f32>();
+    var low_10 = vec4<f32>(); var high_10 = vec4<f32>();
+    var low_11 = vec4<f32>(); var high_11 = vec4<f32>();
+    var low_12 = vec4<f32>(); var high_12 = vec4<f32>();
+    var low_13 = vec4<f32>(); var high_13 = vec4<f32>();
+    var low_14 = vec4<f32>(); var high_14 = vec4<f32>();
+    var low_15 = vec4<f32>(); var high_15 = vec4<f32>();
+    var low_16 = vec4<f32>(); var high_16 = vec4<f32>();
+    var low_17 = vec4<f32>(); var high_17 = vec4<f32>();
+    var low_18 = vec4<f32>(); var high_18 = vec4<f32>();
+    var low_19 = vec4<f32>(); var high_19 = vec4<f32>();
+    var low_20 = vec4<f32>(); var high_20 = vec4<f32>();
+    var low_21 = vec4<f32>(); var high_21 = vec4<f32>();
+    var low_22 = vec4<f32>(); var high_22 = vec4<f32>();
+    var low_23 = vec4<f32>(); var high_23 = vec4<f32>();
+    var low_24 = vec4<f32>(); var high_24 = vec4<f32>();
+    var low_25 = vec4<f32>(); var high_25 = vec4<f32>();
+    var low_26 = vec4<f32>(); var high_26 = vec4<f32>();
+    var low_27 = vec4<f32>(); var high_27 = vec4<f32>();
+    var low_28 = vec4<f32>(); var high_28 = vec4<f32>();
+    var low_29 = vec4<f32>(); var high_29 = vec4<f32>();
+    var low_30 = vec4<f32>(); var high_30 = vec4<f32>();
+    var low_31 = vec4<f32>(); var high_31 = vec4<f32>();
 
     for (var unit = 0u; unit < units; unit++) {
         let h_0 = weight[w_at_0 + unit];
@@ -204,152 +177,204 @@ fn main(
         }
 
         let x_0 = x[x_at_0 + 2u * unit];
-        let a_0 = subgroupBroadcast(x_0, 0u);
-        let b_0 = subgroupBroadcast(x_0, 1u);
-        low_0 += low_a * a_0 + low_b * b_0;
-        high_0 += high_a * a_0 + high_b * b_0;
+        let x_1 = x[x_at_1 + 2u * unit];
+        let x_2 = x[x_at_2 + 2u * unit];
+        let x_3 = x[x_at_3 + 2u * unit];
+        let x_4 = x[x_at_4 + 2u * unit];
+        let x_5 = x[x_at_5 + 2u * unit];
+        let x_6 = x[x_at_6 + 2u * unit];
+        let x_7 = x[x_at_7 + 2u * unit];
+        {
+            let a = subgroupBroadcast(x_0, 0u);
+            let b = subgroupBroadcast(x_0, 1u);
+            low_0 += low_a * a + low_b * b;
+            high_0 += high_a * a + high_b * b;
+        }
         if (ROWS > 1u) {
-            let a_1 = subgroupBroadcast(x_0, 2u);
-            let b_1 = subgroupBroadcast(x_0, 3u);
-            low_1 += low_a * a_1 + low_b * b_1;
-            high_1 += high_a * a_1 + high_b * b_1;
+            let a = subgroupBroadcast(x_0, 2u);
+            let b = subgroupBroadcast(x_0, 3u);
+            low_1 += low_a * a + low_b * b;
+            high_1 += high_a * a + high_b * b;
         }
         if (ROWS > 2u) {
-            let a_2 = subgroupBroadcast(x_0, 4u);
-            let b_2 = subgroupBroadcast(x_0, 5u);
-            low_2 += low_a * a_2 + low_b * b_2;
-            high_2 += high_a * a_2 + high_b * b_2;
-            let a_3 = subgroupBroadcast(x_0, 6u);
-            let b_3 = subgroupBroadcast(x_0, 7u);
-            low_3 += low_a * a_3 + low_b * b_3;
-            high_3 += high_a * a_3 + high_b * b_3;
+            let a = subgroupBroadcast(x_0, 4u);
+            let b = subgroupBroadcast(x_0, 5u);
+            low_2 += low_a * a + low_b * b;
+            high_2 += high_a * a + high_b * b;
+        }
+        if (ROWS > 3u) {
+            let a = subgroupBroadcast(x_0, 6u);
+            let b = subgroupBroadcast(x_0, 7u);
+            low_3 += low_a * a + low_b * b;
+            high_3 += high_a * a + high_b * b;
         }
         if (ROWS > 4u) {
-            let x_1 = x[x_at_1 + 2u * unit];
-            let a_4 = subgroupBroadcast(x_1, 0u);
-            let b_4 = subgroupBroadcast(x_1, 1u);
-            low_4 += low_a * a_4 + low_b * b_4;
-            high_4 += high_a * a_4 + high_b * b_4;
-            let a_5 = subgroupBroadcast(x_1, 2u);
-            let b_5 = subgroupBroadcast(x_1, 3u);
-            low_5 += low_a * a_5 + low_b * b_5;
-            high_5 += high_a * a_5 + high_b * b_5;
-            let a_6 = subgroupBroadcast(x_1, 4u);
-            let b_6 = subgroupBroadcast(x_1, 5u);
-            low_6 += low_a * a_6 + low_b * b_6;
-            high_6 += high_a * a_6 + high_b * b_6;
-            let a_7 = subgroupBroadcast(x_1, 6u);
-            let b_7 = subgroupBroadcast(x_1, 7u);
-            low_7 += low_a * a_7 + low_b * b_7;
-            high_7 += high_a * a_7 + high_b * b_7;
+            let a = subgroupBroadcast(x_1, 0u);
+            let b = subgroupBroadcast(x_1, 1u);
+            low_4 += low_a * a + low_b * b;
+            high_4 += high_a * a + high_b * b;
+        }
+        if (ROWS > 5u) {
+            let a = subgroupBroadcast(x_1, 2u);
+            let b = subgroupBroadcast(x_1, 3u);
+            low_5 += low_a * a + low_b * b;
+            high_5 += high_a * a + high_b * b;
+        }
+        if (ROWS > 6u) {
+            let a = subgroupBroadcast(x_1, 4u);
+            let b = subgroupBroadcast(x_1, 5u);
+            low_6 += low_a * a + low_b * b;
+            high_6 += high_a * a + high_b * b;
+        }
+        if (ROWS > 7u) {
+            let a = subgroupBroadcast(x_1, 6u);
+            let b = subgroupBroadcast(x_1, 7u);
+            low_7 += low_a * a + low_b * b;
+            high_7 += high_a * a + high_b * b;
         }
         if (ROWS > 8u) {
-            let x_2 = x[x_at_2 + 2u * unit];
-            let a_8 = subgroupBroadcast(x_2, 0u);
-            let b_8 = subgroupBroadcast(x_2, 1u);
-            low_8 += low_a * a_8 + low_b * b_8;
-            high_8 += high_a * a_8 + high_b * b_8;
-            let a_9 = subgroupBroadcast(x_2, 2u);
-            let b_9 = subgroupBroadcast(x_2, 3u);
-            low_9 += low_a * a_9 + low_b * b_9;
-            high_9 += high_a * a_9 + high_b * b_9;
-            let a_10 = subgroupBroadcast(x_2, 4u);
-            let b_10 = subgroupBroadcast(x_2, 5u);
-            low_10 += low_a * a_10 + low_b * b_10;
-            high_10 += high_a * a_10 + high_b * b_10;
-            let a_11 = subgroupBroadcast(x_2, 6u);
-            let b_11 = subgroupBroadcast(x_2, 7u);
-            low_11 += low_a * a_11 + low_b * b_11;
-            high_11 += high_a * a_11 + high_b * b_11;
-            let x_3 = x[x_at_3 + 2u * unit];
-            let a_12 = subgroupBroadcast(x_3, 0u);
-            let b_12 = subgroupBroadcast(x_3, 1u);
-            low_12 += low_a * a_12 + low_b * b_12;
-            high_12 += high_a * a_12 + high_b * b_12;
-            let a_13 = subgroupBroadcast(x_3, 2u);
-            let b_13 = subgroupBroadcast(x_3, 3u);
-            low_13 += low_a * a_13 + low_b * b_13;
-            high_13 += high_a * a_13 + high_b * b_13;
-            let a_14 = subgroupBroadcast(x_3, 4u);
-            let b_14 = subgroupBroadcast(x_3, 5u);
-            low_14 += low_a * a_14 + low_b * b_14;
-            high_14 += high_a * a_14 + high_b * b_14;
-            let a_15 = subgroupBroadcast(x_3, 6u);
-            let b_15 = subgroupBroadcast(x_3, 7u);
-            low_15 += low_a * a_15 + low_b * b_15;
-            high_15 += high_a * a_15 + high_b * b_15;
+            let a = subgroupBroadcast(x_2, 0u);
+            let b = subgroupBroadcast(x_2, 1u);
+            low_8 += low_a * a + low_b * b;
+            high_8 += high_a * a + high_b * b;
+        }
+        if (ROWS > 9u) {
+            let a = subgroupBroadcast(x_2, 2u);
+            let b = subgroupBroadcast(x_2, 3u);
+            low_9 += low_a * a + low_b * b;
+            high_9 += high_a * a + high_b * b;
+        }
+        if (ROWS > 10u) {
+            let a = subgroupBroadcast(x_2, 4u);
+            let b = subgroupBroadcast(x_2, 5u);
+            low_10 += low_a * a + low_b * b;
+            high_10 += high_a * a + high_b * b;
+        }
+        if (ROWS > 11u) {
+            let a = subgroupBroadcast(x_2, 6u);
+            let b = subgroupBroadcast(x_2, 7u);
+            low_11 += low_a * a + low_b * b;
+            high_11 += high_a * a + high_b * b;
+        }
+        if (ROWS > 12u) {
+            let a = subgroupBroadcast(x_3, 0u);
+            let b = subgroupBroadcast(x_3, 1u);
+            low_12 += low_a * a + low_b * b;
+            high_12 += high_a * a + high_b * b;
+        }
+        if (ROWS > 13u) {
+            let a = subgroupBroadcast(x_3, 2u);
+            let b = subgroupBroadcast(x_3, 3u);
+            low_13 += low_a * a + low_b * b;
+            high_13 += high_a * a + high_b * b;
+        }
+        if (ROWS > 14u) {
+            let a = subgroupBroadcast(x_3, 4u);
+            let b = subgroupBroadcast(x_3, 5u);
+            low_14 += low_a * a + low_b * b;
+            high_14 += high_a * a + high_b * b;
+        }
+        if (ROWS > 15u) {
+            let a = subgroupBroadcast(x_3, 6u);
+            let b = subgroupBroadcast(x_3, 7u);
+            low_15 += low_a * a + low_b * b;
+            high_15 += high_a * a + high_b * b;
         }
         if (ROWS > 16u) {
-            let x_4 = x[x_at_4 + 2u * unit];
-            let a_16 = subgroupBroadcast(x_4, 0u);
-            let b_16 = subgroupBroadcast(x_4, 1u);
-            low_16 += low_a * a_16 + low_b * b_16;
-            high_16 += high_a * a_16 + high_b * b_16;
-            let a_17 = subgroupBroadcast(x_4, 2u);
-            let b_17 = subgroupBroadcast(x_4, 3u);
-            low_17 += low_a * a_17 + low_b * b_17;
-            high_17 += high_a * a_17 + high_b * b_17;
-            let a_18 = subgroupBroadcast(x_4, 4u);
-            let b_18 = subgroupBroadcast(x_4, 5u);
-            low_18 += low_a * a_18 + low_b * b_18;
-            high_18 += high_a * a_18 + high_b * b_18;
-            let a_19 = subgroupBroadcast(x_4, 6u);
-            let b_19 = subgroupBroadcast(x_4, 7u);
-            low_19 += low_a * a_19 + low_b * b_19;
-            high_19 += high_a * a_19 + high_b * b_19;
-            let x_5 = x[x_at_5 + 2u * unit];
-            let a_20 = subgroupBroadcast(x_5, 0u);
-            let b_20 = subgroupBroadcast(x_5, 1u);
-            low_20 += low_a * a_20 + low_b * b_20;
-            high_20 += high_a * a_20 + high_b * b_20;
-            let a_21 = subgroupBroadcast(x_5, 2u);
-            let b_21 = subgroupBroadcast(x_5, 3u);
-            low_21 += low_a * a_21 + low_b * b_21;
-            high_21 += high_a * a_21 + high_b * b_21;
-            let a_22 = subgroupBroadcast(x_5, 4u);
-            let b_22 = subgroupBroadcast(x_5, 5u);
-            low_22 += low_a * a_22 + low_b * b_22;
-            high_22 += high_a * a_22 + high_b * b_22;
-            let a_23 = subgroupBroadcast(x_5, 6u);
-            let b_23 = subgroupBroadcast(x_5, 7u);
-            low_23 += low_a * a_23 + low_b * b_23;
-            high_23 += high_a * a_23 + high_b * b_23;
+            let a = subgroupBroadcast(x_4, 0u);
+            let b = subgroupBroadcast(x_4, 1u);
+            low_16 += low_a * a + low_b * b;
+            high_16 += high_a * a + high_b * b;
+        }
+        if (ROWS > 17u) {
+            let a = subgroupBroadcast(x_4, 2u);
+            let b = subgroupBroadcast(x_4, 3u);
+            low_17 += low_a * a + low_b * b;
+            high_17 += high_a * a + high_b * b;
+        }
+        if (ROWS > 18u) {
+            let a = subgroupBroadcast(x_4, 4u);
+            let b = subgroupBroadcast(x_4, 5u);
+            low_18 += low_a * a + low_b * b;
+            high_18 += high_a * a + high_b * b;
+        }
+        if (ROWS > 19u) {
+            let a = subgroupBroadcast(x_4, 6u);
+            let b = subgroupBroadcast(x_4, 7u);
+            low_19 += low_a * a + low_b * b;
+            high_19 += high_a * a + high_b * b;
+        }
+        if (ROWS > 20u) {
+            let a = subgroupBroadcast(x_5, 0u);
+            let b = subgroupBroadcast(x_5, 1u);
+            low_20 += low_a * a + low_b * b;
+            high_20 += high_a * a + high_b * b;
+        }
+        if (ROWS > 21u) {
+            let a = subgroupBroadcast(x_5, 2u);
+            let b = subgroupBroadcast(x_5, 3u);
+            low_21 += low_a * a + low_b * b;
+            high_21 += high_a * a + high_b * b;
+        }
+        if (ROWS > 22u) {
+            let a = subgroupBroadcast(x_5, 4u);
+            let b = subgroupBroadcast(x_5, 5u);
+            low_22 += low_a * a + low_b * b;
+            high_22 += high_a * a + high_b * b;
+        }
+        if (ROWS > 23u) {
+            let a = subgroupBroadcast(x_5, 6u);
+            let b = subgroupBroadcast(x_5, 7u);
+            low_23 += low_a * a + low_b * b;
+            high_23 += high_a * a + high_b * b;
         }
         if (ROWS > 24u) {
-            let x_6 = x[x_at_6 + 2u * unit];
-            let a_24 = subgroupBroadcast(x_6, 0u);
-            let b_24 = subgroupBroadcast(x_6, 1u);
-            low_24 += low_a * a_24 + low_b * b_24;
-            high_24 += high_a * a_24 + high_b * b_24;
-            let a_25 = subgroupBroadcast(x_6, 2u);
-            let b_25 = subgroupBroadcast(x_6, 3u);
-            low_25 += low_a * a_25 + low_b * b_25;
-            high_25 += high_a * a_25 + high_b * b_25;
-            let a_26 = subgroupBroadcast(x_6, 4u);
-            let b_26 = subgroupBroadcast(x_6, 5u);
-            low_26 += low_a * a_26 + low_b * b_26;
-            high_26 += high_a * a_26 + high_b * b_26;
-            let a_27 = subgroupBroadcast(x_6, 6u);
-            let b_27 = subgroupBroadcast(x_6, 7u);
-            low_27 += low_a * a_27 + low_b * b_27;
-            high_27 += high_a * a_27 + high_b * b_27;
-            let x_7 = x[x_at_7 + 2u * unit];
-            let a_28 = subgroupBroadcast(x_7, 0u);
-            let b_28 = subgroupBroadcast(x_7, 1u);
-            low_28 += low_a * a_28 + low_b * b_28;
-            high_28 += high_a * a_28 + high_b * b_28;
-            let a_29 = subgroupBroadcast(x_7, 2u);
-            let b_29 = subgroupBroadcast(x_7, 3u);
-            low_29 += low_a * a_29 + low_b * b_29;
-            high_29 += high_a * a_29 + high_b * b_29;
-            let a_30 = subgroupBroadcast(x_7, 4u);
-            let b_30 = subgroupBroadcast(x_7, 5u);
-            low_30 += low_a * a_30 + low_b * b_30;
-            high_30 += high_a * a_30 + high_b * b_30;
-            let a_31 = subgroupBroadcast(x_7, 6u);
-            let b_31 = subgroupBroadcast(x_7, 7u);
-            low_31 += low_a * a_31 + low_b * b_31;
-            high_31 += high_a * a_31 + high_b * b_31;
+            let a = subgroupBroadcast(x_6, 0u);
+            let b = subgroupBroadcast(x_6, 1u);
+            low_24 += low_a * a + low_b * b;
+            high_24 += high_a * a + high_b * b;
+        }
+        if (ROWS > 25u) {
+            let a = subgroupBroadcast(x_6, 2u);
+            let b = subgroupBroadcast(x_6, 3u);
+            low_25 += low_a * a + low_b * b;
+            high_25 += high_a * a + high_b * b;
+        }
+        if (ROWS > 26u) {
+            let a = subgroupBroadcast(x_6, 4u);
+            let b = subgroupBroadcast(x_6, 5u);
+            low_26 += low_a * a + low_b * b;
+            high_26 += high_a * a + high_b * b;
+        }
+        if (ROWS > 27u) {
+            let a = subgroupBroadcast(x_6, 6u);
+            let b = subgroupBroadcast(x_6, 7u);
+            low_27 += low_a * a + low_b * b;
+            high_27 += high_a * a + high_b * b;
+        }
+        if (ROWS > 28u) {
+            let a = subgroupBroadcast(x_7, 0u);
+            let b = subgroupBroadcast(x_7, 1u);
+            low_28 += low_a * a + low_b * b;
+            high_28 += high_a * a + high_b * b;
+        }
+        if (ROWS > 29u) {
+            let a = subgroupBroadcast(x_7, 2u);
+            let b = subgroupBroadcast(x_7, 3u);
+            low_29 += low_a * a + low_b * b;
+            high_29 += high_a * a + high_b * b;
+        }
+        if (ROWS > 30u) {
+            let a = subgroupBroadcast(x_7, 4u);
+            let b = subgroupBroadcast(x_7, 5u);
+            low_30 += low_a * a + low_b * b;
+            high_30 += high_a * a + high_b * b;
+        }
+        if (ROWS > 31u) {
+            let a = subgroupBroadcast(x_7, 6u);
+            let b = subgroupBroadcast(x_7, 7u);
+            low_31 += low_a * a + low_b * b;
+            high_31 += high_a * a + high_b * b;
         }
     }
 
@@ -359,42 +384,92 @@ fn main(
     }
     if (ROWS > 2u) {
         store_row(row_base + 2u, column, low_2, high_2);
+    }
+    if (ROWS > 3u) {
         store_row(row_base + 3u, column, low_3, high_3);
     }
     if (ROWS > 4u) {
         store_row(row_base + 4u, column, low_4, high_4);
+    }
+    if (ROWS > 5u) {
         store_row(row_base + 5u, column, low_5, high_5);
+    }
+    if (ROWS > 6u) {
         store_row(row_base + 6u, column, low_6, high_6);
+    }
+    if (ROWS > 7u) {
         store_row(row_base + 7u, column, low_7, high_7);
     }
     if (ROWS > 8u) {
         store_row(row_base + 8u, column, low_8, high_8);
+    }
+    if (ROWS > 9u) {
         store_row(row_base + 9u, column, low_9, high_9);
+    }
+    if (ROWS > 10u) {
         store_row(row_base + 10u, column, low_10, high_10);
+    }
+    if (ROWS > 11u) {
         store_row(row_base + 11u, column, low_11, high_11);
+    }
+    if (ROWS > 12u) {
         store_row(row_base + 12u, column, low_12, high_12);
+    }
+    if (ROWS > 13u) {
         store_row(row_base + 13u, column, low_13, high_13);
+    }
+    if (ROWS > 14u) {
         store_row(row_base + 14u, column, low_14, high_14);
+    }
+    if (ROWS > 15u) {
         store_row(row_base + 15u, column, low_15, high_15);
     }
     if (ROWS > 16u) {
         store_row(row_base + 16u, column, low_16, high_16);
+    }
+    if (ROWS > 17u) {
         store_row(row_base + 17u, column, low_17, high_17);
+    }
+    if (ROWS > 18u) {
         store_row(row_base + 18u, column, low_18, high_18);
+    }
+    if (ROWS > 19u) {
         store_row(row_base + 19u, column, low_19, high_19);
+    }
+    if (ROWS > 20u) {
         store_row(row_base + 20u, column, low_20, high_20);
+    }
+    if (ROWS > 21u) {
         store_row(row_base + 21u, column, low_21, high_21);
+    }
+    if (ROWS > 22u) {
         store_row(row_base + 22u, column, low_22, high_22);
+    }
+    if (ROWS > 23u) {
         store_row(row_base + 23u, column, low_23, high_23);
     }
     if (ROWS > 24u) {
         store_row(row_base + 24u, column, low_24, high_24);
+    }
+    if (ROWS > 25u) {
         store_row(row_base + 25u, column, low_25, high_25);
+    }
+    if (ROWS > 26u) {
         store_row(row_base + 26u, column, low_26, high_26);
+    }
+    if (ROWS > 27u) {
         store_row(row_base + 27u, column, low_27, high_27);
+    }
+    if (ROWS > 28u) {
         store_row(row_base + 28u, column, low_28, high_28);
+    }
+    if (ROWS > 29u) {
         store_row(row_base + 29u, column, low_29, high_29);
+    }
+    if (ROWS > 30u) {
         store_row(row_base + 30u, column, low_30, high_30);
+    }
+    if (ROWS > 31u) {
         store_row(row_base + 31u, column, low_31, high_31);
     }
 }

@@ -4,11 +4,14 @@
 // bias   [bias_offset + N] f32     y      [M, y_stride] f32, columns y_offset .. y_offset + N are written
 // K is a multiple of 8; M and N are any; nothing outside the shapes is read or written.
 // Tile: 8 columns (rows of the weight) a subgroup. The lanes walk along K together, 16 bytes of weight a lane and column.
-// Works with any subgroup size; WORKGROUP_SIZE is a multiple of it. ROWS is M rounded up to 1, 2, 4 or 8.
+// Works with any subgroup size; WORKGROUP_SIZE is a multiple of it. M is at most ROWS.
 // Grid: (ceil(N / (8 · WORKGROUP_SIZE / subgroup size)), 1, 1).
 // A sum's order depends on K and the subgroup size, not on M or ROWS: a row has the same bits alone and among eight.
 // Called by kernels::matmul for decode steps (and beams), where the adapter has subgroups.
 // Prepended: activation.wgsl.
+//
+// Measured: 10240×2560, 7.8 GB/s of weight for 1 row, 2.7 for 8
+// (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine).
 
 struct Params {
     rows: u32,         // M
@@ -27,7 +30,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
-override ROWS: u32 = 1u; // 1, 2, 4 or 8
+override ROWS: u32 = 1u; // 1 to 8
 override WORKGROUP_SIZE: u32 = 8u;
 override HAS_BIAS: bool = false;
 override ACCUMULATE: bool = false;
@@ -49,7 +52,10 @@ fn store(row: u32, column: u32, sum: f32) {
 }
 
 // Adds up one row's eight sums over the subgroup; lane 0 stores them.
-fn finish_row(row: u32, column: u32, lane: u32, c_0: f32, c_1: f32, c_2: f32, c_3: f32, c_4: f32, c_5: f32, c_6: f32, c_7: f32) {
+fn finish_row(
+    row: u32, column: u32, lane: u32,
+    c_0: f32, c_1: f32, c_2: f32, c_3: f32, c_4: f32, c_5: f32, c_6: f32, c_7: f32,
+) {
     let total_0 = subgroupAdd(c_0);
     let total_1 = subgroupAdd(c_1);
     let total_2 = subgroupAdd(c_2);
@@ -59,7 +65,7 @@ fn finish_row(row: u32, column: u32, lane: u32, c_0: f32, c_1: f32, c_2: f32, c_
     let total_6 = subgroupAdd(c_6);
     let total_7 = subgroupAdd(c_7);
     if (lane == 0u) {
-        store(row, column + 0u, total_0);
+        store(row, column, total_0);
         store(row, column + 1u, total_1);
         store(row, column + 2u, total_2);
         store(row, column + 3u, total_3);
@@ -84,7 +90,7 @@ fn main(
     let last_column = params.out_features - 1u;
 
     // Rows and columns past the end read the last one and are not stored.
-    let x_at_0 = min(0u, last_row) * units * 2u;
+    let x_at_0 = 0u;
     let x_at_1 = min(1u, last_row) * units * 2u;
     let x_at_2 = min(2u, last_row) * units * 2u;
     let x_at_3 = min(3u, last_row) * units * 2u;
@@ -92,7 +98,7 @@ fn main(
     let x_at_5 = min(5u, last_row) * units * 2u;
     let x_at_6 = min(6u, last_row) * units * 2u;
     let x_at_7 = min(7u, last_row) * units * 2u;
-    let w_at_0 = min(column + 0u, last_column) * units;
+    let w_at_0 = min(column, last_column) * units;
     let w_at_1 = min(column + 1u, last_column) * units;
     let w_at_2 = min(column + 2u, last_column) * units;
     let w_at_3 = min(column + 3u, last_column) * units;
@@ -225,6 +231,8 @@ fn main(
             sum_2_5 += dot(a_5, xa_2) + dot(b_5, xb_2);
             sum_2_6 += dot(a_6, xa_2) + dot(b_6, xb_2);
             sum_2_7 += dot(a_7, xa_2) + dot(b_7, xb_2);
+        }
+        if (ROWS > 3u) {
             let xa_3 = x[x_at_3 + 2u * unit];
             let xb_3 = x[x_at_3 + 2u * unit + 1u];
             sum_3_0 += dot(a_0, xa_3) + dot(b_0, xb_3);
@@ -247,6 +255,8 @@ fn main(
             sum_4_5 += dot(a_5, xa_4) + dot(b_5, xb_4);
             sum_4_6 += dot(a_6, xa_4) + dot(b_6, xb_4);
             sum_4_7 += dot(a_7, xa_4) + dot(b_7, xb_4);
+        }
+        if (ROWS > 5u) {
             let xa_5 = x[x_at_5 + 2u * unit];
             let xb_5 = x[x_at_5 + 2u * unit + 1u];
             sum_5_0 += dot(a_0, xa_5) + dot(b_0, xb_5);
@@ -257,6 +267,8 @@ fn main(
             sum_5_5 += dot(a_5, xa_5) + dot(b_5, xb_5);
             sum_5_6 += dot(a_6, xa_5) + dot(b_6, xb_5);
             sum_5_7 += dot(a_7, xa_5) + dot(b_7, xb_5);
+        }
+        if (ROWS > 6u) {
             let xa_6 = x[x_at_6 + 2u * unit];
             let xb_6 = x[x_at_6 + 2u * unit + 1u];
             sum_6_0 += dot(a_0, xa_6) + dot(b_0, xb_6);
@@ -267,6 +279,8 @@ fn main(
             sum_6_5 += dot(a_5, xa_6) + dot(b_5, xb_6);
             sum_6_6 += dot(a_6, xa_6) + dot(b_6, xb_6);
             sum_6_7 += dot(a_7, xa_6) + dot(b_7, xb_6);
+        }
+        if (ROWS > 7u) {
             let xa_7 = x[x_at_7 + 2u * unit];
             let xb_7 = x[x_at_7 + 2u * unit + 1u];
             sum_7_0 += dot(a_0, xa_7) + dot(b_0, xb_7);
@@ -286,12 +300,20 @@ fn main(
     }
     if (ROWS > 2u) {
         finish_row(2u, column, lane, sum_2_0, sum_2_1, sum_2_2, sum_2_3, sum_2_4, sum_2_5, sum_2_6, sum_2_7);
+    }
+    if (ROWS > 3u) {
         finish_row(3u, column, lane, sum_3_0, sum_3_1, sum_3_2, sum_3_3, sum_3_4, sum_3_5, sum_3_6, sum_3_7);
     }
     if (ROWS > 4u) {
         finish_row(4u, column, lane, sum_4_0, sum_4_1, sum_4_2, sum_4_3, sum_4_4, sum_4_5, sum_4_6, sum_4_7);
+    }
+    if (ROWS > 5u) {
         finish_row(5u, column, lane, sum_5_0, sum_5_1, sum_5_2, sum_5_3, sum_5_4, sum_5_5, sum_5_6, sum_5_7);
+    }
+    if (ROWS > 6u) {
         finish_row(6u, column, lane, sum_6_0, sum_6_1, sum_6_2, sum_6_3, sum_6_4, sum_6_5, sum_6_6, sum_6_7);
+    }
+    if (ROWS > 7u) {
         finish_row(7u, column, lane, sum_7_0, sum_7_1, sum_7_2, sum_7_3, sum_7_4, sum_7_5, sum_7_6, sum_7_7);
     }
 }

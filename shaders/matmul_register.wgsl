@@ -378,98 +378,42 @@ fn main(
         }
     }
 
-    store_row(row_base, column, low_0, high_0);
-    if (ROWS > 1u) {
-        store_row(row_base + 1u, column, low_1, high_1);
-    }
-    if (ROWS > 2u) {
-        store_row(row_base + 2u, column, low_2, high_2);
-    }
-    if (ROWS > 3u) {
-        store_row(row_base + 3u, column, low_3, high_3);
-    }
-    if (ROWS > 4u) {
-        store_row(row_base + 4u, column, low_4, high_4);
-    }
-    if (ROWS > 5u) {
-        store_row(row_base + 5u, column, low_5, high_5);
-    }
-    if (ROWS > 6u) {
-        store_row(row_base + 6u, column, low_6, high_6);
-    }
-    if (ROWS > 7u) {
-        store_row(row_base + 7u, column, low_7, high_7);
-    }
-    if (ROWS > 8u) {
-        store_row(row_base + 8u, column, low_8, high_8);
-    }
-    if (ROWS > 9u) {
-        store_row(row_base + 9u, column, low_9, high_9);
-    }
-    if (ROWS > 10u) {
-        store_row(row_base + 10u, column, low_10, high_10);
-    }
-    if (ROWS > 11u) {
-        store_row(row_base + 11u, column, low_11, high_11);
-    }
-    if (ROWS > 12u) {
-        store_row(row_base + 12u, column, low_12, high_12);
-    }
-    if (ROWS > 13u) {
-        store_row(row_base + 13u, column, low_13, high_13);
-    }
-    if (ROWS > 14u) {
-        store_row(row_base + 14u, column, low_14, high_14);
-    }
-    if (ROWS > 15u) {
-        store_row(row_base + 15u, column, low_15, high_15);
-    }
-    if (ROWS > 16u) {
-        store_row(row_base + 16u, column, low_16, high_16);
-    }
-    if (ROWS > 17u) {
-        store_row(row_base + 17u, column, low_17, high_17);
-    }
-    if (ROWS > 18u) {
-        store_row(row_base + 18u, column, low_18, high_18);
-    }
-    if (ROWS > 19u) {
-        store_row(row_base + 19u, column, low_19, high_19);
-    }
-    if (ROWS > 20u) {
-        store_row(row_base + 20u, column, low_20, high_20);
-    }
-    if (ROWS > 21u) {
-        store_row(row_base + 21u, column, low_21, high_21);
-    }
-    if (ROWS > 22u) {
-        store_row(row_base + 22u, column, low_22, high_22);
-    }
-    if (ROWS > 23u) {
-        store_row(row_base + 23u, column, low_23, high_23);
-    }
-    if (ROWS > 24u) {
-        store_row(row_base + 24u, column, low_24, high_24);
-    }
-    if (ROWS > 25u) {
-        store_row(row_base + 25u, column, low_25, high_25);
-    }
-    if (ROWS > 26u) {
-        store_row(row_base + 26u, column, low_26, high_26);
-    }
-    if (ROWS > 27u) {
-        store_row(row_base + 27u, column, low_27, high_27);
-    }
-    if (ROWS > 28u) {
-        store_row(row_base + 28u, column, low_28, high_28);
-    }
-    if (ROWS > 29u) {
-        store_row(row_base + 29u, column, low_29, high_29);
-    }
-    if (ROWS > 30u) {
-        store_row(row_base + 30u, column, low_30, high_30);
-    }
-    if (ROWS > 31u) {
-        store_row(row_base + 31u, column, low_31, high_31);
+    // One copy of the epilogue for all rows: written out for each of them, it would be most of the driver's compile time.
+    let rows = min(ROWS, params.rows - row_base);
+    for (var row = 0u; row < rows; row++) {
+        var low = low_0;
+        var high = high_0;
+        if (ROWS > 1u && row == 1u) { low = low_1; high = high_1; }
+        if (ROWS > 2u && row == 2u) { low = low_2; high = high_2; }
+        if (ROWS > 3u && row == 3u) { low = low_3; high = high_3; }
+        if (ROWS > 4u && row == 4u) { low = low_4; high = high_4; }
+        if (ROWS > 5u && row == 5u) { low = low_5; high = high_5; }
+        if (ROWS > 6u && row == 6u) { low = low_6; high = high_6; }
+        if (ROWS > 7u && row == 7u) { low = low_7; high = high_7; }
+        if (ROWS > 8u && row == 8u) { low = low_8; high = high_8; }
+        if (ROWS > 9u && row == 9u) { low = low_9; high = high_9; }
+        if (ROWS > 10u && row == 10u) { low = low_10; high = high_10; }
+        if (ROWS > 11u && row == 11u) { low = low_11; high = high_11; }
+        if (ROWS > 12u && row == 12u) { low = low_12; high = high_12; }
+        if (ROWS > 13u && row == 13u) { low = low_13; high = high_13; }
+        if (ROWS > 14u && row == 14u) { low = low_14; high = high_14; }
+        if (ROWS > 15u && row == 15u) { low = low_15; high = high_15; }
+        if (ROWS > 16u && row == 16u) { low = low_16; high = high_16; }
+        if (ROWS > 17u && row == 17u) { low = low_17; high = high_17; }
+        if (ROWS > 18u && row == 18u) { low = low_18; high = high_18; }
+        if (ROWS > 19u && row == 19u) { low = low_19; high = high_19; }
+        if (ROWS > 20u && row == 20u) { low = low_20; high = high_20; }
+        if (ROWS > 21u && row == 21u) { low = low_21; high = high_21; }
+        if (ROWS > 22u && row == 22u) { low = low_22; high = high_22; }
+        if (ROWS > 23u && row == 23u) { low = low_23; high = high_23; }
+        if (ROWS > 24u && row == 24u) { low = low_24; high = high_24; }
+        if (ROWS > 25u && row == 25u) { low = low_25; high = high_25; }
+        if (ROWS > 26u && row == 26u) { low = low_26; high = high_26; }
+        if (ROWS > 27u && row == 27u) { low = low_27; high = high_27; }
+        if (ROWS > 28u && row == 28u) { low = low_28; high = high_28; }
+        if (ROWS > 29u && row == 29u) { low = low_29; high = high_29; }
+        if (ROWS > 30u && row == 30u) { low = low_30; high = high_30; }
+        if (ROWS > 31u && row == 31u) { low = low_31; high = high_31; }
+        store_row(row_base + row, column, low, high);
     }
 }

@@ -51,31 +51,6 @@ fn store(row: u32, column: u32, sum: f32) {
     y[at] = v;
 }
 
-// Adds up one row's eight sums over the subgroup; lane 0 stores them.
-fn finish_row(
-    row: u32, column: u32, lane: u32,
-    c_0: f32, c_1: f32, c_2: f32, c_3: f32, c_4: f32, c_5: f32, c_6: f32, c_7: f32,
-) {
-    let total_0 = subgroupAdd(c_0);
-    let total_1 = subgroupAdd(c_1);
-    let total_2 = subgroupAdd(c_2);
-    let total_3 = subgroupAdd(c_3);
-    let total_4 = subgroupAdd(c_4);
-    let total_5 = subgroupAdd(c_5);
-    let total_6 = subgroupAdd(c_6);
-    let total_7 = subgroupAdd(c_7);
-    if (lane == 0u) {
-        store(row, column, total_0);
-        store(row, column + 1u, total_1);
-        store(row, column + 2u, total_2);
-        store(row, column + 3u, total_3);
-        store(row, column + 4u, total_4);
-        store(row, column + 5u, total_5);
-        store(row, column + 6u, total_6);
-        store(row, column + 7u, total_7);
-    }
-}
-
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -294,26 +269,63 @@ fn main(
         }
     }
 
-    finish_row(0u, column, lane, sum_0_0, sum_0_1, sum_0_2, sum_0_3, sum_0_4, sum_0_5, sum_0_6, sum_0_7);
-    if (ROWS > 1u) {
-        finish_row(1u, column, lane, sum_1_0, sum_1_1, sum_1_2, sum_1_3, sum_1_4, sum_1_5, sum_1_6, sum_1_7);
-    }
-    if (ROWS > 2u) {
-        finish_row(2u, column, lane, sum_2_0, sum_2_1, sum_2_2, sum_2_3, sum_2_4, sum_2_5, sum_2_6, sum_2_7);
-    }
-    if (ROWS > 3u) {
-        finish_row(3u, column, lane, sum_3_0, sum_3_1, sum_3_2, sum_3_3, sum_3_4, sum_3_5, sum_3_6, sum_3_7);
-    }
-    if (ROWS > 4u) {
-        finish_row(4u, column, lane, sum_4_0, sum_4_1, sum_4_2, sum_4_3, sum_4_4, sum_4_5, sum_4_6, sum_4_7);
-    }
-    if (ROWS > 5u) {
-        finish_row(5u, column, lane, sum_5_0, sum_5_1, sum_5_2, sum_5_3, sum_5_4, sum_5_5, sum_5_6, sum_5_7);
-    }
-    if (ROWS > 6u) {
-        finish_row(6u, column, lane, sum_6_0, sum_6_1, sum_6_2, sum_6_3, sum_6_4, sum_6_5, sum_6_6, sum_6_7);
-    }
-    if (ROWS > 7u) {
-        finish_row(7u, column, lane, sum_7_0, sum_7_1, sum_7_2, sum_7_3, sum_7_4, sum_7_5, sum_7_6, sum_7_7);
+    // Add up over the subgroup, a row at a time; lane 0 stores. (A scalar each: some drivers do not take a vector's
+    // subgroupAdd apart. One copy for all rows: written out for each, it would be most of the compile time.)
+    let rows = min(ROWS, params.rows);
+    for (var row = 0u; row < rows; row++) {
+        var c_0 = sum_0_0;
+        var c_1 = sum_0_1;
+        var c_2 = sum_0_2;
+        var c_3 = sum_0_3;
+        var c_4 = sum_0_4;
+        var c_5 = sum_0_5;
+        var c_6 = sum_0_6;
+        var c_7 = sum_0_7;
+        if (ROWS > 1u && row == 1u) {
+            c_0 = sum_1_0; c_1 = sum_1_1; c_2 = sum_1_2; c_3 = sum_1_3;
+            c_4 = sum_1_4; c_5 = sum_1_5; c_6 = sum_1_6; c_7 = sum_1_7;
+        }
+        if (ROWS > 2u && row == 2u) {
+            c_0 = sum_2_0; c_1 = sum_2_1; c_2 = sum_2_2; c_3 = sum_2_3;
+            c_4 = sum_2_4; c_5 = sum_2_5; c_6 = sum_2_6; c_7 = sum_2_7;
+        }
+        if (ROWS > 3u && row == 3u) {
+            c_0 = sum_3_0; c_1 = sum_3_1; c_2 = sum_3_2; c_3 = sum_3_3;
+            c_4 = sum_3_4; c_5 = sum_3_5; c_6 = sum_3_6; c_7 = sum_3_7;
+        }
+        if (ROWS > 4u && row == 4u) {
+            c_0 = sum_4_0; c_1 = sum_4_1; c_2 = sum_4_2; c_3 = sum_4_3;
+            c_4 = sum_4_4; c_5 = sum_4_5; c_6 = sum_4_6; c_7 = sum_4_7;
+        }
+        if (ROWS > 5u && row == 5u) {
+            c_0 = sum_5_0; c_1 = sum_5_1; c_2 = sum_5_2; c_3 = sum_5_3;
+            c_4 = sum_5_4; c_5 = sum_5_5; c_6 = sum_5_6; c_7 = sum_5_7;
+        }
+        if (ROWS > 6u && row == 6u) {
+            c_0 = sum_6_0; c_1 = sum_6_1; c_2 = sum_6_2; c_3 = sum_6_3;
+            c_4 = sum_6_4; c_5 = sum_6_5; c_6 = sum_6_6; c_7 = sum_6_7;
+        }
+        if (ROWS > 7u && row == 7u) {
+            c_0 = sum_7_0; c_1 = sum_7_1; c_2 = sum_7_2; c_3 = sum_7_3;
+            c_4 = sum_7_4; c_5 = sum_7_5; c_6 = sum_7_6; c_7 = sum_7_7;
+        }
+        let total_0 = subgroupAdd(c_0);
+        let total_1 = subgroupAdd(c_1);
+        let total_2 = subgroupAdd(c_2);
+        let total_3 = subgroupAdd(c_3);
+        let total_4 = subgroupAdd(c_4);
+        let total_5 = subgroupAdd(c_5);
+        let total_6 = subgroupAdd(c_6);
+        let total_7 = subgroupAdd(c_7);
+        if (lane == 0u) {
+            store(row, column, total_0);
+            store(row, column + 1u, total_1);
+            store(row, column + 2u, total_2);
+            store(row, column + 3u, total_3);
+            store(row, column + 4u, total_4);
+            store(row, column + 5u, total_5);
+            store(row, column + 6u, total_6);
+            store(row, column + 7u, total_7);
+        }
     }
 }

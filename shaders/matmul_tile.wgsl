@@ -7,6 +7,8 @@
 // Grid: (ceil(N / 64), ceil(M / 64), 1).
 // Called by kernels::matmul where the adapter has no subgroups (or where the auto-tune finds it fastest).
 // Prepended: activation.wgsl.
+//
+// Measured: 256×1024×1024, 7.6 GFLOP/s (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine).
 
 struct Params {
     rows: u32,         // M

@@ -82,7 +82,7 @@ impl Activate {
 pub enum MatmulVariant {
     /// A 64×64 tile in workgroup memory: any GPU.
     Tile,
-    /// A 16×(4 · lanes) tile in registers, spread by subgroup broadcasts.
+    /// Up to 32 rows × (8 · lanes) columns in registers, spread by subgroup broadcasts.
     Register {
         /// Lanes a subgroup.
         lanes: u32,
@@ -99,14 +99,22 @@ pub enum MatvecVariant {
         /// Lanes a subgroup.
         lanes: u32,
     },
+    /// The matmul kernel with as many rows as there are: a row gets the same bits in decode as in prefill.
+    Register {
+        /// Lanes a subgroup.
+        lanes: u32,
+    },
 }
 
-/// The matmul kernel for a device. Narrow subgroups are vector units of a CPU, where workgroup memory is ordinary
-/// memory and staging tiles in it costs more than it saves; wide ones share weights through it.
+/// Subgroups up to this wide are vector units of a CPU, where workgroup memory is ordinary memory and staging tiles in
+/// it costs more than it saves; wider ones share weights through it.
+const NARROW_LANES: u32 = 16;
+
+/// The matmul kernel for a device.
 #[must_use]
 pub fn matmul_variant(capabilities: &Capabilities) -> MatmulVariant {
     match capabilities.fixed_subgroup_size() {
-        Some(lanes) if lanes <= 16 => MatmulVariant::Register { lanes },
+        Some(lanes) if lanes <= NARROW_LANES => MatmulVariant::Register { lanes },
         _ => MatmulVariant::Tile,
     }
 }
@@ -114,11 +122,11 @@ pub fn matmul_variant(capabilities: &Capabilities) -> MatmulVariant {
 /// The matrix–vector kernel for a device.
 #[must_use]
 pub fn matvec_variant(capabilities: &Capabilities) -> MatvecVariant {
-    capabilities
-        .fixed_subgroup_size()
-        .map_or(MatvecVariant::Shared, |lanes| MatvecVariant::Subgroup {
-            lanes,
-        })
+    match capabilities.fixed_subgroup_size() {
+        None => MatvecVariant::Shared,
+        Some(lanes) if lanes <= NARROW_LANES => MatvecVariant::Register { lanes },
+        Some(lanes) => MatvecVariant::Subgroup { lanes },
+    }
 }
 
 #[repr(C)]
@@ -178,7 +186,7 @@ fn record(
     let shape = if x.rows <= MATVEC_ROWS {
         matvec_shape(matvec_variant(capabilities), x.rows)
     } else {
-        matmul_shape(matmul_variant(capabilities))
+        matmul_shape(matmul_variant(capabilities), x.rows)
     };
     record_with(program, &shape, x, layer, activate, y, accumulate);
 }
@@ -191,7 +199,7 @@ struct Shape {
     tile_columns: usize,
 }
 
-fn matmul_shape(variant: MatmulVariant) -> Shape {
+fn matmul_shape(variant: MatmulVariant, rows: usize) -> Shape {
     match variant {
         MatmulVariant::Tile => Shape {
             kernel: &MATMUL_TILE,
@@ -199,12 +207,7 @@ fn matmul_shape(variant: MatmulVariant) -> Shape {
             tile_rows: 64,
             tile_columns: 64,
         },
-        MatmulVariant::Register { lanes } => Shape {
-            kernel: &MATMUL_REGISTER,
-            constants: vec![("WORKGROUP_SIZE", f64::from(lanes))],
-            tile_rows: 16,
-            tile_columns: 4 * lanes as usize,
-        },
+        MatmulVariant::Register { lanes } => register_shape(lanes, rows),
     }
 }
 
@@ -223,6 +226,30 @@ fn matvec_shape(variant: MatvecVariant, rows: usize) -> Shape {
             tile_rows: MATVEC_ROWS,
             tile_columns: 8,
         },
+        MatvecVariant::Register { lanes } => register_shape(lanes, rows),
+    }
+}
+
+/// Heights of the register tile: few, so that there are few pipelines to compile.
+const REGISTER_ROWS: [usize; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24, 28, 32];
+
+/// The register tile whose height suits `rows`: a step costs about `height + 8` (eight columns a lane are unpacked
+/// whatever the height), so the best one makes `⌈rows / height⌉ · (height + 8)` smallest.
+fn register_shape(lanes: u32, rows: usize) -> Shape {
+    let cost = |height: usize| rows.div_ceil(height) * (height + 8);
+    let height = REGISTER_ROWS
+        .into_iter()
+        .min_by_key(|&height| cost(height))
+        .unwrap_or(1);
+    Shape {
+        kernel: &MATMUL_REGISTER,
+        constants: vec![
+            ("ROWS", height as f64),
+            ("COLUMNS", 8.0),
+            ("WORKGROUP_SIZE", f64::from(lanes)),
+        ],
+        tile_rows: height,
+        tile_columns: 8 * lanes as usize,
     }
 }
 
@@ -404,12 +431,12 @@ mod tests {
     }
 
     fn matvec_variants(gpu: &Gpu) -> Vec<MatvecVariant> {
-        let subgroup = gpu
-            .capabilities()
-            .fixed_subgroup_size()
-            .map(|lanes| MatvecVariant::Subgroup { lanes });
+        let lanes = gpu.capabilities().fixed_subgroup_size();
+        let subgroup = lanes.map(|lanes| MatvecVariant::Subgroup { lanes });
+        let register = lanes.map(|lanes| MatvecVariant::Register { lanes });
         std::iter::once(MatvecVariant::Shared)
             .chain(subgroup)
+            .chain(register)
             .collect()
     }
 
@@ -426,8 +453,13 @@ mod tests {
             ] {
                 let case = Case::new(m, n, k);
                 for variant in matmul_variants(gpu) {
-                    let ours =
-                        case.run(gpu, &matmul_shape(variant), Activate::Identity, false, true);
+                    let ours = case.run(
+                        gpu,
+                        &matmul_shape(variant, m),
+                        Activate::Identity,
+                        false,
+                        true,
+                    );
                     let twin = case.twin(Activate::Identity, false, true);
                     assert_close(&ours, &twin, 1e-5, &format!("{variant:?} {m}x{n}x{k}"));
                 }
@@ -459,33 +491,35 @@ mod tests {
 
     #[test]
     fn every_epilogue_equals_its_twin() {
+        let epilogues = [
+            (Activate::Identity, false, false),
+            (Activate::Identity, true, false),
+            (Activate::Identity, true, true),
+            (Activate::GeluErf, false, true),
+            (Activate::GeluTanh, false, true),
+            (Activate::Relu, false, true),
+        ];
         for gpu in gpus() {
             for rows in [3, 19] {
                 let case = Case::new(rows, 37, 48);
+                let matvecs = matvec_variants(gpu)
+                    .into_iter()
+                    .map(|v| matvec_shape(v, rows));
+                let matmuls = matmul_variants(gpu)
+                    .into_iter()
+                    .map(|v| matmul_shape(v, rows));
                 let shapes: Vec<Shape> = if rows <= MATVEC_ROWS {
-                    matvec_variants(gpu)
-                        .into_iter()
-                        .map(|v| matvec_shape(v, rows))
-                        .collect()
+                    matvecs.collect()
                 } else {
-                    matmul_variants(gpu).into_iter().map(matmul_shape).collect()
+                    matmuls.collect()
                 };
                 for shape in &shapes {
-                    for activate in [
-                        Activate::Identity,
-                        Activate::GeluErf,
-                        Activate::GeluTanh,
-                        Activate::Relu,
-                    ] {
-                        for (accumulate, biased) in
-                            [(false, false), (false, true), (true, true), (true, false)]
-                        {
-                            let ours = case.run(gpu, shape, activate, accumulate, biased);
-                            let twin = case.twin(activate, accumulate, biased);
-                            let what =
-                                format!("{} {activate:?} {accumulate} {biased}", shape.kernel.name);
-                            assert_close(&ours, &twin, 1e-5, &what);
-                        }
+                    for (activate, accumulate, biased) in epilogues {
+                        let ours = case.run(gpu, shape, activate, accumulate, biased);
+                        let twin = case.twin(activate, accumulate, biased);
+                        let what =
+                            format!("{} {activate:?} {accumulate} {biased}", shape.kernel.name);
+                        assert_close(&ours, &twin, 1e-5, &what);
                     }
                 }
             }
@@ -494,37 +528,32 @@ mod tests {
 
     #[test]
     fn a_row_does_not_depend_on_the_rows_beside_it() {
+        let (n, k) = (67, 264);
         for gpu in gpus() {
-            let case = Case::new(8, 67, 264);
+            let case = Case::new(30, n, k);
+            let rows = |first: usize, count: usize| Case {
+                x: case.x[first * k..][..count * k].to_vec(),
+                weight: case.weight.clone(),
+                bias: case.bias.clone(),
+                old: vec![0.0; count * n],
+                rows: count,
+                ..case
+            };
+            let product =
+                |case: &Case, shape: &Shape| case.run(gpu, shape, Activate::Identity, false, true);
             for variant in matvec_variants(gpu) {
-                let all = case.run(
-                    gpu,
-                    &matvec_shape(variant, 8),
-                    Activate::Identity,
-                    false,
-                    true,
-                );
+                let eight = product(&rows(0, 8), &matvec_shape(variant, 8));
                 for row in 0..8 {
-                    let alone = Case {
-                        x: case.x[row * 264..][..264].to_vec(),
-                        weight: case.weight.clone(),
-                        bias: case.bias.clone(),
-                        old: vec![0.0; 67],
-                        rows: 1,
-                        ..case
-                    };
-                    let alone = alone.run(
-                        gpu,
-                        &matvec_shape(variant, 1),
-                        Activate::Identity,
-                        false,
-                        true,
-                    );
+                    let alone = product(&rows(row, 1), &matvec_shape(variant, 1));
                     assert_eq!(
                         alone,
-                        all[row * 67..][..67],
+                        eight[row * n..][..n],
                         "{variant:?} row {row}: bit for bit"
                     );
+                }
+                if let MatvecVariant::Register { lanes } = variant {
+                    let all = product(&case, &matmul_shape(MatmulVariant::Register { lanes }, 30));
+                    assert_eq!(eight, all[..8 * n], "in prefill as in decode, bit for bit");
                 }
             }
         }

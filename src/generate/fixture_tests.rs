@@ -31,6 +31,8 @@ struct Case {
     options: Value,
     tokens: Vec<Vec<u32>>,
     scores: Vec<f32>,
+    /// Steps until the search stopped, where known.
+    steps: Option<usize>,
 }
 
 fn searches() -> Searches {
@@ -71,12 +73,17 @@ impl<'a> Replay<'a> {
     }
 
     fn process(&self, scores: &mut [f32], generated: &[u32]) {
-        let prompt: &[u32] = if self.case.embeddings { &[] } else { &self.case.prompt };
+        let prompt: &[u32] = if self.case.embeddings {
+            &[]
+        } else {
+            &self.case.prompt
+        };
         let history = [prompt, generated].concat();
         self.processors.apply(scores, &history, generated.len());
     }
 
-    fn greedy(&self) -> Vec<Generated> {
+    /// The texts, and the steps taken.
+    fn greedy(&self) -> (Vec<Generated>, usize) {
         let mut row = Row::new(&self.options);
         while !row.is_done() {
             let mut scores = self.logits(row.tokens());
@@ -85,13 +92,18 @@ impl<'a> Replay<'a> {
             let best = top_k(&scores, 1)[0];
             row.push(best.token, best.score);
         }
-        vec![row.finish()]
+        let steps = row.tokens().len();
+        (vec![row.finish()], steps)
     }
 
-    fn beams(&self) -> Vec<Generated> {
+    fn beams(&self) -> (Vec<Generated>, usize) {
         let mut search = BeamSearch::new(&self.options).unwrap();
         while !search.is_done() {
-            let alive = if search.generated() == 0 { 1 } else { search.num_beams() };
+            let alive = if search.generated() == 0 {
+                1
+            } else {
+                search.num_beams()
+            };
             let rows: Vec<Vec<Candidate>> = (0..alive)
                 .map(|beam| {
                     let mut scores = self.logits(search.tokens(beam));
@@ -100,8 +112,9 @@ impl<'a> Replay<'a> {
                     top_k(&scores, search.candidates_per_beam())
                 })
                 .collect();
-            let before: Vec<Vec<u32>> =
-                (0..search.num_beams()).map(|b| search.tokens(b).to_vec()).collect();
+            let before: Vec<Vec<u32>> = (0..search.num_beams())
+                .map(|b| search.tokens(b).to_vec())
+                .collect();
             let steps = search.step(&rows).unwrap().to_vec();
             // What a caller reorders its KV cache by must be what the search believes.
             for (beam, step) in steps.iter().enumerate() {
@@ -109,11 +122,16 @@ impl<'a> Replay<'a> {
                 assert_eq!(search.tokens(beam), expected);
             }
         }
-        search.finish()
+        let steps = search.generated();
+        (search.finish(), steps)
     }
 
-    fn run(&self) -> Vec<Generated> {
-        if self.options.num_beams == 1 { self.greedy() } else { self.beams() }
+    fn run(&self) -> (Vec<Generated>, usize) {
+        if self.options.num_beams == 1 {
+            self.greedy()
+        } else {
+            self.beams()
+        }
     }
 }
 
@@ -123,16 +141,23 @@ fn greedy_and_beam_search_equal_transformers() {
     assert!(searches.cases.len() > 300);
     let mut worst = 0.0f32;
     for case in &searches.cases {
-        let texts = Replay::new(&searches, case).run();
+        let (texts, steps) = Replay::new(&searches, case).run();
         let tokens: Vec<_> = texts.iter().map(|text| text.tokens.clone()).collect();
         assert_eq!(tokens, case.tokens, "{case:?}");
+        assert!(
+            case.steps.is_none_or(|s| s == steps),
+            "{steps} steps in {case:?}"
+        );
         for (text, expected) in texts.iter().zip(&case.scores) {
             let error = (text.score - expected).abs() / expected.abs().max(1.0);
             assert!(error <= 1e-4, "{} for {expected} in {case:?}", text.score);
             worst = worst.max(error);
         }
     }
-    eprintln!("{} searches, worst score error {worst:e}", searches.cases.len());
+    eprintln!(
+        "{} searches, worst score error {worst:e}",
+        searches.cases.len()
+    );
 }
 
 #[derive(Deserialize)]
@@ -172,7 +197,10 @@ fn sampling_distributions_equal_transformers() {
             probabilities[kept.token as usize] = kept.probability;
         }
         for (ours, theirs) in probabilities.iter().zip(&case.probabilities) {
-            assert!((ours - theirs).abs() < 1e-6, "{probabilities:?} for {case:?}");
+            assert!(
+                (ours - theirs).abs() < 1e-6,
+                "{probabilities:?} for {case:?}"
+            );
         }
     }
 }
@@ -180,7 +208,11 @@ fn sampling_distributions_equal_transformers() {
 #[test]
 fn one_row_at_the_first_step_is_as_good_as_all() {
     let searches = searches();
-    let case = searches.cases.iter().find(|c| c.options["num_beams"] == 5).unwrap();
+    let case = searches
+        .cases
+        .iter()
+        .find(|c| c.options["num_beams"] == 5)
+        .unwrap();
     let replay = Replay::new(&searches, case);
     let mut scores = replay.logits(&[]);
     log_softmax(&mut scores);
@@ -188,6 +220,6 @@ fn one_row_at_the_first_step_is_as_good_as_all() {
     let mut one = BeamSearch::new(&replay.options).unwrap();
     let mut all = one.clone();
     let steps = one.step(&[&row]).unwrap();
-    assert_eq!(steps, all.step(&vec![&row; 5]).unwrap());
+    assert_eq!(steps, all.step(&[&row; 5]).unwrap());
     assert!(steps.iter().all(|step| step.parent == 0));
 }

@@ -155,7 +155,9 @@ mod tests {
             assert!(message.contains("generation_config.json"), "{message}");
             assert!(message.contains(&format!("`{field}`")), "{message}");
         }
-        let message = read(r#"{"early_stopping": "always"}"#).unwrap_err().to_string();
+        let message = read(r#"{"early_stopping": "always"}"#)
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("never"), "{message}");
     }
 

@@ -122,7 +122,13 @@ pub(super) fn sort_best_first(candidates: &mut [Candidate]) {
 
 /// Order of falling scores, NaN first, with −0 equal to 0.
 pub(super) fn falling(a: f32, b: f32) -> std::cmp::Ordering {
-    let key = |score: f32| if score.is_nan() { f32::NAN.abs() } else { score + 0.0 };
+    let key = |score: f32| {
+        if score.is_nan() {
+            f32::NAN.abs()
+        } else {
+            score + 0.0
+        }
+    };
     key(b).total_cmp(&key(a))
 }
 
@@ -159,9 +165,7 @@ mod tests {
             };
             let mut scores = [0.0; 5];
             processors.apply(&mut scores, history, 0);
-            (0..5)
-                .filter(|&t| scores[t] == BANNED)
-                .collect::<Vec<_>>()
+            (0..5).filter(|&t| scores[t] == BANNED).collect::<Vec<_>>()
         };
         assert_eq!(bans(2, &[1, 2, 3, 1]), [2]);
         assert_eq!(bans(2, &[1, 2, 1, 4, 1]), [2, 4]);

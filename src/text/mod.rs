@@ -1,1 +1,16 @@
-//! Tokenisers.
+//! Text to token ids and back, from the tokenizer files of a Hugging Face folder.
+//!
+//! [`OptTokenizer`] is the language model's (byte-level BPE), [`BertTokenizer`] the Q-Former's
+//! (WordPiece), [`TextStream`] shows text while its tokens are still being generated.
+
+mod bert;
+mod error;
+mod files;
+mod opt;
+mod special;
+mod stream;
+
+pub use bert::BertTokenizer;
+pub use error::TextError;
+pub use opt::OptTokenizer;
+pub use stream::TextStream;

@@ -1,5 +1,22 @@
 //! BLIP-2 (ViT → Q-Former → OPT) on any GPU, through hand-written WGSL kernels on `wgpu`.
+//!
+//! Start at [`Blip2`]: open a checkpoint, caption images. Below it the parts can be used by themselves:
+//! [`gpu`] and [`kernels`] are a small compute engine, [`image`], [`text`] and [`weights`] read what the published
+//! checkpoints come with, [`generate`] holds greedy, beam search and sampling as plain state machines.
 #![deny(missing_docs)]
 
+#[cfg(feature = "cli")]
+pub mod cli;
+mod error;
 pub mod generate;
+pub mod gpu;
+pub mod image;
+pub mod kernels;
+pub mod model;
+pub mod schedule;
+pub mod task;
 pub mod text;
+pub mod weights;
+
+pub use error::Error;
+pub use task::{Blip2, Caption, CaptionOptions, OpenOptions, Preset};

@@ -25,7 +25,7 @@ impl BertTokenizer {
     ///
     /// # Errors
     /// [`TextError`] where files are missing, broken or lack `[CLS]` or `[SEP]`.
-    pub fn from_dir(folder: &Path) -> Result<Self, TextError> {
+    pub fn open(folder: &Path) -> Result<Self, TextError> {
         let special_files = special::SpecialFiles::read(folder)?;
         let whole = folder.join("tokenizer.json");
         let mut tokenizer = if whole.exists() {
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn text_is_lower_cased_split_and_framed() {
         let folder = folder(&[("vocab.txt", VOCAB)]);
-        let bert = BertTokenizer::from_dir(folder.path()).unwrap();
+        let bert = BertTokenizer::open(folder.path()).unwrap();
         assert_eq!(
             bert.encode("A PHOTO, cats", None).unwrap(),
             [2, 5, 6, 9, 7, 8, 3]
@@ -159,7 +159,7 @@ mod tests {
     fn case_is_kept_where_the_config_says_so() {
         let config = r#"{"do_lower_case": false, "additional_special_tokens": ["[DEC]"]}"#;
         let folder = folder(&[("vocab.txt", VOCAB), ("tokenizer_config.json", config)]);
-        let bert = BertTokenizer::from_dir(folder.path()).unwrap();
+        let bert = BertTokenizer::open(folder.path()).unwrap();
         assert_eq!(bert.encode("A a [DEC]", None).unwrap(), [2, 1, 5, 11, 3]);
         assert_eq!(bert.token_id("[DEC]"), Some(11));
     }
@@ -168,9 +168,7 @@ mod tests {
     fn missing_pieces_are_named() {
         let error = |files: &[(&str, &str)]| {
             let folder = folder(files);
-            BertTokenizer::from_dir(folder.path())
-                .unwrap_err()
-                .to_string()
+            BertTokenizer::open(folder.path()).unwrap_err().to_string()
         };
         assert!(error(&[]).contains("vocab.txt"));
         assert!(error(&[("vocab.txt", "a\nb\n")]).contains("[UNK]"));
@@ -198,7 +196,7 @@ mod tests {
         let config = r#"{"additional_special_tokens": ["[DEC]"]}"#;
         let split = folder(&[("vocab.txt", &vocab), ("tokenizer_config.json", config)]);
         for folder in [shared.as_path(), split.path()] {
-            let bert = BertTokenizer::from_dir(folder).unwrap();
+            let bert = BertTokenizer::open(folder).unwrap();
             for case in &expected {
                 assert_eq!(
                     bert.encode(&case.text, None).unwrap(),

@@ -1,7 +1,6 @@
 use std::path::{Path, PathBuf};
 
 use tokenizers::{
-    Tokenizer,
     models::bpe::{BPE, Merges, Vocab},
     pre_tokenizers::byte_level::ByteLevel,
 };
@@ -12,21 +11,20 @@ use super::{TextError, files, special};
 ///
 /// A text becomes its first token (`</s>`, id 2) and the text's pieces, with no token after them.
 #[derive(Clone, Debug)]
-pub struct OptTokenizer {
-    tokenizer: Tokenizer,
+pub struct Tokenizer {
+    tokenizer: tokenizers::Tokenizer,
     bos_id: u32,
     special_ids: Vec<u32>,
     folder: PathBuf,
 }
 
-impl OptTokenizer {
+impl Tokenizer {
     /// Reads the tokenizer of a folder in the Hugging Face layout: `tokenizer.json`, or `vocab.json`
-    /// and `merges.txt`. `bos_token_id` is the model config's first token; `None` takes the one that
-    /// the tokenizer's own files name.
+    /// and `merges.txt`. `bos_token_id` is the first token of every text, as the model's config has it.
     ///
     /// # Errors
     /// [`TextError`] where files are missing, broken or do not fit together.
-    pub fn from_dir(folder: &Path, bos_token_id: Option<u32>) -> Result<Self, TextError> {
+    pub fn open(folder: &Path, bos_token_id: u32) -> Result<Self, TextError> {
         let special_files = special::SpecialFiles::read(folder)?;
         let whole = folder.join("tokenizer.json");
         let mut tokenizer = if whole.exists() {
@@ -36,22 +34,17 @@ impl OptTokenizer {
             from_vocab_and_merges(folder, prefix_space)?
         };
         special_files.add_to(&mut tokenizer, folder)?;
-        let bos_id = match bos_token_id {
-            Some(id) => tokenizer.id_to_token(id).map(|_| id),
-            None => {
-                let bos = special_files.role("bos_token").unwrap_or("</s>");
-                tokenizer.token_to_id(bos)
-            }
-        };
-        let bos_id = bos_id.ok_or_else(|| TextError::NoSpecialToken {
-            folder: folder.to_owned(),
-            role: "first (bos)",
-            wanted: bos_token_id.map_or("</s>".into(), |id| id.to_string()),
-        })?;
+        if tokenizer.id_to_token(bos_token_id).is_none() {
+            return Err(TextError::NoSpecialToken {
+                folder: folder.to_owned(),
+                role: "first (bos)",
+                wanted: bos_token_id.to_string(),
+            });
+        }
         Ok(Self {
             special_ids: special::special_ids(&tokenizer),
             tokenizer,
-            bos_id,
+            bos_id: bos_token_id,
             folder: folder.to_owned(),
         })
     }
@@ -70,7 +63,7 @@ impl OptTokenizer {
     /// published files differ in it.
     ///
     /// # Errors
-    /// As [`OptTokenizer::encode`].
+    /// As [`Tokenizer::encode`].
     pub fn encode_without_bos(&self, text: &str) -> Result<Vec<u32>, TextError> {
         let encoding = self.tokenizer.encode_fast(text, false);
         Ok(encoding.map_err(|e| self.failed(e))?.get_ids().to_vec())
@@ -80,7 +73,7 @@ impl OptTokenizer {
     /// outside the vocabulary are skipped, and so are special tokens if `skip_special`.
     ///
     /// # Errors
-    /// As [`OptTokenizer::encode`].
+    /// As [`Tokenizer::encode`].
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
         let text = self.tokenizer.decode(ids, skip_special);
         text.map_err(|e| self.failed(e))
@@ -89,6 +82,11 @@ impl OptTokenizer {
     /// The first token of every text.
     pub fn bos_id(&self) -> u32 {
         self.bos_id
+    }
+
+    /// The first id of a line break, which ends a text of the models by LAVIS.
+    pub fn newline(&self) -> Option<u32> {
+        self.encode_without_bos("\n").ok()?.first().copied()
     }
 
     /// Ids of the special tokens, rising.
@@ -118,7 +116,10 @@ impl OptTokenizer {
 }
 
 /// Byte-level BPE from `vocab.json` and `merges.txt`, as transformers' `GPT2Tokenizer` builds it.
-fn from_vocab_and_merges(folder: &Path, prefix_space: bool) -> Result<Tokenizer, TextError> {
+fn from_vocab_and_merges(
+    folder: &Path,
+    prefix_space: bool,
+) -> Result<tokenizers::Tokenizer, TextError> {
     let Some((vocab_file, merges_file)) = files::pair(folder, "vocab.json", "merges.txt")? else {
         return Err(TextError::NoTokenizer {
             folder: folder.to_owned(),
@@ -132,7 +133,7 @@ fn from_vocab_and_merges(folder: &Path, prefix_space: bool) -> Result<Tokenizer,
         .vocab_and_merges(vocab, merges)
         .build()
         .map_err(|error| files::broken(&merges_file, error))?;
-    let mut tokenizer = Tokenizer::new(model);
+    let mut tokenizer = tokenizers::Tokenizer::new(model);
     let byte_level = ByteLevel::new(prefix_space, true, true);
     tokenizer
         .with_pre_tokenizer(Some(byte_level))

@@ -1,56 +1,60 @@
-/// Shows a text while its tokens arrive: each piece is final, and the pieces together are the text.
+use super::Tokenizer;
+
+/// Shows a text while its tokens arrive: each piece is final, and the pieces together are the text
+/// without its special tokens, trimmed.
 ///
 /// One character may need several tokens, so the tail is held back while it is an incomplete
-/// character; so is white space at the tail, which is dropped if nothing follows it. White space before
-/// the text is dropped too: together the pieces are the decoded text, trimmed.
-#[derive(Clone, Debug, Default)]
-pub struct TextStream {
+/// character; so is white space at the tail, which is dropped if nothing follows it.
+#[derive(Clone, Debug)]
+pub struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
     tokens: Vec<u32>,
-    /// Bytes of the decoded, left-trimmed text already shown.
-    shown: String,
+    shown: Shown,
 }
 
-impl TextStream {
+impl<'a> TextStream<'a> {
     /// A stream that has seen no tokens.
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(tokenizer: &'a Tokenizer) -> Self {
+        Self {
+            tokenizer,
+            tokens: Vec::new(),
+            shown: Shown::default(),
+        }
     }
 
-    /// Takes the next token and returns what may be shown now, possibly nothing. `decode` turns all
-    /// tokens so far into text ([`OptTokenizer::decode`](super::OptTokenizer::decode)).
-    ///
-    /// # Errors
-    /// Those of `decode`.
-    pub fn push<E>(
-        &mut self,
-        token: u32,
-        decode: impl FnOnce(&[u32]) -> Result<String, E>,
-    ) -> Result<String, E> {
+    /// Takes the next token and returns what may be shown now, if anything.
+    pub fn push(&mut self, token: u32) -> Option<String> {
         self.tokens.push(token);
-        let text = decode(&self.tokens)?;
-        // An incomplete character decodes to one or more U+FFFD at the end.
-        let complete = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
-        Ok(self.show(complete))
+        let text = self.tokenizer.decode(&self.tokens, true).ok()?;
+        self.shown.unfinished(&text)
     }
 
     /// What was still held back, once the last token has come.
-    ///
-    /// # Errors
-    /// Those of `decode`.
-    pub fn finish<E>(
-        mut self,
-        decode: impl FnOnce(&[u32]) -> Result<String, E>,
-    ) -> Result<String, E> {
-        let text = decode(&self.tokens)?;
-        Ok(self.show(&text))
+    pub fn finish(mut self) -> Option<String> {
+        let text = self.tokenizer.decode(&self.tokens, true).ok()?;
+        self.shown.advance(&text)
+    }
+}
+
+/// The part of a growing text that has been shown.
+#[derive(Clone, Debug, Default)]
+struct Shown(String);
+
+impl Shown {
+    /// What is new in `text`, which may end within a character.
+    fn unfinished(&mut self, text: &str) -> Option<String> {
+        // An incomplete character decodes to one or more U+FFFD at the end.
+        self.advance(text.trim_end_matches(char::REPLACEMENT_CHARACTER))
     }
 
-    fn show(&mut self, text: &str) -> String {
-        let Some(new) = text.trim().strip_prefix(self.shown.as_str()) else {
-            return String::new(); // held back, or a decoder that changed what it said: never go back
-        };
-        self.shown.push_str(new);
-        new.to_owned()
+    fn advance(&mut self, text: &str) -> Option<String> {
+        // None where less is certain than has been shown: what is shown is never taken back.
+        let new = text.trim().strip_prefix(self.0.as_str())?;
+        if new.is_empty() {
+            return None;
+        }
+        self.0.push_str(new);
+        Some(new.to_owned())
     }
 }
 
@@ -58,20 +62,14 @@ impl TextStream {
 mod tests {
     use super::*;
 
-    /// Each token is one byte.
-    fn decode(tokens: &[u32]) -> Result<String, std::convert::Infallible> {
-        let bytes: Vec<u8> = tokens.iter().map(|&t| t as u8).collect();
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    }
-
+    /// What is shown after each byte of a text, and at its end.
     fn pieces(bytes: &[u8]) -> Vec<String> {
-        let mut stream = TextStream::new();
-        let mut pieces: Vec<String> = bytes
-            .iter()
-            .map(|&b| stream.push(u32::from(b), decode).unwrap())
+        let mut shown = Shown::default();
+        let mut pieces: Vec<_> = (1..=bytes.len())
+            .map(|end| shown.unfinished(&String::from_utf8_lossy(&bytes[..end])))
             .collect();
-        pieces.push(stream.finish(decode).unwrap());
-        pieces
+        pieces.push(shown.advance(&String::from_utf8_lossy(bytes)));
+        pieces.into_iter().map(Option::unwrap_or_default).collect()
     }
 
     #[test]

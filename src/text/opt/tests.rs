@@ -96,7 +96,7 @@ fn every_layout_encodes_alike() {
         whole_folder(serde_json::Value::Null),
     ];
     for layout in layouts {
-        let opt = OptTokenizer::from_dir(layout.path(), Some(2)).unwrap();
+        let opt = Tokenizer::open(layout.path(), 2).unwrap();
         let encode = |text| opt.encode(text).unwrap();
         assert_eq!(encode("cat cat"), [2, byte(b'c'), AT, SPACE_CAT]);
         assert_eq!(encode(""), [2]);
@@ -111,7 +111,7 @@ fn every_layout_encodes_alike() {
 #[test]
 fn decoding_undoes_encoding() {
     let folder = split_folder();
-    let opt = OptTokenizer::from_dir(folder.path(), None).unwrap();
+    let opt = Tokenizer::open(folder.path(), 2).unwrap();
     for text in ["a cat , don't", " 日本 🐱\n", "tab\t\u{0}"] {
         let ids = opt.encode(text).unwrap();
         assert_eq!(opt.decode(&ids, true).unwrap(), text);
@@ -124,59 +124,55 @@ fn decoding_undoes_encoding() {
 #[test]
 fn a_streamed_text_is_the_whole_text() {
     let folder = split_folder();
-    let opt = OptTokenizer::from_dir(folder.path(), None).unwrap();
-    let mut stream = TextStream::new();
-    let mut pieces = Vec::new();
-    for id in opt.encode(" cat 🐱!\n").unwrap() {
-        pieces.push(stream.push(id, |ids| opt.decode(ids, true)).unwrap());
-    }
-    pieces.push(stream.finish(|ids| opt.decode(ids, true)).unwrap());
-    pieces.retain(|piece| !piece.is_empty());
+    let opt = Tokenizer::open(folder.path(), 2).unwrap();
+    let mut stream = TextStream::new(&opt);
+    let ids = opt.encode(" cat 🐱!\n").unwrap();
+    let mut pieces: Vec<_> = ids.iter().filter_map(|&id| stream.push(id)).collect();
+    pieces.extend(stream.finish());
+    assert_eq!(opt.newline(), Some(byte(b'\n')));
     assert_eq!(pieces, ["cat", " 🐱", "!"]);
 }
 
-fn error(files: &[(&str, String)], bos: Option<u32>) -> String {
+fn error(files: &[(&str, String)]) -> String {
     let folder = folder(files);
-    OptTokenizer::from_dir(folder.path(), bos)
-        .unwrap_err()
-        .to_string()
+    Tokenizer::open(folder.path(), 2).unwrap_err().to_string()
 }
 
 #[test]
 fn missing_files_are_named() {
-    assert!(error(&[], None).contains("no tokenizer"));
+    assert!(error(&[]).contains("no tokenizer"));
     let vocab = ("vocab.json", vocab().to_string());
     let merges = ("merges.txt", MERGES.to_string());
-    assert!(error(&[vocab], None).contains("merges.txt"));
-    assert!(error(&[merges], None).contains("vocab.json"));
+    assert!(error(&[vocab]).contains("merges.txt"));
+    assert!(error(&[merges]).contains("vocab.json"));
 }
 
 #[test]
 fn broken_files_are_named() {
     let vocab = || ("vocab.json", vocab().to_string());
     let merges = |text: &str| ("merges.txt", text.to_string());
-    assert!(error(&[("tokenizer.json", "{\"version\"".into())], None).contains("tokenizer.json"));
-    assert!(error(&[("tokenizer.json", "{}".into())], None).contains("tokenizer.json"));
-    assert!(error(&[("vocab.json", "[]".into()), merges(MERGES)], None).contains("vocab.json"));
+    assert!(error(&[("tokenizer.json", "{\"version\"".into())]).contains("tokenizer.json"));
+    assert!(error(&[("tokenizer.json", "{}".into())]).contains("tokenizer.json"));
+    assert!(error(&[("vocab.json", "[]".into()), merges(MERGES)]).contains("vocab.json"));
     let fraction = ("vocab.json", json!({"a": 1.5}).to_string());
-    assert!(error(&[fraction, merges(MERGES)], None).contains("\"a\""));
-    assert!(error(&[vocab(), merges("Ġ c\nabc\n")], None).contains("line 2"));
-    assert!(error(&[vocab(), merges("z z\n")], None).contains("merges.txt"));
+    assert!(error(&[fraction, merges(MERGES)]).contains("\"a\""));
+    assert!(error(&[vocab(), merges("Ġ c\nabc\n")]).contains("line 2"));
+    assert!(error(&[vocab(), merges("z z\n")]).contains("merges.txt"));
     let config = ("tokenizer_config.json", "nonsense".to_string());
-    assert!(error(&[vocab(), merges(MERGES), config], None).contains("tokenizer_config.json"));
+    assert!(error(&[vocab(), merges(MERGES), config]).contains("tokenizer_config.json"));
     // An added token whose id the vocabulary does not lead up to.
     let added = ("added_tokens.json", json!({"<image>": 300}).to_string());
-    assert!(error(&[vocab(), merges(MERGES), added], None).contains("<image>"));
+    assert!(error(&[vocab(), merges(MERGES), added]).contains("<image>"));
 }
 
 #[test]
 fn the_vocabulary_must_fit_the_model() {
     let folder = split_folder();
-    let opt = OptTokenizer::from_dir(folder.path(), None).unwrap();
+    let opt = Tokenizer::open(folder.path(), 2).unwrap();
     opt.check_embedding_rows(264).unwrap();
     let message = opt.check_embedding_rows(263).unwrap_err().to_string();
     assert!(message.contains("263"), "{message}");
-    let bos = OptTokenizer::from_dir(folder.path(), Some(5000))
+    let bos = Tokenizer::open(folder.path(), 5000)
         .unwrap_err()
         .to_string();
     assert!(bos.contains("5000"), "{bos}");
@@ -207,7 +203,7 @@ fn the_opt_vocabulary_encodes_as_expected() {
     ];
     let split = folder(&names.map(|name| (name, read(name))));
     for folder in [shared.as_path(), split.path()] {
-        let opt = OptTokenizer::from_dir(folder, Some(2)).unwrap();
+        let opt = Tokenizer::open(folder, 2).unwrap();
         for case in &expected {
             let ids = opt.encode(&case.text).unwrap();
             assert_eq!(ids, case.ids, "{}", case.text);

@@ -1,0 +1,71 @@
+// advance: ends a greedy decode step on the GPU, so that the next one can follow without the host.
+//
+//   choice     [rows]  (token, value, log-sum-exp) of argmax over the processed logits
+//   stop       u32 [rows]: greatest number of new tokens of the row
+//   row_info   (sequence, position) [rows]; position 0xffffffff marks a finished row
+//   row_state  (history length, new tokens) [rows]
+//   tokens     u32 [rows]: input of the next step
+//   history    u32 [rows, history_stride]: prompt and generated ids, for the logit processors
+//   chosen     (token, log-probability bits) [window, rows]: what the host reads
+//   window     params.window[0]: index of this step within the submit, counted up here
+//
+// A row that meets an end token or its greatest length is finished: it writes PAD and stays where it is.
+// Grid: 1; one thread a row, workgroup of 256 loops over rows.
+// Called once a decode step by model/opt.rs (kernels/advance.rs). Its cost is the dispatch.
+
+const INACTIVE: u32 = 0xffffffffu;
+
+struct Params {
+    rows: u32,
+    history_stride: u32,
+    pad_token: u32,
+    end_tokens: u32, // how many of end_token hold a value
+    end_token: vec4<u32>,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> choice: array<vec4<u32>>;          // [rows] token, value, lse, -
+@group(0) @binding(2) var<storage, read> stop: array<u32>;                  // [rows]
+@group(0) @binding(3) var<storage, read_write> row_info: array<vec2<u32>>;  // [rows]
+@group(0) @binding(4) var<storage, read_write> row_state: array<vec2<u32>>; // [rows]
+@group(0) @binding(5) var<storage, read_write> tokens: array<u32>;          // [rows]
+@group(0) @binding(6) var<storage, read_write> history: array<u32>;         // [rows, history_stride]
+@group(0) @binding(7) var<storage, read_write> chosen: array<vec2<u32>>;    // [1 + window * rows], [0].x counts steps
+
+fn is_end(token: u32) -> bool {
+    for (var i = 0u; i < params.end_tokens; i++) {
+        if params.end_token[i] == token {
+            return true;
+        }
+    }
+    return false;
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(local_invocation_index) thread: u32) {
+    let step = chosen[0].x;
+    // Every thread has read the counter before the first one counts it up.
+    workgroupBarrier();
+    storageBarrier();
+    for (var row = thread; row < params.rows; row += 256u) {
+        let at = 1u + step * params.rows + row;
+        let position = row_info[row].y;
+        if position == INACTIVE {
+            chosen[at] = vec2<u32>(params.pad_token, 0u);
+            continue;
+        }
+        let token = choice[row].x;
+        let log_probability = bitcast<f32>(choice[row].y) - bitcast<f32>(choice[row].z);
+        chosen[at] = vec2<u32>(token, bitcast<u32>(log_probability));
+
+        let state = row_state[row];
+        history[row * params.history_stride + state.x] = token;
+        row_state[row] = state + vec2<u32>(1u, 1u);
+        tokens[row] = token;
+        let finished = is_end(token) || state.y + 1u >= stop[row];
+        row_info[row].y = select(position + 1u, INACTIVE, finished);
+    }
+    if thread == 0u {
+        chosen[0].x = step + 1u;
+    }
+}

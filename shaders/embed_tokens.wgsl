@@ -1,0 +1,68 @@
+// embed_tokens: the decoder's input rows. A row is a token's embedding or a projected query ("visual") row,
+// plus the position embedding.
+//
+//   tokens     u32 [rows]                   a token id, or VISUAL | row of `visual`
+//   row_info   (sequence, position) [rows]  position 0xffffffff marks an inactive row: zeros are written
+//   embedding  f16 [part_rows, width]       rows first_row.. of the token embedding (it may exceed one binding)
+//   positions  f16 [any, width]             row position + POSITION_OFFSET is added (OPT keeps two rows in front)
+//   visual     f32 [any, width]
+//   x          f32 [rows, width]
+//
+// Every part of the embedding has its own dispatch, which writes the rows whose token lies in it; the first
+// (first_row = 0) also writes visual and inactive rows.
+// Grid: x = ceil(width / 128), y = rows; one thread two values.
+// Called by model/opt.rs for prefill and for each decode step (kernels/embed_tokens.rs). Its cost is the dispatch.
+
+const VISUAL: u32 = 0x80000000u;
+const INACTIVE: u32 = 0xffffffffu;
+override POSITION_OFFSET: u32 = 2u;
+
+struct Params {
+    width: u32,
+    first_row: u32,
+    part_rows: u32,
+    pad0: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> tokens: array<u32>;          // [rows]
+@group(0) @binding(2) var<storage, read> row_info: array<vec2<u32>>;  // [rows]
+@group(0) @binding(3) var<storage, read> embedding: array<u32>;       // [part_rows, width / 2]
+@group(0) @binding(4) var<storage, read> positions: array<u32>;       // [any, width / 2]
+@group(0) @binding(5) var<storage, read> visual: array<vec2<f32>>;    // [any, width / 2]
+@group(0) @binding(6) var<storage, read_write> x: array<vec2<f32>>;   // [rows, width / 2]
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let pair = id.x;
+    let row = id.y;
+    let pairs = params.width / 2u;
+    if pair >= pairs {
+        return;
+    }
+    let token = tokens[row];
+    let position = row_info[row].y;
+    let is_visual = (token & VISUAL) != 0u;
+
+    if position == INACTIVE {
+        if params.first_row == 0u {
+            x[row * pairs + pair] = vec2<f32>(0.0);
+        }
+        return;
+    }
+    var value: vec2<f32>;
+    if is_visual {
+        if params.first_row != 0u {
+            return;
+        }
+        value = visual[(token & ~VISUAL) * pairs + pair];
+    } else {
+        // Unsigned wrap-around makes tokens before this part fail the comparison too.
+        let part_row = token - params.first_row;
+        if part_row >= params.part_rows {
+            return;
+        }
+        value = unpack2x16float(embedding[part_row * pairs + pair]);
+    }
+    x[row * pairs + pair] = value + unpack2x16float(positions[(position + POSITION_OFFSET) * pairs + pair]);
+}

@@ -1,0 +1,64 @@
+// Logits to log-probabilities in place: row - log(sum(exp(row))).
+//
+//   logits [rows, vocab] f32, row r at logits_offset + r * logits_stride
+//
+// -inf and the masked value -3.4028235e38 count as nothing in the sum and stay masked
+// (at or below -3.4e38). Grid: (rows, 1, 1); one workgroup of 256 a row.
+// Called by beam search, before process_logits (HF applies its penalties to log-probabilities there).
+// Measured: 10 rows x 50304 on llvmpipe, CPU time / 2 cores: 1.4 ms.
+
+struct Params {
+    rows: u32,
+    vocab: u32,
+    logits_stride: u32,
+    logits_offset: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read_write> logits: array<f32>;
+
+const THREADS: u32 = 256u;
+const LOWEST: f32 = -3.4028235e38;
+
+var<workgroup> values: array<f32, THREADS>;
+var<workgroup> sums: array<f32, THREADS>; // of exp(logit - value)
+
+@compute @workgroup_size(THREADS)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let row = params.logits_offset + group.x * params.logits_stride;
+    var value = LOWEST;
+    var sum = 0.0;
+    for (var i = thread; i < params.vocab; i += THREADS) {
+        let logit = logits[row + i];
+        // One exponential an entry: either the sum shrinks to a new maximum or the entry joins it.
+        let e = exp(-abs(logit - value));
+        if logit > value {
+            sum = sum * e + 1.0;
+            value = logit;
+        } else {
+            sum += select(0.0, e, logit > LOWEST);
+        }
+    }
+    values[thread] = value;
+    sums[thread] = sum;
+    workgroupBarrier();
+    for (var half = THREADS / 2u; half > 0u; half /= 2u) {
+        if thread < half {
+            let a = values[thread];
+            let b = values[thread + half];
+            let high = max(a, b);
+            sums[thread] = sums[thread] * exp(a - high) + sums[thread + half] * exp(b - high);
+            values[thread] = high;
+        }
+        workgroupBarrier();
+    }
+    // A row with nothing but masked entries stays as it is.
+    let log_sum_exp = select(0.0, values[0] + log(sums[0]), sums[0] > 0.0);
+    for (var i = thread; i < params.vocab; i += THREADS) {
+        let logit = logits[row + i];
+        logits[row + i] = select(logit - log_sum_exp, LOWEST, logit <= LOWEST);
+    }
+}

@@ -1,0 +1,127 @@
+// matmul_tile: y = activation(x · wᵀ + bias) [+ y], for any GPU: shared memory, no subgroups, no f16 feature.
+//
+// x      [M, K] f32            weight [N, K] f16, PyTorch Linear layout, 8 halves an element
+// bias   [bias_offset + N] f32       y      [M, y_stride] f32, columns y_offset .. y_offset + N are written
+// K is a multiple of 8; M and N are any.
+// Tile: 64 rows × 64 columns a workgroup of 256, 4 × 4 a thread, 16 of K a step, 10 KiB of workgroup memory.
+// Grid: (ceil(N / 64), ceil(M / 64), 1).
+// Called by kernels::matmul where the adapter has no subgroups (or where the auto-tune finds it fastest).
+// Prepended: activation.wgsl.
+
+struct Params {
+    rows: u32,         // M
+    out_features: u32, // N
+    in_features: u32,  // K
+    y_stride: u32,
+    y_offset: u32,
+    bias_offset: u32,
+    pad_0: u32,
+    pad_1: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> weight: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read> bias: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+
+override HAS_BIAS: bool = false;
+override ACCUMULATE: bool = false;
+
+const TILE: u32 = 64u;
+// A row of a shared tile: 16 of K are 4 vec4; the fifth is padding that spreads the rows over the memory banks.
+const STRIDE: u32 = 5u;
+
+var<workgroup> x_tile: array<vec4<f32>, TILE * STRIDE>;
+var<workgroup> w_tile: array<vec4<f32>, TILE * STRIDE>;
+
+fn store(row: u32, column: u32, sum: f32) {
+    if (row >= params.rows || column >= params.out_features) {
+        return;
+    }
+    var v = sum;
+    if (HAS_BIAS) {
+        v += bias[params.bias_offset + column];
+    }
+    v = activate(v);
+    let at = row * params.y_stride + params.y_offset + column;
+    if (ACCUMULATE) {
+        v += y[at];
+    }
+    y[at] = v;
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) tile: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let row_base = tile.y * TILE;
+    let column_base = tile.x * TILE;
+
+    // Every thread brings one vec4 of x a step, every second thread 8 halves of w. Rows past the end bring the last row.
+    let x_row = thread / 4u;
+    let x_part = thread % 4u;
+    let x_from = min(row_base + x_row, params.rows - 1u) * (params.in_features / 4u);
+    let w_row = (thread / 2u) % TILE;
+    let w_part = thread % 2u;
+    let w_from = min(column_base + w_row, params.out_features - 1u) * (params.in_features / 8u);
+
+    // Thread (tx, ty) owns rows ty, ty + 16, .. and columns tx, tx + 16, ..
+    let tx = thread % 16u;
+    let ty = thread / 16u;
+    var sum_0 = vec4<f32>();
+    var sum_1 = vec4<f32>();
+    var sum_2 = vec4<f32>();
+    var sum_3 = vec4<f32>();
+
+    for (var k = 0u; k < params.in_features; k += 16u) {
+        var x_value = vec4<f32>();
+        if (k + 4u * x_part < params.in_features) {
+            x_value = x[x_from + k / 4u + x_part];
+        }
+        x_tile[x_row * STRIDE + x_part] = x_value;
+        if (thread < 2u * TILE) {
+            var halves = vec4<u32>();
+            if (k + 8u * w_part < params.in_features) {
+                halves = weight[w_from + k / 8u + w_part];
+            }
+            let at = w_row * STRIDE + 2u * w_part;
+            w_tile[at] = vec4<f32>(unpack2x16float(halves.x), unpack2x16float(halves.y));
+            w_tile[at + 1u] = vec4<f32>(unpack2x16float(halves.z), unpack2x16float(halves.w));
+        }
+        workgroupBarrier();
+
+        for (var part = 0u; part < 4u; part++) {
+            let w_0 = w_tile[tx * STRIDE + part];
+            let w_1 = w_tile[(tx + 16u) * STRIDE + part];
+            let w_2 = w_tile[(tx + 32u) * STRIDE + part];
+            let w_3 = w_tile[(tx + 48u) * STRIDE + part];
+            let x_0 = x_tile[ty * STRIDE + part];
+            sum_0 += vec4<f32>(dot(x_0, w_0), dot(x_0, w_1), dot(x_0, w_2), dot(x_0, w_3));
+            let x_1 = x_tile[(ty + 16u) * STRIDE + part];
+            sum_1 += vec4<f32>(dot(x_1, w_0), dot(x_1, w_1), dot(x_1, w_2), dot(x_1, w_3));
+            let x_2 = x_tile[(ty + 32u) * STRIDE + part];
+            sum_2 += vec4<f32>(dot(x_2, w_0), dot(x_2, w_1), dot(x_2, w_2), dot(x_2, w_3));
+            let x_3 = x_tile[(ty + 48u) * STRIDE + part];
+            sum_3 += vec4<f32>(dot(x_3, w_0), dot(x_3, w_1), dot(x_3, w_2), dot(x_3, w_3));
+        }
+        workgroupBarrier();
+    }
+
+    let row = row_base + ty;
+    let column = column_base + tx;
+    store(row, column, sum_0.x);
+    store(row, column + 16u, sum_0.y);
+    store(row, column + 32u, sum_0.z);
+    store(row, column + 48u, sum_0.w);
+    store(row + 16u, column, sum_1.x);
+    store(row + 16u, column + 16u, sum_1.y);
+    store(row + 16u, column + 32u, sum_1.z);
+    store(row + 16u, column + 48u, sum_1.w);
+    store(row + 32u, column, sum_2.x);
+    store(row + 32u, column + 16u, sum_2.y);
+    store(row + 32u, column + 32u, sum_2.z);
+    store(row + 32u, column + 48u, sum_2.w);
+    store(row + 48u, column, sum_3.x);
+    store(row + 48u, column + 16u, sum_3.y);
+    store(row + 48u, column + 32u, sum_3.z);
+    store(row + 48u, column + 48u, sum_3.w);
+}

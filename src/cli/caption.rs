@@ -1,0 +1,162 @@
+//! `blip2-wgpu caption IMAGE…`
+
+use crate::Error;
+use crate::image::{Rgb8Image, decode, decode_file};
+use crate::task::{Blip2, Caption, CaptionOptions};
+
+use super::Shared;
+use super::generation::GenerationArgs;
+use super::inputs::{ImageInput, ImageSource, expand};
+use super::output::Output;
+
+/// Describes images.
+///
+/// Example: blip2-wgpu caption photo.jpg holiday/ --model blip2-opt-2.7b --beams 5 --json
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: blip2-wgpu caption photo.jpg holiday/ --model blip2-opt-2.7b --beams 5 --json"
+)]
+pub(super) struct Args {
+    /// Image files, folders (with all below them), globs, or - for stdin
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<std::ffi::OsString>,
+    /// Side of the images in pixels, if not the checkpoint's
+    #[arg(long, value_name = "PIXELS")]
+    image_size: Option<u32>,
+    #[command(flatten)]
+    generation: GenerationArgs,
+}
+
+/// Captions every image; `false` if any failed.
+pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
+    let (inputs, errors) = expand(&args.images);
+    for error in &errors {
+        output.error(error);
+    }
+    if inputs.is_empty() {
+        return Ok(false);
+    }
+    let preset = args.generation.preset;
+    let image_size = args.image_size.or(preset.caption_image_size());
+    let mut model = shared.open(image_size, output).await?;
+    let options = CaptionOptions {
+        prompt: args.generation.prompt.clone(),
+        preset,
+        generation: args.generation.overrides(),
+        batch_size: args.generation.batch_size.0,
+    };
+    model.check_caption_options(&options)?;
+
+    let mut all_done = errors.is_empty();
+    let bar = output.items(inputs.len());
+    let batch_size = if args.generation.stream {
+        1
+    } else {
+        model.caption_batch_size(&options)
+    };
+    for inputs in inputs.chunks(batch_size) {
+        let (names, images) = decode_all(inputs, &options, output);
+        all_done &= images.len() == inputs.len();
+        caption_batch(
+            &mut model,
+            &names,
+            &images,
+            &options,
+            args.generation.stream,
+            output,
+        )
+        .await?;
+        bar.inc(inputs.len() as u64);
+    }
+    bar.finish_and_clear();
+    model.gpu().save_pipelines();
+    Ok(all_done)
+}
+
+/// The images that can be read; each other one is reported.
+fn decode_all(
+    inputs: &[ImageInput],
+    options: &CaptionOptions,
+    output: &Output,
+) -> (Vec<String>, Vec<Rgb8Image>) {
+    let policy = options.preset.decode_policy();
+    let mut names = Vec::new();
+    let mut images = Vec::new();
+    for input in inputs {
+        let decoded = match &input.source {
+            ImageSource::Path(path) => decode_file(path, policy),
+            ImageSource::Bytes(bytes) => decode(bytes, &input.name, policy),
+        };
+        match decoded {
+            Ok(image) => {
+                names.push(input.name.clone());
+                images.push(image);
+            }
+            Err(error) => output.error(&error),
+        }
+    }
+    (names, images)
+}
+
+async fn caption_batch(
+    model: &mut Blip2,
+    names: &[String],
+    images: &[Rgb8Image],
+    options: &CaptionOptions,
+    stream: bool,
+    output: &Output,
+) -> Result<(), Error> {
+    let started = std::time::Instant::now();
+    let stream_text = stream && !output.json;
+    let captions = model
+        .caption_streaming(images, options, &mut |_, piece: &str| {
+            if stream_text {
+                output.text(piece);
+            }
+        })
+        .await?;
+    for (name, caption) in names.iter().zip(&captions) {
+        if output.json {
+            output.line(&json(name, caption).to_string());
+        } else if stream_text {
+            output.line("");
+        } else {
+            print_text(name, caption, output);
+        }
+    }
+    output.detail(&format!(
+        "{} images in {:.2} s; {}",
+        images.len(),
+        started.elapsed().as_secs_f64(),
+        model.timings()
+    ));
+    Ok(())
+}
+
+fn print_text(name: &str, caption: &Caption, output: &Output) {
+    if caption.alternatives.len() > 1 {
+        for text in &caption.alternatives {
+            output.line(&format!("{name}: {}", text.text));
+        }
+    } else {
+        output.line(&format!("{name}: {}", caption.text));
+    }
+}
+
+fn json(name: &str, caption: &Caption) -> serde_json::Value {
+    let mut line = serde_json::json!({
+        "image": name,
+        "pred_caption": caption.text,
+        "tokens": caption.tokens,
+        "score": caption.score,
+        "num_tokens": caption.tokens.len(),
+    });
+    if caption.alternatives.len() > 1 {
+        line["captions"] = caption
+            .alternatives
+            .iter()
+            .map(|text| serde_json::json!({"text": text.text, "score": text.score}))
+            .collect();
+    }
+    line
+}

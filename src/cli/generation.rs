@@ -1,0 +1,99 @@
+//! Generation flags, shared by the commands that write text.
+
+use crate::generate::GenerationOverrides;
+use crate::task::Preset;
+
+/// How to choose tokens. Flags left out keep the preset's or the checkpoint's value.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Generation")]
+pub(super) struct GenerationArgs {
+    /// Text before the answer
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Most tokens to generate, the prompt not counted
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+    /// Fewest tokens to generate
+    #[arg(long, value_name = "N")]
+    min_new_tokens: Option<usize>,
+    /// Beams; 1 is greedy
+    #[arg(long, value_name = "N")]
+    beams: Option<usize>,
+    /// Exponent of the length in a beam's score: above 0 favours long texts
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    length_penalty: Option<f64>,
+    /// Stop a beam search as soon as enough texts are finished
+    #[arg(long)]
+    early_stopping: bool,
+    /// Draw tokens at random
+    #[arg(long)]
+    sample: bool,
+    /// Flatter (above 1) or sharper distribution to draw from
+    #[arg(long, value_name = "X")]
+    temperature: Option<f64>,
+    /// Draw from the N likeliest; 0 is no limit
+    #[arg(long, value_name = "N")]
+    top_k: Option<usize>,
+    /// Draw from the likeliest that make up this share
+    #[arg(long, value_name = "X")]
+    top_p: Option<f64>,
+    /// The same seed gives the same text
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Divides the score of tokens already said; 1 is off
+    #[arg(long, value_name = "X")]
+    repetition_penalty: Option<f64>,
+    /// No run of N tokens twice; 0 is off
+    #[arg(long, value_name = "N")]
+    no_repeat_ngram: Option<usize>,
+    /// Texts an image
+    #[arg(long, value_name = "K")]
+    num_captions: Option<usize>,
+    /// Show tokens as they come (greedy and sampling)
+    #[arg(long)]
+    pub stream: bool,
+    /// Images at a time: a number, or auto
+    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_batch_size)]
+    pub batch_size: BatchSize,
+    /// Prompt, image size, beams and stop rules of this system
+    #[arg(long, value_enum, default_value_t)]
+    pub preset: Preset,
+}
+
+/// `--batch-size`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BatchSize(pub Option<usize>);
+
+fn parse_batch_size(text: &str) -> Result<BatchSize, String> {
+    match text {
+        "auto" => Ok(BatchSize(None)),
+        _ => match text.parse() {
+            Ok(0) | Err(_) => Err("give a number of 1 or more, or auto".into()),
+            Ok(size) => Ok(BatchSize(Some(size))),
+        },
+    }
+}
+
+impl GenerationArgs {
+    /// The flags that were given.
+    pub(super) fn overrides(&self) -> GenerationOverrides {
+        GenerationOverrides {
+            max_new_tokens: self.max_new_tokens,
+            min_new_tokens: self.min_new_tokens,
+            num_beams: self.beams,
+            length_penalty: self.length_penalty,
+            early_stopping: self
+                .early_stopping
+                .then_some(crate::generate::EarlyStopping::True),
+            do_sample: self.sample.then_some(true),
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            seed: self.seed,
+            repetition_penalty: self.repetition_penalty,
+            no_repeat_ngram_size: self.no_repeat_ngram,
+            num_return_sequences: self.num_captions,
+            ..GenerationOverrides::default()
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Where words go: results to stdout, all else to stderr; progress only on a terminal.
+
+use std::io::{IsTerminal, Write};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::Shared;
+
+/// What the user wants to see.
+#[derive(Debug)]
+pub(super) struct Output {
+    pub json: bool,
+    quiet: bool,
+    verbose: bool,
+}
+
+impl Output {
+    pub(super) fn new(shared: &Shared) -> Self {
+        log::set_max_level(match (shared.quiet, shared.verbose) {
+            (true, _) => log::LevelFilter::Error,
+            (_, true) => log::LevelFilter::Debug,
+            _ => log::LevelFilter::Warn,
+        });
+        // Fails only if a logger is set already, which then serves as well.
+        let _ = log::set_logger(&Logger);
+        Self {
+            json: shared.json,
+            quiet: shared.quiet,
+            verbose: shared.verbose,
+        }
+    }
+
+    /// A line of the result. A reader that has gone away (`| head`) is no error of ours.
+    pub(super) fn line(&self, line: &str) {
+        self.text(line);
+        self.text("\n");
+    }
+
+    /// Part of a line of the result, shown at once.
+    pub(super) fn text(&self, text: &str) {
+        let mut stdout = std::io::stdout().lock();
+        if stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| stdout.flush())
+            .is_err()
+        {
+            std::process::exit(0);
+        }
+    }
+
+    /// A failure, always shown.
+    pub(super) fn error(&self, error: &dyn std::fmt::Display) {
+        eprintln!("error: {error}");
+    }
+
+    /// A timing or detail for `-v`.
+    pub(super) fn detail(&self, text: &str) {
+        if self.verbose && !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    fn wants_progress(&self) -> bool {
+        !self.quiet && std::io::stderr().is_terminal()
+    }
+
+    /// A bar over `total` items; hidden unless stderr is a terminal.
+    pub(super) fn items(&self, total: usize) -> ProgressBar {
+        if !self.wants_progress() || total < 2 {
+            return ProgressBar::hidden();
+        }
+        let style = ProgressStyle::with_template("{pos}/{len} {wide_bar} {per_sec} {eta}");
+        // The template is a constant without unknown keys; the default style serves otherwise.
+        ProgressBar::new(total as u64)
+            .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    }
+}
+
+/// A bar over the checkpoint's bytes.
+pub(super) fn load_progress(output: &Output) -> impl FnMut(u64, u64) + Send + use<> {
+    let bar = if output.wants_progress() {
+        let style = ProgressStyle::with_template(
+            "loading {bytes}/{total_bytes} {wide_bar} {bytes_per_sec} {eta}",
+        );
+        ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    } else {
+        ProgressBar::hidden()
+    };
+    move |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        if done >= total {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Shows the library's warnings on stderr. wgpu's own chatter is left out.
+struct Logger;
+
+impl log::Log for Logger {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target().starts_with("blip2_wgpu")
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            eprintln!(
+                "{}: {}",
+                record.level().as_str().to_lowercase(),
+                record.args()
+            );
+        }
+    }
+
+    fn flush(&self) {}
+}

@@ -1,0 +1,118 @@
+//! The library's error: one line that says which file or option, what is wrong and what to do.
+
+use std::path::PathBuf;
+
+use crate::generate::GenerateError;
+use crate::gpu::GpuError;
+use crate::image::ImageError;
+use crate::model::config::ConfigError;
+use crate::text::TextError;
+use crate::weights::{UploadError, WeightsError};
+
+/// Anything that can go wrong between a checkpoint, images and text.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The device.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    /// The checkpoint's tensors.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The checkpoint's `config.json`.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// An image, or how to prepare images.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The tokenizer.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// Generation options or scores.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    /// No checkpoint was named.
+    #[error(
+        "no model given: pass --model DIR, a BLIP-2 folder in the Hugging Face layout (or set BLIP2_WGPU_MODEL)"
+    )]
+    NoModel,
+    /// The checkpoint cannot do what was asked.
+    #[error("{}: this is a {is} model, which cannot {task}; use a {needed} checkpoint", model.display())]
+    WrongKind {
+        /// The checkpoint.
+        model: PathBuf,
+        /// What it is.
+        is: &'static str,
+        /// What was asked.
+        task: &'static str,
+        /// What it takes.
+        needed: &'static str,
+    },
+    /// An image size that the model's patches do not divide.
+    #[error(
+        "image size {size} is not a positive multiple of the model's patch size {patch}; use for example {suggestion}"
+    )]
+    ImageSize {
+        /// Pixels asked for.
+        size: usize,
+        /// Pixels a patch.
+        patch: usize,
+        /// The nearest size that works.
+        suggestion: usize,
+    },
+    /// Prompt and new tokens do not fit the decoder's positions.
+    #[error(
+        "{needed} positions ({prompt} for image and prompt, {new} new tokens) exceed the model's {most}; shorten the prompt or lower --max-new-tokens"
+    )]
+    TooLong {
+        /// Positions needed.
+        needed: usize,
+        /// Of image and prompt.
+        prompt: usize,
+        /// New tokens asked for.
+        new: usize,
+        /// Positions there are.
+        most: usize,
+    },
+    /// A token id of the tokenizer that the model has no row for.
+    #[error("{}: token {token} is outside the model's vocabulary of {vocabulary}; use the tokenizer that belongs to these weights", model.display())]
+    Vocabulary {
+        /// The checkpoint.
+        model: PathBuf,
+        /// The id.
+        token: u32,
+        /// Rows of the embedding.
+        vocabulary: usize,
+    },
+    /// A reference dump that cannot be compared with.
+    #[error("{}: {problem}; make it with weights-tools/reference_dump.py for this model", file.display())]
+    Dump {
+        /// The dump.
+        file: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl From<UploadError> for Error {
+    fn from(error: UploadError) -> Self {
+        match error {
+            UploadError::Weights(error) => Self::Weights(error),
+            UploadError::Gpu(error) => Self::Gpu(error),
+        }
+    }
+}
+
+impl Error {
+    /// Whether the command line itself was wrong (exit code 2), rather than a file or the machine.
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::NoModel
+                | Self::ImageSize { .. }
+                | Self::Generate(GenerateError::Option { .. })
+                | Self::Gpu(GpuError::UnknownDisable { .. })
+        )
+    }
+}

@@ -1,0 +1,271 @@
+//! Buffers: weights in their GPU layouts, small state, and reading results back.
+
+use super::device::one_line;
+use super::{Gpu, GpuError};
+
+/// A vector of f32 on the device: biases and layer-norm weights.
+#[derive(Debug, Clone)]
+pub struct Vector {
+    /// `len` f32.
+    pub buffer: wgpu::Buffer,
+    /// Number of values.
+    pub len: usize,
+}
+
+/// A matrix of f16 on the device, `[rows, columns]` row-major as PyTorch's `Linear.weight` (`[out, in]`),
+/// two values packed in a `u32`, split by rows so that each part fits one binding.
+#[derive(Debug, Clone)]
+pub struct Matrix {
+    /// Consecutive row ranges.
+    pub parts: Vec<MatrixPart>,
+    /// All rows.
+    pub rows: usize,
+    /// Columns, a multiple of 8: rows are read 16 bytes at a time.
+    pub columns: usize,
+}
+
+/// Some consecutive rows of a [`Matrix`].
+#[derive(Debug, Clone)]
+pub struct MatrixPart {
+    /// `rows * columns` f16.
+    pub buffer: wgpu::Buffer,
+    /// Index of the first row in the whole matrix.
+    pub first_row: usize,
+    /// Rows in this part.
+    pub rows: usize,
+}
+
+impl Matrix {
+    /// Bytes on the device.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.buffer.size()).sum()
+    }
+}
+
+impl Gpu {
+    /// A storage buffer of `bytes` (rounded up to 16) that kernels read and write and copies go in and out of.
+    ///
+    /// # Errors
+    /// [`GpuError::TooLarge`] if no binding of this device can hold it.
+    pub fn storage(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        let bytes = bytes.max(16).next_multiple_of(16);
+        let capabilities = self.capabilities();
+        let limit = capabilities
+            .max_binding_bytes
+            .min(capabilities.max_buffer_bytes);
+        if bytes > limit {
+            return Err(GpuError::TooLarge {
+                what: label.into(),
+                bytes,
+                limit,
+            });
+        }
+        Ok(self.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: bytes,
+            usage: wgpu::BufferUsages::STORAGE
+                | wgpu::BufferUsages::COPY_DST
+                | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        }))
+    }
+
+    /// A storage buffer holding `data`: for small constants and tests. Weights go through [`super::Staging`].
+    ///
+    /// # Errors
+    /// As [`Gpu::storage`].
+    pub fn storage_with<T: bytemuck::NoUninit>(
+        &self,
+        label: &str,
+        data: &[T],
+    ) -> Result<wgpu::Buffer, GpuError> {
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        let buffer = self.storage(label, bytes.len() as u64)?;
+        self.write(&buffer, 0, bytes);
+        Ok(buffer)
+    }
+
+    /// Writes `data` at `offset` (both multiples of 4 bytes; a shorter tail is padded with zeros).
+    pub fn write<T: bytemuck::NoUninit>(&self, buffer: &wgpu::Buffer, offset: u64, data: &[T]) {
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        if bytes.is_empty() {
+            return;
+        }
+        let whole = bytes.len() / 4 * 4;
+        if whole > 0 {
+            self.queue().write_buffer(buffer, offset, &bytes[..whole]);
+        }
+        if whole < bytes.len() {
+            let mut tail = [0; 4];
+            tail[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+            self.queue()
+                .write_buffer(buffer, offset + whole as u64, &tail);
+        }
+    }
+
+    /// A vector of f32 on the device.
+    ///
+    /// # Errors
+    /// As [`Gpu::storage`].
+    pub fn vector(&self, label: &str, values: &[f32]) -> Result<Vector, GpuError> {
+        Ok(Vector {
+            buffer: self.storage_with(label, values)?,
+            len: values.len(),
+        })
+    }
+
+    /// An empty f16 matrix, split by rows into as many buffers as the binding limit asks for.
+    ///
+    /// # Errors
+    /// [`GpuError::TooLarge`] if not even one row fits.
+    pub fn matrix(&self, label: &str, rows: usize, columns: usize) -> Result<Matrix, GpuError> {
+        let row_bytes = columns as u64 * 2;
+        let capabilities = self.capabilities();
+        let limit = capabilities
+            .max_binding_bytes
+            .min(capabilities.max_buffer_bytes)
+            / 16
+            * 16;
+        let most_rows = usize::try_from(limit / row_bytes.max(1)).unwrap_or(usize::MAX);
+        let count = if most_rows == 0 {
+            1
+        } else {
+            rows.div_ceil(most_rows).max(1)
+        };
+        // Equal parts: one big and one tiny part would leave the last dispatch of a product nearly empty.
+        let rows_per_part = rows.div_ceil(count).max(1);
+        let parts = (0..rows)
+            .step_by(rows_per_part)
+            .map(|first_row| {
+                let rows = rows_per_part.min(rows - first_row);
+                Ok(MatrixPart {
+                    buffer: self.storage(label, rows as u64 * row_bytes)?,
+                    first_row,
+                    rows,
+                })
+            })
+            .collect::<Result<_, GpuError>>()?;
+        Ok(Matrix {
+            parts,
+            rows,
+            columns,
+        })
+    }
+
+    /// An f16 matrix holding `values` (`[rows, columns]`): for tests and small constants.
+    ///
+    /// # Errors
+    /// As [`Gpu::matrix`].
+    pub fn matrix_with(
+        &self,
+        label: &str,
+        rows: usize,
+        columns: usize,
+        values: &[half::f16],
+    ) -> Result<Matrix, GpuError> {
+        let matrix = self.matrix(label, rows, columns)?;
+        for part in &matrix.parts {
+            let first = part.first_row * columns;
+            self.write(&part.buffer, 0, &values[first..first + part.rows * columns]);
+        }
+        Ok(matrix)
+    }
+
+    /// Reads the first `count` values of `buffer` once everything submitted so far is done.
+    ///
+    /// # Errors
+    /// Any error the device reported meanwhile.
+    pub async fn read<T: bytemuck::Pod>(
+        &self,
+        buffer: &wgpu::Buffer,
+        count: usize,
+    ) -> Result<Vec<T>, GpuError> {
+        let bytes = (count * size_of::<T>()) as u64;
+        let readback = Readback::new(self, bytes)?;
+        let mut encoder = self.device().create_command_encoder(&Default::default());
+        readback.record(&mut encoder, buffer, 0, bytes);
+        self.submit([encoder.finish()]);
+        readback.read(self, count).await
+    }
+}
+
+/// A host-visible buffer that results are copied into; made once, used for every step.
+#[derive(Debug)]
+pub struct Readback {
+    buffer: wgpu::Buffer,
+}
+
+impl Readback {
+    /// Room for `bytes`.
+    ///
+    /// # Errors
+    /// [`GpuError::TooLarge`] if no buffer of this device can hold them.
+    pub fn new(gpu: &Gpu, bytes: u64) -> Result<Self, GpuError> {
+        let size = bytes.max(4).next_multiple_of(4);
+        let limit = gpu.capabilities().max_buffer_bytes;
+        if size > limit {
+            return Err(GpuError::TooLarge {
+                what: "a result".into(),
+                bytes: size,
+                limit,
+            });
+        }
+        let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some("readback"),
+            size,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        Ok(Self { buffer })
+    }
+
+    /// Records the copy of `bytes` of `source` from its start to `offset` here.
+    pub fn record(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        source: &wgpu::Buffer,
+        offset: u64,
+        bytes: u64,
+    ) {
+        let bytes = bytes.next_multiple_of(4);
+        encoder.copy_buffer_to_buffer(source, 0, &self.buffer, offset, bytes);
+    }
+
+    /// The first `count` values, once the submitted copies are done.
+    ///
+    /// # Errors
+    /// Any error the device reported meanwhile.
+    pub async fn read<T: bytemuck::Pod>(
+        &self,
+        gpu: &Gpu,
+        count: usize,
+    ) -> Result<Vec<T>, GpuError> {
+        let bytes = (count * size_of::<T>()) as u64;
+        let slice = self.buffer.slice(0..bytes.next_multiple_of(4).max(4));
+        let (sender, receiver) = futures_channel::oneshot::channel();
+        slice.map_async(wgpu::MapMode::Read, move |mapped| {
+            let _ = sender.send(mapped);
+        });
+        gpu.submit([]);
+        let failed = |message: String| GpuError::Internal {
+            doing: "reading a result back".into(),
+            message,
+        };
+        let mapped = receiver.await;
+        // An earlier error explains a failed mapping better than the mapping's own.
+        gpu.check("reading a result back")?;
+        match mapped {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(failed(one_line(&error))),
+            Err(_) => return Err(failed("the device is gone".into())),
+        }
+        let view = slice
+            .get_mapped_range()
+            .map_err(|error| failed(one_line(&error)))?;
+        let values = bytemuck::pod_collect_to_vec(&view[..bytes as usize]);
+        drop(view);
+        self.buffer.unmap();
+        Ok(values)
+    }
+}

@@ -1,0 +1,315 @@
+//! Opening a device, what it can do, and the errors it reports.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::GpuError;
+use super::adapter::{self, AdapterChoice};
+use super::pipeline::PipelineStore;
+use super::poll::Poller;
+
+/// Features that are left unused although the adapter has them: for tests, and around driver faults.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Disabled {
+    /// Do not ask for `SHADER_F16`.
+    pub f16: bool,
+    /// Do not use subgroup operations.
+    pub subgroups: bool,
+    /// Stay within WebGPU's default limits (128 MiB bindings, 16 KiB workgroup memory, 256 invocations).
+    pub limits: bool,
+}
+
+impl Disabled {
+    /// Reads a comma-separated list of `f16`, `subgroups`, `limits`; empty text disables nothing.
+    ///
+    /// # Errors
+    /// [`GpuError::UnknownDisable`] for any other word.
+    pub fn parse(list: &str) -> Result<Self, GpuError> {
+        let mut disabled = Self::default();
+        for word in list
+            .split(',')
+            .map(str::trim)
+            .filter(|word| !word.is_empty())
+        {
+            match word {
+                "f16" => disabled.f16 = true,
+                "subgroups" => disabled.subgroups = true,
+                "limits" => disabled.limits = true,
+                _ => return Err(GpuError::UnknownDisable { word: word.into() }),
+            }
+        }
+        Ok(disabled)
+    }
+}
+
+/// How to open a device.
+#[derive(Debug, Clone, Default)]
+pub struct GpuOptions {
+    /// Which adapter.
+    pub adapter: AdapterChoice,
+    /// What not to use of it.
+    pub disabled: Disabled,
+    /// Build shaders with bounds checks and zeroed workgroup memory (slower, same results).
+    pub checked: bool,
+    /// Where compiled pipelines are kept between runs; `None` keeps none.
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// What a device (or adapter) can do for our kernels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Capabilities {
+    /// 16-bit floats in shaders. Without them f16 weights are unpacked from `u32`.
+    pub f16: bool,
+    /// Subgroup operations, with the least and greatest lanes a subgroup.
+    pub subgroups: Option<(u32, u32)>,
+    /// Cooperative-matrix shapes the adapter lists.
+    pub cooperative_matrices: Vec<wgpu::CooperativeMatrixProperties>,
+    /// Timestamps within a pass.
+    pub timestamps: bool,
+    /// Compiled pipelines can be kept on disk.
+    pub pipeline_cache: bool,
+    /// Largest storage binding, bytes.
+    pub max_binding_bytes: u64,
+    /// Largest buffer, bytes.
+    pub max_buffer_bytes: u64,
+    /// Workgroup memory, bytes.
+    pub workgroup_bytes: u32,
+    /// Invocations a workgroup.
+    pub invocations: u32,
+}
+
+impl Capabilities {
+    /// What `adapter` offers.
+    pub(super) fn of_adapter(adapter: &wgpu::Adapter) -> Self {
+        let mut capabilities = Self::of(adapter.features(), &adapter.limits(), &adapter.get_info());
+        capabilities.cooperative_matrices = adapter.cooperative_matrix_properties();
+        capabilities
+    }
+
+    fn of(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu::AdapterInfo) -> Self {
+        Self {
+            f16: features.contains(wgpu::Features::SHADER_F16),
+            subgroups: features
+                .contains(wgpu::Features::SUBGROUP)
+                .then_some((info.subgroup_min_size, info.subgroup_max_size)),
+            cooperative_matrices: Vec::new(),
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES),
+            pipeline_cache: features.contains(wgpu::Features::PIPELINE_CACHE),
+            max_binding_bytes: limits.max_storage_buffer_binding_size,
+            max_buffer_bytes: limits.max_buffer_size,
+            workgroup_bytes: limits.max_compute_workgroup_storage_size,
+            invocations: limits.max_compute_invocations_per_workgroup,
+        }
+    }
+
+    /// Lanes a subgroup where every subgroup has the same number: what kernels with fixed lane tiles need.
+    #[must_use]
+    pub fn fixed_subgroup_size(&self) -> Option<u32> {
+        self.subgroups
+            .filter(|(least, greatest)| least == greatest)
+            .map(|(size, _)| size)
+    }
+}
+
+/// An open device. Cheap to clone; all clones are the same device.
+#[derive(Debug, Clone)]
+pub struct Gpu {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    info: wgpu::AdapterInfo,
+    capabilities: Capabilities,
+    /// The first error wgpu reported outside any call of ours, until someone asks for it.
+    failure: Arc<Mutex<Option<GpuError>>>,
+    poller: Poller,
+    pipelines: PipelineStore,
+}
+
+impl Gpu {
+    /// Opens the adapter that `options` choose.
+    ///
+    /// # Errors
+    /// No adapter, none that matches, or a driver that gives no device.
+    pub async fn open(options: &GpuOptions) -> Result<Self, GpuError> {
+        let instance = adapter::instance();
+        let adapter = adapter::choose(adapter::all_adapters(&instance).await?, &options.adapter)?;
+        let info = adapter.get_info();
+        let no_device = |reason: String| GpuError::NoDevice {
+            adapter: info.name.clone(),
+            reason,
+        };
+        let (device, queue) = adapter
+            .request_device(&wgpu::DeviceDescriptor {
+                label: Some("blip2-wgpu"),
+                required_features: wanted_features(options.disabled) & adapter.features(),
+                required_limits: if options.disabled.limits {
+                    wgpu::Limits::default()
+                } else {
+                    adapter.limits()
+                },
+                memory_hints: wgpu::MemoryHints::MemoryUsage,
+                ..Default::default()
+            })
+            .await
+            .map_err(|error| no_device(one_line(&error)))?;
+
+        let failure = Arc::new(Mutex::new(None));
+        report_errors_into(&failure, &device, &info);
+        let mut capabilities = Capabilities::of(device.features(), &device.limits(), &info);
+        capabilities.cooperative_matrices = adapter.cooperative_matrix_properties();
+        let poller = Poller::new(device.clone()).map_err(|error| no_device(one_line(&error)))?;
+        let pipelines = PipelineStore::new(&device, &info, options);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                device,
+                queue,
+                info,
+                capabilities,
+                failure,
+                poller,
+                pipelines,
+            }),
+        })
+    }
+
+    /// Name, backend and driver of the adapter.
+    #[must_use]
+    pub fn info(&self) -> &wgpu::AdapterInfo {
+        &self.inner.info
+    }
+
+    /// What the device can do, after [`GpuOptions::disabled`].
+    #[must_use]
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.inner.capabilities
+    }
+
+    /// wgpu's device.
+    #[must_use]
+    pub fn device(&self) -> &wgpu::Device {
+        &self.inner.device
+    }
+
+    /// wgpu's queue.
+    #[must_use]
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.inner.queue
+    }
+
+    pub(super) fn pipelines(&self) -> &PipelineStore {
+        &self.inner.pipelines
+    }
+
+    /// Writes the compiled pipelines to the cache folder, if there is one and something is new.
+    pub fn save_pipelines(&self) {
+        self.inner.pipelines.save();
+    }
+
+    /// Submits `commands` and has their callbacks driven.
+    pub fn submit(&self, commands: impl IntoIterator<Item = wgpu::CommandBuffer>) {
+        let submission = self.inner.queue.submit(commands);
+        self.inner.poller.watch(submission);
+    }
+
+    /// Resolves when everything submitted so far is done.
+    ///
+    /// # Errors
+    /// Any error the device reported meanwhile.
+    pub async fn finish(&self, doing: &str) -> Result<(), GpuError> {
+        let (sender, receiver) = futures_channel::oneshot::channel();
+        self.inner.queue.on_submitted_work_done(move || {
+            let _ = sender.send(());
+        });
+        self.submit([]);
+        // A dropped sender means the device is gone: `check` then has the reason.
+        let _ = receiver.await;
+        self.check(doing)
+    }
+
+    /// The first error the device reported since the last check, as an error of ours.
+    ///
+    /// # Errors
+    /// That error; `doing` says what the program was about.
+    pub fn check(&self, doing: &str) -> Result<(), GpuError> {
+        let mut failure = self
+            .inner
+            .failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match failure.take() {
+            None => Ok(()),
+            Some(GpuError::OutOfMemory { adapter, .. }) => Err(GpuError::OutOfMemory {
+                adapter,
+                doing: doing.into(),
+            }),
+            Some(GpuError::Internal { message, .. }) => Err(GpuError::Internal {
+                doing: doing.into(),
+                message,
+            }),
+            Some(other) => Err(other),
+        }
+    }
+}
+
+/// The features we use where they are.
+fn wanted_features(disabled: Disabled) -> wgpu::Features {
+    let mut features = wgpu::Features::PIPELINE_CACHE
+        | wgpu::Features::TIMESTAMP_QUERY
+        | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
+    features.set(wgpu::Features::SHADER_F16, !disabled.f16);
+    features.set(wgpu::Features::SUBGROUP, !disabled.subgroups);
+    features
+}
+
+/// Routes wgpu's asynchronous errors into `failure`; the first one stays.
+fn report_errors_into(
+    failure: &Arc<Mutex<Option<GpuError>>>,
+    device: &wgpu::Device,
+    info: &wgpu::AdapterInfo,
+) {
+    let keep_first = |failure: &Mutex<Option<GpuError>>, error: GpuError| {
+        failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(error);
+    };
+    let adapter = info.name.clone();
+    let slot = Arc::clone(failure);
+    device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+        let error = match error {
+            wgpu::Error::OutOfMemory { .. } => GpuError::OutOfMemory {
+                adapter: adapter.clone(),
+                doing: String::new(),
+            },
+            other => GpuError::Internal {
+                doing: String::new(),
+                message: one_line(&other),
+            },
+        };
+        keep_first(&slot, error);
+    }));
+    let slot = Arc::clone(failure);
+    device.set_device_lost_callback(move |reason, message| {
+        if reason != wgpu::DeviceLostReason::Destroyed {
+            let reason = if message.is_empty() {
+                "the driver gave no reason".into()
+            } else {
+                one_line(&message)
+            };
+            keep_first(&slot, GpuError::Lost { reason });
+        }
+    });
+}
+
+/// `error`'s message without line breaks.
+pub(super) fn one_line(error: &impl std::fmt::Display) -> String {
+    error
+        .to_string()
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+}

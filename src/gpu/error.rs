@@ -1,0 +1,74 @@
+//! What can go wrong on the device.
+
+/// An error of the device layer. Each message names the cause and what to do about it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum GpuError {
+    /// The system offers no adapter at all.
+    #[error("no GPU adapter found: {remedy}")]
+    NoAdapter {
+        /// Which package to install on this system.
+        remedy: String,
+    },
+    /// The adapter asked for is not there.
+    #[error(
+        "no adapter matches '{wanted}'; this machine has: {available} (see `blip2-wgpu devices`)"
+    )]
+    UnknownAdapter {
+        /// What `--adapter` or the environment asked for.
+        wanted: String,
+        /// The names there are.
+        available: String,
+    },
+    /// An unknown word in the list of things to switch off.
+    #[error("cannot disable '{word}': use a comma-separated list of f16, subgroups, limits")]
+    UnknownDisable {
+        /// The word.
+        word: String,
+    },
+    /// The driver refused to open a device.
+    #[error("adapter '{adapter}' gave no device: {reason}; try another one with --adapter")]
+    NoDevice {
+        /// The adapter's name.
+        adapter: String,
+        /// The driver's words.
+        reason: String,
+    },
+    /// The device has not enough memory.
+    #[error(
+        "out of GPU memory on '{adapter}' while {doing}; use a smaller batch or fewer beams, or another adapter"
+    )]
+    OutOfMemory {
+        /// The adapter's name.
+        adapter: String,
+        /// What was being done.
+        doing: String,
+    },
+    /// The device was lost.
+    #[error("GPU device lost: {reason}; the driver may have reset, try again")]
+    Lost {
+        /// The driver's words.
+        reason: String,
+    },
+    /// A validation or internal error: a bug in this program or in the driver.
+    #[error(
+        "GPU error while {doing}: {message}; please report it with the output of `blip2-wgpu devices`"
+    )]
+    Internal {
+        /// What was being done.
+        doing: String,
+        /// wgpu's words, on one line.
+        message: String,
+    },
+    /// A buffer that no limit of this device allows.
+    #[error(
+        "{what} needs {bytes} bytes in one buffer, this device allows {limit}; use a smaller batch or another adapter"
+    )]
+    TooLarge {
+        /// What was to be stored.
+        what: String,
+        /// Bytes needed.
+        bytes: u64,
+        /// Bytes allowed.
+        limit: u64,
+    },
+}

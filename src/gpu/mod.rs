@@ -1,0 +1,25 @@
+//! The device layer: adapter, device, limits, buffers, pipelines and recorded programs. Knows no model.
+
+mod adapter;
+mod buffer;
+mod device;
+mod error;
+mod pipeline;
+mod poll;
+mod program;
+mod staging;
+
+pub use adapter::{AdapterChoice, AdapterReport, Backend, list_adapters};
+pub use buffer::{Matrix, MatrixPart, Readback, Vector};
+pub use device::{Capabilities, Disabled, Gpu, GpuOptions};
+pub use error::GpuError;
+pub use pipeline::{Access, Kernel};
+pub use program::{Activation, ActivationPool, Operand, Program, ProgramBuilder, Tap};
+pub(crate) use program::{READ, WRITE};
+pub use staging::Staging;
+
+/// Rounds `value` up to a multiple of `step`.
+#[must_use]
+pub const fn round_up(value: usize, step: usize) -> usize {
+    value.div_ceil(step) * step
+}

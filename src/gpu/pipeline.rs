@@ -1,0 +1,260 @@
+//! Kernels and their compiled pipelines: built once per set of constants, in parallel, kept on disk.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::GpuOptions;
+
+/// How a kernel uses one of its bindings. Binding 0 is always the uniform with its parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// `var<storage, read>`
+    Read,
+    /// `var<storage, read_write>`
+    ReadWrite,
+}
+
+/// A compute kernel: one `.wgsl` file, and what it binds after the uniform at binding 0.
+#[derive(Debug)]
+pub struct Kernel {
+    /// Name in errors, timings and traces.
+    pub name: &'static str,
+    /// The WGSL text, in pieces that are joined (a shared prelude, then the file).
+    pub wgsl: &'static [&'static str],
+    /// Bindings 1, 2, … of group 0.
+    pub bindings: &'static [Access],
+}
+
+/// Values for a kernel's `override` constants.
+pub type Constants = Vec<(&'static str, f64)>;
+
+/// A pipeline and the layout of its one bind group.
+#[derive(Debug, Clone)]
+pub(super) struct Compiled {
+    pub pipeline: wgpu::ComputePipeline,
+    pub layout: wgpu::BindGroupLayout,
+}
+
+/// What makes two pipelines the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct PipelineKey {
+    kernel: &'static str,
+    constants: Vec<(&'static str, u64)>,
+}
+
+impl PipelineKey {
+    pub(super) fn new(kernel: &Kernel, constants: &Constants) -> Self {
+        Self {
+            kernel: kernel.name,
+            constants: constants
+                .iter()
+                .map(|&(name, value)| (name, value.to_bits()))
+                .collect(),
+        }
+    }
+}
+
+/// All pipelines of a device.
+#[derive(Debug)]
+pub(super) struct PipelineStore {
+    compiled: Mutex<HashMap<PipelineKey, Compiled>>,
+    checked: bool,
+    cache: Option<wgpu::PipelineCache>,
+    cache_file: Option<PathBuf>,
+    grown: AtomicBool,
+}
+
+impl PipelineStore {
+    pub(super) fn new(
+        device: &wgpu::Device,
+        info: &wgpu::AdapterInfo,
+        options: &GpuOptions,
+    ) -> Self {
+        let cache_file = options
+            .cache_dir
+            .as_ref()
+            .filter(|_| device.features().contains(wgpu::Features::PIPELINE_CACHE))
+            .and_then(|dir| Some(dir.join(cache_file_name(info)?)));
+        let cache = cache_file
+            .as_deref()
+            .map(|file| open_disk_cache(device, file));
+        Self {
+            compiled: Mutex::default(),
+            checked: options.checked,
+            cache,
+            cache_file,
+            grown: AtomicBool::new(false),
+        }
+    }
+
+    /// Compiles those of `wanted` that are not there yet, on all cores.
+    pub(super) fn compile_all(
+        &self,
+        device: &wgpu::Device,
+        wanted: &[(&'static Kernel, Constants)],
+    ) {
+        let mut missing: Vec<(PipelineKey, &'static Kernel, &Constants)> = Vec::new();
+        {
+            let compiled = self.lock();
+            for (kernel, constants) in wanted {
+                let key = PipelineKey::new(kernel, constants);
+                if !compiled.contains_key(&key) && missing.iter().all(|(other, ..)| *other != key) {
+                    missing.push((key, kernel, constants));
+                }
+            }
+        }
+        if missing.is_empty() {
+            return;
+        }
+        self.grown.store(true, Ordering::Relaxed);
+        let threads = std::thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(missing.len());
+        let next = Mutex::new(missing.into_iter());
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    loop {
+                        let job = next.lock().unwrap_or_else(PoisonError::into_inner).next();
+                        let Some((key, kernel, constants)) = job else {
+                            break;
+                        };
+                        let compiled = self.compile(device, kernel, constants);
+                        self.lock().insert(key, compiled);
+                    }
+                });
+            }
+        });
+    }
+
+    /// The pipeline of `kernel` with `constants`, compiled now if need be.
+    pub(super) fn get(
+        &self,
+        device: &wgpu::Device,
+        kernel: &'static Kernel,
+        constants: &Constants,
+    ) -> Compiled {
+        let key = PipelineKey::new(kernel, constants);
+        if let Some(compiled) = self.lock().get(&key) {
+            return compiled.clone();
+        }
+        let compiled = self.compile(device, kernel, constants);
+        self.lock().entry(key).or_insert(compiled).clone()
+    }
+
+    /// Writes the cache file beside its place and renames it there, so that a reader never sees half a file.
+    /// A cache that cannot be written is only a slower next start: logged, not an error.
+    pub(super) fn save(&self) {
+        let (Some(cache), Some(file)) = (&self.cache, &self.cache_file) else {
+            return;
+        };
+        if !self.grown.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let Some(data) = cache.get_data() else {
+            return;
+        };
+        let temporary = file.with_extension(format!("{}.tmp", std::process::id()));
+        let written = file
+            .parent()
+            .map_or(Ok(()), std::fs::create_dir_all)
+            .and_then(|()| std::fs::write(&temporary, &data))
+            .and_then(|()| std::fs::rename(&temporary, file));
+        if let Err(error) = written {
+            let _ = std::fs::remove_file(&temporary);
+            log::debug!("pipeline cache {} not written: {error}", file.display());
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PipelineKey, Compiled>> {
+        self.compiled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn compile(&self, device: &wgpu::Device, kernel: &Kernel, constants: &Constants) -> Compiled {
+        let module = self.shader_module(device, kernel);
+        let layout = bind_group_layout(device, kernel);
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(kernel.name),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(kernel.name),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants,
+                zero_initialize_workgroup_memory: self.checked,
+            },
+            cache: self.cache.as_ref(),
+        });
+        Compiled { pipeline, layout }
+    }
+
+    fn shader_module(&self, device: &wgpu::Device, kernel: &Kernel) -> wgpu::ShaderModule {
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(kernel.name),
+            source: wgpu::ShaderSource::Wgsl(kernel.wgsl.concat().into()),
+        };
+        if self.checked {
+            return device.create_shader_module(descriptor);
+        }
+        // SAFETY: the text is one of this crate's own shaders. Each keeps its indices within its bindings for
+        // every size its launch accepts (the launches check sizes), has no unbounded loop and writes workgroup
+        // memory before reading it; the tests run every shader at odd sizes both ways and compare.
+        unsafe {
+            device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
+        }
+    }
+}
+
+fn bind_group_layout(device: &wgpu::Device, kernel: &Kernel) -> wgpu::BindGroupLayout {
+    let entry = |binding: usize, ty: wgpu::BufferBindingType| wgpu::BindGroupLayoutEntry {
+        binding: binding as u32,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer {
+            ty,
+            has_dynamic_offset: false,
+            min_binding_size: None,
+        },
+        count: None,
+    };
+    let storage = kernel.bindings.iter().enumerate().map(|(index, access)| {
+        let read_only = *access == Access::Read;
+        entry(index + 1, wgpu::BufferBindingType::Storage { read_only })
+    });
+    let entries: Vec<_> = std::iter::once(entry(0, wgpu::BufferBindingType::Uniform))
+        .chain(storage)
+        .collect();
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some(kernel.name),
+        entries: &entries,
+    })
+}
+
+/// One file per adapter, driver and version of this crate.
+fn cache_file_name(info: &wgpu::AdapterInfo) -> Option<String> {
+    let key = wgpu::util::pipeline_cache_key(info)?;
+    let driver: String = info
+        .driver_info
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
+        .collect();
+    Some(format!("{key}_{driver}_{}.bin", env!("CARGO_PKG_VERSION")))
+}
+
+fn open_disk_cache(device: &wgpu::Device, file: &Path) -> wgpu::PipelineCache {
+    let data = std::fs::read(file).ok();
+    // SAFETY: the file is in this program's own cache folder, written only by `save` from `get_data` and renamed
+    // into place whole; wgpu checks its header against adapter and driver and `fallback` starts afresh on a misfit.
+    unsafe {
+        device.create_pipeline_cache(&wgpu::PipelineCacheDescriptor {
+            label: Some("blip2-wgpu"),
+            data: data.as_deref(),
+            fallback: true,
+        })
+    }
+}

@@ -1,0 +1,529 @@
+//! Recorded programs: the dispatches of a forward pass with their bind groups, built once and replayed.
+//!
+//! A [`ProgramBuilder`] takes dispatches in order. Activations are named, not allocated, while recording: when the
+//! program is finished their lifetimes are known and buffers are shared between those that never live together.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::pipeline::Constants;
+use super::{Access, Gpu, GpuError, Kernel};
+
+/// Params of all dispatches lie in one uniform buffer at WebGPU's default offset alignment.
+const UNIFORM_ALIGNMENT: usize = 256;
+
+/// A matrix of f32 that a program computes, `[rows, columns]` row-major. A name until the program is finished.
+#[derive(Debug, Clone)]
+pub struct Activation {
+    /// Rows, most often tokens.
+    pub rows: usize,
+    /// Columns, most often the hidden width.
+    pub columns: usize,
+    place: Place,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    /// Planned by the builder: index into its list.
+    Planned(usize),
+    /// Lives outside the program.
+    External(wgpu::Buffer),
+}
+
+impl Activation {
+    /// A buffer that outlives the program, seen as `[rows, columns]` f32.
+    #[must_use]
+    pub fn external(buffer: &wgpu::Buffer, rows: usize, columns: usize) -> Self {
+        Self {
+            rows,
+            columns,
+            place: Place::External(buffer.clone()),
+        }
+    }
+
+    /// The same values seen in another shape of equal size, or as the first rows.
+    #[must_use]
+    pub fn reshaped(&self, rows: usize, columns: usize) -> Self {
+        debug_assert!(rows * columns <= self.rows * self.columns);
+        Self {
+            rows,
+            columns,
+            place: self.place.clone(),
+        }
+    }
+
+    /// As an operand of a dispatch.
+    #[must_use]
+    pub fn operand(&self) -> Operand {
+        match &self.place {
+            Place::Planned(index) => Operand::Planned(*index),
+            Place::External(buffer) => Operand::Buffer(buffer.clone()),
+        }
+    }
+}
+
+/// What a dispatch binds.
+#[derive(Debug, Clone)]
+pub enum Operand {
+    /// An activation planned by the builder.
+    Planned(usize),
+    /// A buffer of its own: weights, state, results.
+    Buffer(wgpu::Buffer),
+}
+
+impl From<&wgpu::Buffer> for Operand {
+    fn from(buffer: &wgpu::Buffer) -> Self {
+        Self::Buffer(buffer.clone())
+    }
+}
+
+impl From<&Activation> for Operand {
+    fn from(activation: &Activation) -> Self {
+        activation.operand()
+    }
+}
+
+/// A dispatch as recorded, before buffers are known.
+#[derive(Debug)]
+struct Recorded {
+    kernel: &'static Kernel,
+    constants: Constants,
+    operands: Vec<Operand>,
+    grid: [u32; 3],
+}
+
+/// An activation's size and the dispatches between which it holds a value.
+#[derive(Debug, Clone, Copy)]
+struct Lifetime {
+    bytes: u64,
+    first: usize,
+    last: usize,
+}
+
+/// Records dispatches.
+#[derive(Debug)]
+pub struct ProgramBuilder<'gpu> {
+    gpu: &'gpu Gpu,
+    name: &'static str,
+    dispatches: Vec<Recorded>,
+    params: Vec<u8>,
+    lifetimes: Vec<Lifetime>,
+    taps: Option<Vec<Tap>>,
+    failure: Option<GpuError>,
+}
+
+/// A copy of an activation at one point of the program, for parity checks.
+#[derive(Debug, Clone)]
+pub struct Tap {
+    /// The stage's canonical name, such as `vit.block.0`.
+    pub name: String,
+    /// `[rows, columns]` f32.
+    pub buffer: wgpu::Buffer,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub columns: usize,
+}
+
+impl<'gpu> ProgramBuilder<'gpu> {
+    /// An empty program; `name` is for error messages and traces.
+    #[must_use]
+    pub fn new(gpu: &'gpu Gpu, name: &'static str) -> Self {
+        Self {
+            gpu,
+            name,
+            dispatches: Vec::new(),
+            params: Vec::new(),
+            lifetimes: Vec::new(),
+            taps: None,
+            failure: None,
+        }
+    }
+
+    /// Keeps a copy of every stage that the model names with [`ProgramBuilder::tap`].
+    #[must_use]
+    pub fn with_taps(mut self) -> Self {
+        self.taps = Some(Vec::new());
+        self
+    }
+
+    /// The device that is recorded for.
+    #[must_use]
+    pub fn gpu(&self) -> &'gpu Gpu {
+        self.gpu
+    }
+
+    /// A new activation of `[rows, columns]` f32.
+    pub fn activation(&mut self, rows: usize, columns: usize) -> Activation {
+        let bytes = (rows as u64 * columns as u64 * 4)
+            .max(16)
+            .next_multiple_of(16);
+        self.lifetimes.push(Lifetime {
+            bytes,
+            first: usize::MAX,
+            last: 0,
+        });
+        Activation {
+            rows,
+            columns,
+            place: Place::Planned(self.lifetimes.len() - 1),
+        }
+    }
+
+    /// Records one dispatch: `params` is the uniform at binding 0, `operands` are bindings 1, 2, …
+    pub fn dispatch<P: bytemuck::NoUninit>(
+        &mut self,
+        kernel: &'static Kernel,
+        constants: Constants,
+        params: &P,
+        operands: Vec<Operand>,
+        grid: [u32; 3],
+    ) {
+        debug_assert_eq!(operands.len(), kernel.bindings.len(), "{}", kernel.name);
+        if grid.contains(&0) {
+            return;
+        }
+        let most = self
+            .gpu
+            .device()
+            .limits()
+            .max_compute_workgroups_per_dimension;
+        if let Some(&size) = grid.iter().find(|&&size| size > most) {
+            self.failure.get_or_insert(GpuError::TooLarge {
+                what: format!("{} ({}), in workgroups,", self.name, kernel.name),
+                bytes: u64::from(size),
+                limit: u64::from(most),
+            });
+            return;
+        }
+        let index = self.dispatches.len();
+        for operand in &operands {
+            if let Operand::Planned(activation) = operand {
+                let lifetime = &mut self.lifetimes[*activation];
+                lifetime.first = lifetime.first.min(index);
+                lifetime.last = index;
+            }
+        }
+        self.params.resize(index * UNIFORM_ALIGNMENT, 0);
+        self.params.extend_from_slice(bytemuck::bytes_of(params));
+        self.dispatches.push(Recorded {
+            kernel,
+            constants,
+            operands,
+            grid,
+        });
+    }
+
+    /// Remembers the first error of a launch; [`ProgramBuilder::finish`] returns it.
+    pub fn fail(&mut self, error: GpuError) {
+        self.failure.get_or_insert(error);
+    }
+
+    /// Where to copy stage `name` of this shape to, if stages are kept. The caller records the copy.
+    pub fn tap(
+        &mut self,
+        name: impl FnOnce() -> String,
+        rows: usize,
+        columns: usize,
+    ) -> Option<wgpu::Buffer> {
+        let taps = self.taps.as_mut()?;
+        let name = name();
+        match self.gpu.storage(&name, (rows * columns * 4) as u64) {
+            Ok(buffer) => {
+                taps.push(Tap {
+                    name,
+                    buffer: buffer.clone(),
+                    rows,
+                    columns,
+                });
+                Some(buffer)
+            }
+            Err(error) => {
+                self.failure.get_or_insert(error);
+                None
+            }
+        }
+    }
+
+    /// Bytes of the buffers that the activations would share, without making any.
+    #[must_use]
+    pub fn planned_bytes(&self) -> u64 {
+        plan(&self.lifetimes).slots.iter().sum()
+    }
+
+    /// Plans the activations, compiles what is missing and makes the bind groups.
+    ///
+    /// # Errors
+    /// The first error of a launch, or one the device reported.
+    pub fn finish(self, pool: &ActivationPool) -> Result<Program, GpuError> {
+        if let Some(error) = self.failure {
+            return Err(error);
+        }
+        let device = self.gpu.device();
+        let wanted: Vec<_> = self
+            .dispatches
+            .iter()
+            .map(|dispatch| (dispatch.kernel, dispatch.constants.clone()))
+            .collect();
+        self.gpu.pipelines().compile_all(device, &wanted);
+        let plan = plan(&self.lifetimes);
+        let slots = pool.buffers(self.gpu, &plan.slots)?;
+        let uniforms = self.uniforms();
+        let steps = self
+            .dispatches
+            .iter()
+            .enumerate()
+            .map(|(index, dispatch)| {
+                let compiled =
+                    self.gpu
+                        .pipelines()
+                        .get(device, dispatch.kernel, &dispatch.constants);
+                let params = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: &uniforms,
+                    offset: (index * UNIFORM_ALIGNMENT) as u64,
+                    size: wgpu::BufferSize::new(UNIFORM_ALIGNMENT as u64),
+                });
+                let storage = dispatch.operands.iter().map(|operand| match operand {
+                    Operand::Planned(activation) => {
+                        slots[plan.slot_of[*activation]].as_entire_binding()
+                    }
+                    Operand::Buffer(buffer) => buffer.as_entire_binding(),
+                });
+                let entries: Vec<_> = std::iter::once(params)
+                    .chain(storage)
+                    .zip(0..)
+                    .map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource })
+                    .collect();
+                Step {
+                    name: dispatch.kernel.name,
+                    pipeline: compiled.pipeline.clone(),
+                    bind_group: device.create_bind_group(&wgpu::BindGroupDescriptor {
+                        label: Some(dispatch.kernel.name),
+                        layout: &compiled.layout,
+                        entries: &entries,
+                    }),
+                    grid: dispatch.grid,
+                }
+            })
+            .collect();
+        self.gpu.check(self.name)?;
+        Ok(Program {
+            name: self.name,
+            steps,
+            activation_bytes: plan.slots.iter().sum(),
+            taps: self.taps.unwrap_or_default(),
+        })
+    }
+
+    fn uniforms(&self) -> wgpu::Buffer {
+        let size = (self.dispatches.len().max(1) * UNIFORM_ALIGNMENT) as u64;
+        let buffer = self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some("params"),
+            size,
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        self.gpu.write(&buffer, 0, &self.params);
+        buffer
+    }
+}
+
+/// Which slot each activation gets, and how large each slot must be.
+#[derive(Debug)]
+struct Plan {
+    slot_of: Vec<usize>,
+    slots: Vec<u64>,
+}
+
+/// Gives each activation, in order of first use, the free slot that fits best; grows or adds one if none does.
+fn plan(lifetimes: &[Lifetime]) -> Plan {
+    let mut order: Vec<usize> = (0..lifetimes.len()).collect();
+    order.sort_by_key(|&index| lifetimes[index].first);
+    let mut slot_of = vec![0; lifetimes.len()];
+    let mut slots: Vec<u64> = Vec::new();
+    let mut busy_until: Vec<usize> = Vec::new();
+    for index in order {
+        let Lifetime { bytes, first, last } = lifetimes[index];
+        if first == usize::MAX {
+            continue; // never used by a dispatch; bound nowhere
+        }
+        let free = (0..slots.len()).filter(|&slot| busy_until[slot] < first);
+        // Best fit first: the smallest that is large enough, else the one that must grow least.
+        let best = free.min_by_key(|&slot| (slots[slot] < bytes, slots[slot].abs_diff(bytes)));
+        let slot = best.unwrap_or_else(|| {
+            slots.push(0);
+            busy_until.push(0);
+            slots.len() - 1
+        });
+        slots[slot] = slots[slot].max(bytes);
+        busy_until[slot] = last;
+        slot_of[index] = slot;
+    }
+    Plan { slot_of, slots }
+}
+
+/// The buffers that activations share. Programs of one pool must not run at the same time: on one queue they don't.
+#[derive(Debug, Default)]
+pub struct ActivationPool {
+    buffers: Mutex<Vec<wgpu::Buffer>>,
+}
+
+impl ActivationPool {
+    /// Bytes of all buffers now in the pool.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.lock().iter().map(wgpu::Buffer::size).sum()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<wgpu::Buffer>> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A buffer for each slot: the largest slot gets the largest buffer; one that is too small is replaced
+    /// (programs that hold the old one keep it).
+    fn buffers(&self, gpu: &Gpu, slots: &[u64]) -> Result<Vec<wgpu::Buffer>, GpuError> {
+        let mut pool = self.lock();
+        let mut order: Vec<usize> = (0..slots.len()).collect();
+        order.sort_by_key(|&slot| std::cmp::Reverse(slots[slot]));
+        let mut chosen: Vec<Option<wgpu::Buffer>> = vec![None; slots.len()];
+        for (rank, &slot) in order.iter().enumerate() {
+            if pool
+                .get(rank)
+                .is_none_or(|buffer| buffer.size() < slots[slot])
+            {
+                let buffer = gpu.storage("activations", slots[slot])?;
+                if rank < pool.len() {
+                    pool[rank] = buffer;
+                } else {
+                    pool.push(buffer);
+                }
+            }
+            chosen[slot] = Some(pool[rank].clone());
+        }
+        Ok(chosen.into_iter().flatten().collect())
+    }
+}
+
+/// One dispatch, ready to replay.
+#[derive(Debug)]
+struct Step {
+    name: &'static str,
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+    grid: [u32; 3],
+}
+
+/// A recorded forward pass. Replaying it creates no GPU object but the command buffer.
+#[derive(Debug)]
+pub struct Program {
+    name: &'static str,
+    steps: Vec<Step>,
+    activation_bytes: u64,
+    taps: Vec<Tap>,
+}
+
+impl Program {
+    /// Number of dispatches.
+    #[must_use]
+    pub fn dispatches(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Names of the kernels in the order they run.
+    pub fn kernel_names(&self) -> impl Iterator<Item = &'static str> {
+        self.steps.iter().map(|step| step.name)
+    }
+
+    /// Bytes of the activations' shared buffers.
+    #[must_use]
+    pub fn activation_bytes(&self) -> u64 {
+        self.activation_bytes
+    }
+
+    /// The stages kept by [`ProgramBuilder::with_taps`], in order.
+    #[must_use]
+    pub fn taps(&self) -> &[Tap] {
+        &self.taps
+    }
+
+    /// Records all dispatches into one compute pass of `encoder`.
+    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some(self.name),
+            timestamp_writes: None,
+        });
+        for step in &self.steps {
+            pass.set_pipeline(&step.pipeline);
+            pass.set_bind_group(0, &step.bind_group, &[]);
+            pass.dispatch_workgroups(step.grid[0], step.grid[1], step.grid[2]);
+        }
+    }
+
+    /// Encodes and submits the program.
+    pub fn run(&self, gpu: &Gpu) {
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        self.encode(&mut encoder);
+        gpu.submit([encoder.finish()]);
+    }
+}
+
+/// Checks the number and direction of a kernel's bindings at a glance where it is defined.
+pub(crate) const READ: Access = Access::Read;
+/// See [`READ`].
+pub(crate) const WRITE: Access = Access::ReadWrite;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lifetime(bytes: u64, first: usize, last: usize) -> Lifetime {
+        Lifetime { bytes, first, last }
+    }
+
+    #[test]
+    fn activations_that_never_meet_share_a_slot() {
+        let plan = plan(&[lifetime(64, 0, 1), lifetime(64, 1, 2), lifetime(64, 2, 3)]);
+        assert_eq!(plan.slot_of, [0, 1, 0]);
+        assert_eq!(plan.slots, [64, 64]);
+    }
+
+    #[test]
+    fn activations_alive_together_never_share() {
+        // A pseudo-random crowd of lifetimes, checked pair by pair.
+        let mut seed = 7_u64;
+        let mut next = |bound: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) as usize % bound
+        };
+        let lifetimes: Vec<_> = (0..200)
+            .map(|_| {
+                let first = next(100);
+                lifetime(16 * (1 + next(50)) as u64, first, first + next(20))
+            })
+            .collect();
+        let plan = plan(&lifetimes);
+        for (a, x) in lifetimes.iter().enumerate() {
+            assert!(plan.slots[plan.slot_of[a]] >= x.bytes);
+            for (b, y) in lifetimes.iter().enumerate().skip(a + 1) {
+                let together = x.first <= y.last && y.first <= x.last;
+                assert!(
+                    !together || plan.slot_of[a] != plan.slot_of[b],
+                    "{x:?} {y:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_transformer_block_needs_few_slots() {
+        // norm, qkv, context, norm, mlp beside a residual stream that lives throughout.
+        let block = [
+            lifetime(1, 0, 5),
+            lifetime(1, 0, 1),
+            lifetime(3, 1, 2),
+            lifetime(1, 2, 3),
+            lifetime(1, 3, 4),
+            lifetime(4, 4, 5),
+        ];
+        assert_eq!(plan(&block).slots.len(), 3);
+    }
+}

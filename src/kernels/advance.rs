@@ -1,0 +1,154 @@
+//! `advance.wgsl`: ends a greedy decode step on the GPU.
+
+use crate::gpu::{Kernel, Operand, ProgramBuilder, READ, WRITE};
+
+use super::word;
+
+static ADVANCE: Kernel = Kernel {
+    name: "advance",
+    wgsl: &[include_str!("../../shaders/advance.wgsl")],
+    bindings: &[READ, READ, WRITE, WRITE, WRITE, WRITE, WRITE],
+};
+
+/// Buffers that [`advance`] reads and writes; see the shader for their layouts.
+#[derive(Debug)]
+pub struct Advance<'a> {
+    /// [`super::Choice`] of each row.
+    pub choices: &'a wgpu::Buffer,
+    /// Greatest number of new tokens of each row, u32.
+    pub stop: &'a wgpu::Buffer,
+    /// `(sequence, position)` of each row.
+    pub row_info: &'a wgpu::Buffer,
+    /// `(history length, new tokens)` of each row.
+    pub row_state: &'a wgpu::Buffer,
+    /// The next step's input tokens.
+    pub tokens: &'a wgpu::Buffer,
+    /// Prompt and generated ids, `[rows, history_stride]`.
+    pub history: &'a wgpu::Buffer,
+    /// A counter, then `(token, log-probability)` of each step and row.
+    pub chosen: &'a wgpu::Buffer,
+    /// Rows.
+    pub rows: usize,
+    /// Columns of `history`.
+    pub history_stride: usize,
+    /// Written for finished rows.
+    pub pad_token: u32,
+    /// Tokens that end a row, at most [`MAX_END_TOKENS`].
+    pub end_tokens: &'a [u32],
+}
+
+/// End tokens that fit the shader's uniform.
+pub const MAX_END_TOKENS: usize = 4;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    rows: u32,
+    history_stride: u32,
+    pad_token: u32,
+    end_tokens: u32,
+    end_token: [u32; MAX_END_TOKENS],
+}
+
+/// Appends each row's chosen token, moves it to its next position, ends it at an end token or its greatest length.
+pub fn advance(program: &mut ProgramBuilder, inputs: &Advance) {
+    let mut end_token = [0; MAX_END_TOKENS];
+    let count = inputs.end_tokens.len().min(MAX_END_TOKENS);
+    end_token[..count].copy_from_slice(&inputs.end_tokens[..count]);
+    program.dispatch(
+        &ADVANCE,
+        vec![],
+        &Params {
+            rows: word(inputs.rows),
+            history_stride: word(inputs.history_stride),
+            pad_token: inputs.pad_token,
+            end_tokens: word(count),
+            end_token,
+        },
+        [
+            inputs.choices,
+            inputs.stop,
+            inputs.row_info,
+            inputs.row_state,
+            inputs.tokens,
+            inputs.history,
+            inputs.chosen,
+        ]
+        .map(Operand::from)
+        .to_vec(),
+        [1, 1, 1],
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{ActivationPool, Gpu};
+    use crate::kernels::testing::gpus;
+    use crate::kernels::{Choice, INACTIVE};
+
+    fn choice(token: u32) -> Choice {
+        Choice {
+            token,
+            value: -1.0,
+            log_sum_exp: 0.5,
+            pad: 0,
+        }
+    }
+
+    fn read<T: bytemuck::Pod>(gpu: &Gpu, buffer: &wgpu::Buffer, count: usize) -> Vec<T> {
+        pollster::block_on(gpu.read(buffer, count)).expect("readable")
+    }
+
+    #[test]
+    fn rows_go_on_end_and_stay_ended() {
+        for gpu in gpus() {
+            let with = |data: &[u32]| gpu.storage_with("state", data).expect("small");
+            // Row 0 goes on, 1 meets an end token, 2 reaches its length, 3 had ended before.
+            let choices = gpu
+                .storage_with("choices", &[choice(5), choice(9), choice(6), choice(7)])
+                .expect("small");
+            let stop = with(&[8, 8, 3, 8]);
+            let row_info = with(&[0, 40, 1, 41, 2, 42, 3, INACTIVE]);
+            let row_state = with(&[4, 0, 4, 1, 4, 2, 4, 1]);
+            let tokens = with(&[0; 4]);
+            let history = with(&[0; 4 * 6]);
+            let chosen = with(&[0; 2 * (1 + 2 * 4)]);
+            let mut program = ProgramBuilder::new(gpu, "advance");
+            advance(
+                &mut program,
+                &Advance {
+                    choices: &choices,
+                    stop: &stop,
+                    row_info: &row_info,
+                    row_state: &row_state,
+                    tokens: &tokens,
+                    history: &history,
+                    chosen: &chosen,
+                    rows: 4,
+                    history_stride: 6,
+                    pad_token: 1,
+                    end_tokens: &[2, 9],
+                },
+            );
+            let program = program.finish(&ActivationPool::default()).expect("valid");
+            program.run(gpu);
+            assert_eq!(
+                read::<u32>(gpu, &row_info, 8),
+                [0, 41, 1, INACTIVE, 2, INACTIVE, 3, INACTIVE]
+            );
+            assert_eq!(read::<u32>(gpu, &row_state, 8), [5, 1, 5, 2, 5, 3, 4, 1]);
+            assert_eq!(read::<u32>(gpu, &tokens, 4), [5, 9, 6, 0]);
+            assert_eq!(
+                read::<u32>(gpu, &history, 24)[4..12],
+                [5, 0, 0, 0, 0, 0, 9, 0][..]
+            );
+            program.run(gpu);
+            let steps: Vec<[u32; 2]> = read(gpu, &chosen, 9);
+            let ids: Vec<u32> = steps[1..].iter().map(|step| step[0]).collect();
+            assert_eq!(steps[0][0], 2, "two steps");
+            assert_eq!(ids, [5, 9, 6, 1, 5, 1, 1, 1]);
+            assert_eq!(f32::from_bits(steps[1][1]), -1.5);
+        }
+    }
+}

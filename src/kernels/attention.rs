@@ -1,0 +1,321 @@
+//! `attention.wgsl`, `attention_tile.wgsl`: softmax attention over all keys of a batch item: the ViT's and the
+//! Q-Former's.
+
+use crate::gpu::{Activation, Capabilities, Kernel, Operand, ProgramBuilder, READ, WRITE};
+
+use super::{groups, word};
+
+static ATTENTION: Kernel = Kernel {
+    name: "attention",
+    wgsl: &[include_str!("../../shaders/attention.wgsl")],
+    bindings: &[READ, READ, READ, READ, WRITE],
+};
+
+static ATTENTION_TILE: Kernel = Kernel {
+    name: "attention_tile",
+    wgsl: &[include_str!("../../shaders/attention_tile.wgsl")],
+    bindings: &[READ, READ, READ, READ, WRITE],
+};
+
+/// Kernels for attention. Both give 32 queries of a head to a workgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttentionVariant {
+    /// Tiles in workgroup memory: any GPU, any head.
+    Shared,
+    /// Outer products in the registers of one subgroup; heads and strides are multiples of 4.
+    Tile,
+}
+
+/// The attention kernel for a device, where heads and strides allow it. A workgroup of [`AttentionVariant::Tile`] has
+/// eight lanes: on a device with wider subgroups most of each would idle.
+#[must_use]
+pub fn attention_variant(capabilities: &Capabilities) -> AttentionVariant {
+    match capabilities.fixed_subgroup_size() {
+        Some(8) => AttentionVariant::Tile,
+        _ => AttentionVariant::Shared,
+    }
+}
+
+/// Some columns of an activation: q, k or v within a fused projection.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// The activation.
+    pub of: &'a Activation,
+    /// First column.
+    pub column: usize,
+}
+
+/// Number and size of attention heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Heads.
+    pub count: usize,
+    /// Values a head, even and at most 128.
+    pub dim: usize,
+}
+
+impl Heads {
+    /// Width of all heads together.
+    #[must_use]
+    pub fn width(self) -> usize {
+        self.count * self.dim
+    }
+
+    /// `1 / √dim`
+    #[must_use]
+    pub fn scale(self) -> f32 {
+        1.0 / (self.dim as f32).sqrt()
+    }
+}
+
+/// One attention: `softmax(q · kᵀ · scale) · v`.
+#[derive(Debug)]
+pub struct Attention<'a> {
+    /// `[batch · queries, width]`
+    pub q: View<'a>,
+    /// `[batch · keys, width]`
+    pub k: View<'a>,
+    /// `[batch · keys, width]`
+    pub v: View<'a>,
+    /// Keys that count of each batch item, u32 `[batch]`; later ones are masked.
+    pub key_lengths: &'a wgpu::Buffer,
+    /// Batch items.
+    pub batch: usize,
+    /// Heads of q, k and v.
+    pub heads: Heads,
+    /// Factor on the scores.
+    pub scale: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    batch: u32,
+    queries: u32,
+    keys: u32,
+    heads: u32,
+    q_stride: u32,
+    k_stride: u32,
+    v_stride: u32,
+    q_offset: u32,
+    k_offset: u32,
+    v_offset: u32,
+    scale: f32,
+    pad: u32,
+}
+
+/// Records the attention; the result is `[batch · queries, heads.width()]`.
+pub fn attention(program: &mut ProgramBuilder, inputs: &Attention) -> Activation {
+    let mut variant = attention_variant(program.gpu().capabilities());
+    if !is_in_fours(inputs) {
+        variant = AttentionVariant::Shared;
+    }
+    attention_with(program, inputs, variant)
+}
+
+/// Whether every row and head starts at a multiple of four values.
+fn is_in_fours(inputs: &Attention) -> bool {
+    let views = [inputs.q, inputs.k, inputs.v];
+    let aligned = |view: View| view.column.is_multiple_of(4) && view.of.columns.is_multiple_of(4);
+    inputs.heads.dim.is_multiple_of(4) && views.into_iter().all(aligned)
+}
+
+fn attention_with(
+    program: &mut ProgramBuilder,
+    inputs: &Attention,
+    variant: AttentionVariant,
+) -> Activation {
+    let Attention {
+        q,
+        k,
+        v,
+        batch,
+        heads,
+        ..
+    } = *inputs;
+    debug_assert!(heads.dim <= 128);
+    let queries = q.of.rows / batch;
+    let out = program.activation(q.of.rows, heads.width());
+    program.dispatch(
+        match variant {
+            AttentionVariant::Shared => &ATTENTION,
+            AttentionVariant::Tile => &ATTENTION_TILE,
+        },
+        vec![("HEAD_DIM", heads.dim as f64)],
+        &Params {
+            batch: word(batch),
+            queries: word(queries),
+            keys: word(k.of.rows / batch),
+            heads: word(heads.count),
+            q_stride: word(q.of.columns),
+            k_stride: word(k.of.columns),
+            v_stride: word(v.of.columns),
+            q_offset: word(q.column),
+            k_offset: word(k.column),
+            v_offset: word(v.column),
+            scale: inputs.scale,
+            pad: 0,
+        },
+        vec![
+            q.of.operand(),
+            k.of.operand(),
+            v.of.operand(),
+            Operand::from(inputs.key_lengths),
+            out.operand(),
+        ],
+        [groups(queries, 32), word(heads.count), word(batch)],
+    );
+    out
+}
+
+/// Plain-Rust twin for one query row and one head: `weights · v` with `weights = softmax(q · kᵀ · scale)`.
+#[cfg(test)]
+pub(super) fn reference_row(q: &[f32], k: &[&[f32]], v: &[&[f32]], scale: f32) -> Vec<f32> {
+    let scores: Vec<f64> = k
+        .iter()
+        .map(|k| {
+            q.iter()
+                .zip(*k)
+                .map(|(&a, &b)| f64::from(a) * f64::from(b))
+                .sum::<f64>()
+                * f64::from(scale)
+        })
+        .collect();
+    let highest = scores.iter().copied().fold(f64::MIN, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|s| (s - highest).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    (0..q.len())
+        .map(|d| {
+            let out: f64 = weights
+                .iter()
+                .zip(v)
+                .map(|(w, v)| w * f64::from(v[d]))
+                .sum();
+            if v.is_empty() {
+                0.0
+            } else {
+                (out / sum) as f32
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::testing::{Random, assert_close, gpus, run, upload};
+
+    /// q, k, v fused in one matrix with `extra` columns between, as the ViT's qkv is.
+    fn check(
+        batch: usize,
+        queries: usize,
+        keys: usize,
+        heads: Heads,
+        lengths: &[u32],
+        scale_up: f32,
+    ) {
+        for gpu in gpus() {
+            let mut random = Random((queries * keys + heads.dim) as u64);
+            let width = heads.width();
+            let stride = 3 * width;
+            let rows = batch * queries.max(keys);
+            let values: Vec<f32> = random
+                .vec(rows * stride)
+                .iter()
+                .map(|v| v * scale_up)
+                .collect();
+            let fused = upload(gpu, &values, rows, stride);
+            let (q, kv) = (
+                fused.reshaped(batch * queries, stride),
+                fused.reshaped(batch * keys, stride),
+            );
+            let key_lengths = gpu.storage_with("key_lengths", lengths).expect("small");
+            let inputs = Attention {
+                q: View { of: &q, column: 0 },
+                k: View {
+                    of: &kv,
+                    column: width,
+                },
+                v: View {
+                    of: &kv,
+                    column: 2 * width,
+                },
+                key_lengths: &key_lengths,
+                batch,
+                heads,
+                scale: heads.scale(),
+            };
+            let mut variants = vec![AttentionVariant::Shared];
+            if attention_variant(gpu.capabilities()) == AttentionVariant::Tile
+                && is_in_fours(&inputs)
+            {
+                variants.push(AttentionVariant::Tile);
+            }
+            let at = |row: usize, column: usize| &values[row * stride + column..][..heads.dim];
+            let mut twin = Vec::new();
+            for item in 0..batch {
+                let live = lengths[item] as usize;
+                for query in 0..queries {
+                    for head in (0..width).step_by(heads.dim) {
+                        let k: Vec<_> = (0..live)
+                            .map(|key| at(item * keys + key, width + head))
+                            .collect();
+                        let v: Vec<_> = (0..live)
+                            .map(|key| at(item * keys + key, 2 * width + head))
+                            .collect();
+                        twin.extend(reference_row(
+                            at(item * queries + query, head),
+                            &k,
+                            &v,
+                            heads.scale(),
+                        ));
+                    }
+                }
+            }
+            for variant in variants {
+                let ours = run(gpu, |program| attention_with(program, &inputs, variant));
+                let what = format!("{variant:?} {batch} {queries} {keys} {heads:?}");
+                assert_close(&ours, &twin, 1e-5, &what);
+            }
+        }
+    }
+
+    #[test]
+    fn self_attention_equals_its_twin() {
+        for (dim, tokens) in [
+            (64, 33),
+            (80, 31),
+            (88, 65),
+            (22, 5),
+            (12, 1),
+            (2, 3),
+            (128, 40),
+            (126, 17),
+        ] {
+            check(
+                1,
+                tokens,
+                tokens,
+                Heads { count: 3, dim },
+                &[tokens as u32],
+                1.0,
+            );
+        }
+        check(2, 257, 257, Heads { count: 2, dim: 88 }, &[257, 257], 1.0);
+    }
+
+    #[test]
+    fn cross_attention_equals_its_twin() {
+        check(3, 8, 50, Heads { count: 2, dim: 16 }, &[50, 50, 50], 1.0);
+    }
+
+    #[test]
+    fn masked_keys_do_not_count() {
+        check(3, 7, 40, Heads { count: 2, dim: 10 }, &[1, 33, 40], 1.0);
+    }
+
+    #[test]
+    fn large_scores_do_not_overflow() {
+        check(1, 35, 170, Heads { count: 1, dim: 64 }, &[170], 12.0);
+    }
+}

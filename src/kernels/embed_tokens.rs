@@ -1,0 +1,139 @@
+//! `embed_tokens.wgsl`: the decoder's input rows.
+
+use crate::gpu::{Activation, Kernel, Matrix, Operand, ProgramBuilder, READ, WRITE};
+
+use super::{groups, word};
+
+static EMBED_TOKENS: Kernel = Kernel {
+    name: "embed_tokens",
+    wgsl: &[include_str!("../../shaders/embed_tokens.wgsl")],
+    bindings: &[READ, READ, READ, READ, READ, WRITE],
+};
+
+/// Flag of a token that stands for a visual row: `VISUAL | row`.
+pub const VISUAL: u32 = 0x8000_0000;
+
+/// Position of a row that holds nothing (padding of a batch, a finished sequence).
+pub const INACTIVE: u32 = u32::MAX;
+
+/// Inputs of [`embed_tokens`].
+#[derive(Debug)]
+pub struct EmbedTokens<'a> {
+    /// Token id or `VISUAL | row`, u32 `[rows]`.
+    pub tokens: &'a wgpu::Buffer,
+    /// `(sequence, position)`, u32 `[rows]`.
+    pub row_info: &'a wgpu::Buffer,
+    /// Number of rows.
+    pub rows: usize,
+    /// Token embedding `[vocabulary, width]`.
+    pub embedding: &'a Matrix,
+    /// Position embedding `[positions, width]`, in one part.
+    pub positions: &'a Matrix,
+    /// Added to a position to find its row.
+    pub position_offset: usize,
+    /// Projected queries `[any, width]`.
+    pub visual: &'a Activation,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    width: u32,
+    first_row: u32,
+    part_rows: u32,
+    pad: u32,
+}
+
+/// Embeddings plus positions, `[rows, width]`; zero for inactive rows. One dispatch a part of the embedding.
+pub fn embed_tokens(program: &mut ProgramBuilder, inputs: &EmbedTokens) -> Activation {
+    let width = inputs.embedding.columns;
+    debug_assert_eq!(inputs.positions.parts.len(), 1);
+    debug_assert_eq!(inputs.visual.columns, width);
+    let x = program.activation(inputs.rows, width);
+    for part in &inputs.embedding.parts {
+        program.dispatch(
+            &EMBED_TOKENS,
+            vec![("POSITION_OFFSET", inputs.position_offset as f64)],
+            &Params {
+                width: word(width),
+                first_row: word(part.first_row),
+                part_rows: word(part.rows),
+                pad: 0,
+            },
+            vec![
+                Operand::from(inputs.tokens),
+                Operand::from(inputs.row_info),
+                Operand::from(&part.buffer),
+                Operand::from(&inputs.positions.parts[0].buffer),
+                inputs.visual.operand(),
+                x.operand(),
+            ],
+            [groups(width, 128), word(inputs.rows), 1],
+        );
+    }
+    x
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::MatrixPart;
+    use crate::kernels::testing::{Random, gpus, run, upload};
+
+    #[test]
+    fn equals_its_twin_over_a_parted_embedding() {
+        for gpu in gpus() {
+            let (width, vocabulary) = (136, 11);
+            let mut random = Random(4);
+            let table = random.f16_vec(vocabulary * width);
+            let position_table = random.f16_vec(9 * width);
+            let visual = random.vec(3 * width);
+            let tokens = [10, VISUAL | 2, 0, 6, 5, 3];
+            let row_info = [[0, 0], [0, 1], [0, 6], [1, 2], [1, INACTIVE], [1, 3]];
+            let mut embedding = gpu.matrix("embedding", vocabulary, width).expect("small");
+            embedding.parts = [(0, 6), (6, 5)]
+                .map(|(first_row, rows)| MatrixPart {
+                    buffer: gpu
+                        .storage_with("part", &table[first_row * width..][..rows * width])
+                        .expect("small"),
+                    first_row,
+                    rows,
+                })
+                .to_vec();
+            let positions = gpu
+                .matrix_with("positions", 9, width, &position_table)
+                .expect("small");
+            let token_buffer = gpu.storage_with("tokens", &tokens).expect("small");
+            let row_buffer = gpu.storage_with("row_info", &row_info).expect("small");
+            let visual_rows = upload(gpu, &visual, 3, width);
+            let ours = run(gpu, |program| {
+                let inputs = EmbedTokens {
+                    tokens: &token_buffer,
+                    row_info: &row_buffer,
+                    rows: tokens.len(),
+                    embedding: &embedding,
+                    positions: &positions,
+                    position_offset: 2,
+                    visual: &visual_rows,
+                };
+                embed_tokens(program, &inputs)
+            });
+            let mut twin = Vec::new();
+            for (&token, &[_, position]) in tokens.iter().zip(&row_info) {
+                for column in 0..width {
+                    twin.push(if position == INACTIVE {
+                        0.0
+                    } else {
+                        let value = if token & VISUAL != 0 {
+                            visual[(token & !VISUAL) as usize * width + column]
+                        } else {
+                            table[token as usize * width + column].to_f32()
+                        };
+                        value + position_table[(position as usize + 2) * width + column].to_f32()
+                    });
+                }
+            }
+            assert_eq!(ours, twin);
+        }
+    }
+}

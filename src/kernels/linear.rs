@@ -1,0 +1,574 @@
+//! Linear layers: `matmul_tile.wgsl`, `matmul_register.wgsl` for many rows, `matvec.wgsl`,
+//! `matvec_subgroup.wgsl` for up to eight. Bias, activation and residual are fused.
+
+use crate::gpu::{
+    Activation, Capabilities, Kernel, Matrix, Operand, ProgramBuilder, READ, Vector, WRITE,
+};
+
+use super::{groups, word};
+
+const ACTIVATION: &str = include_str!("../../shaders/activation.wgsl");
+
+static MATMUL_TILE: Kernel = Kernel {
+    name: "matmul_tile",
+    wgsl: &[ACTIVATION, include_str!("../../shaders/matmul_tile.wgsl")],
+    bindings: &[READ, READ, READ, WRITE],
+};
+
+static MATMUL_REGISTER: Kernel = Kernel {
+    name: "matmul_register",
+    wgsl: &[
+        ACTIVATION,
+        include_str!("../../shaders/matmul_register.wgsl"),
+    ],
+    bindings: &[READ, READ, READ, WRITE],
+};
+
+static MATVEC: Kernel = Kernel {
+    name: "matvec",
+    wgsl: &[ACTIVATION, include_str!("../../shaders/matvec.wgsl")],
+    bindings: &[READ, READ, READ, WRITE],
+};
+
+static MATVEC_SUBGROUP: Kernel = Kernel {
+    name: "matvec_subgroup",
+    wgsl: &[
+        ACTIVATION,
+        include_str!("../../shaders/matvec_subgroup.wgsl"),
+    ],
+    bindings: &[READ, READ, READ, WRITE],
+};
+
+/// Rows up to which the matrix–vector kernels serve: they read the weights once for all of them.
+pub const MATVEC_ROWS: usize = 8;
+
+/// A linear layer's weights: `y = x · weightᵀ + bias`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// `[out_features, in_features]`
+    pub weight: Matrix,
+    /// `[out_features]`
+    pub bias: Option<Vector>,
+}
+
+/// The function applied to each value of a linear layer's result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Activate {
+    /// The value itself.
+    #[default]
+    Identity,
+    /// `x · Φ(x)` with the error function (Hendrycks & Gimpel, 2016).
+    GeluErf,
+    /// GELU's tanh approximation.
+    GeluTanh,
+    /// `max(x, 0)`
+    Relu,
+}
+
+impl Activate {
+    /// The value of the shaders' `ACTIVATION` constant.
+    fn constant(self) -> f64 {
+        match self {
+            Self::Identity => 0.0,
+            Self::GeluErf => 1.0,
+            Self::GeluTanh => 2.0,
+            Self::Relu => 3.0,
+        }
+    }
+}
+
+/// Kernels for many rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MatmulVariant {
+    /// A 64×64 tile in workgroup memory: any GPU.
+    Tile,
+    /// A 16×(4 · lanes) tile in registers, spread by subgroup broadcasts.
+    Register {
+        /// Lanes a subgroup.
+        lanes: u32,
+    },
+}
+
+/// Kernels for up to [`MATVEC_ROWS`] rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MatvecVariant {
+    /// Reduction in workgroup memory: any GPU.
+    Shared,
+    /// Reduction by subgroup operations.
+    Subgroup {
+        /// Lanes a subgroup.
+        lanes: u32,
+    },
+}
+
+/// The matmul kernel for a device. Narrow subgroups are vector units of a CPU, where workgroup memory is ordinary
+/// memory and staging tiles in it costs more than it saves; wide ones share weights through it.
+#[must_use]
+pub fn matmul_variant(capabilities: &Capabilities) -> MatmulVariant {
+    match capabilities.fixed_subgroup_size() {
+        Some(lanes) if lanes <= 16 => MatmulVariant::Register { lanes },
+        _ => MatmulVariant::Tile,
+    }
+}
+
+/// The matrix–vector kernel for a device.
+#[must_use]
+pub fn matvec_variant(capabilities: &Capabilities) -> MatvecVariant {
+    capabilities
+        .fixed_subgroup_size()
+        .map_or(MatvecVariant::Shared, |lanes| MatvecVariant::Subgroup {
+            lanes,
+        })
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    rows: u32,
+    out_features: u32,
+    in_features: u32,
+    y_stride: u32,
+    y_offset: u32,
+    bias_offset: u32,
+    pad: [u32; 2],
+}
+
+/// `activate(x · weightᵀ + bias)`, `[rows, in]` → `[rows, out]`.
+pub fn linear(
+    program: &mut ProgramBuilder,
+    x: &Activation,
+    layer: &Linear,
+    activate: Activate,
+) -> Activation {
+    let y = program.activation(x.rows, layer.weight.rows);
+    linear_to(program, x, layer, activate, &y);
+    y
+}
+
+/// [`linear`] into an activation that is there already.
+pub fn linear_to(
+    program: &mut ProgramBuilder,
+    x: &Activation,
+    layer: &Linear,
+    activate: Activate,
+    y: &Activation,
+) {
+    debug_assert_eq!((y.rows, y.columns), (x.rows, layer.weight.rows));
+    record(program, x, layer, activate, y, false);
+}
+
+/// `y += x · weightᵀ + bias`: the residual add of a transformer block, in place.
+pub fn linear_into(program: &mut ProgramBuilder, x: &Activation, layer: &Linear, y: &Activation) {
+    debug_assert_eq!((y.rows, y.columns), (x.rows, layer.weight.rows));
+    record(program, x, layer, Activate::Identity, y, true);
+}
+
+/// One dispatch for each part of the weight.
+fn record(
+    program: &mut ProgramBuilder,
+    x: &Activation,
+    layer: &Linear,
+    activate: Activate,
+    y: &Activation,
+    accumulate: bool,
+) {
+    debug_assert_eq!(x.columns, layer.weight.columns);
+    debug_assert!(x.columns.is_multiple_of(8));
+    let capabilities = program.gpu().capabilities();
+    let shape = if x.rows <= MATVEC_ROWS {
+        matvec_shape(matvec_variant(capabilities), x.rows)
+    } else {
+        matmul_shape(matmul_variant(capabilities))
+    };
+    record_with(program, &shape, x, layer, activate, y, accumulate);
+}
+
+/// A kernel and how its grid covers the result.
+struct Shape {
+    kernel: &'static Kernel,
+    constants: Vec<(&'static str, f64)>,
+    tile_rows: usize,
+    tile_columns: usize,
+}
+
+fn matmul_shape(variant: MatmulVariant) -> Shape {
+    match variant {
+        MatmulVariant::Tile => Shape {
+            kernel: &MATMUL_TILE,
+            constants: vec![],
+            tile_rows: 64,
+            tile_columns: 64,
+        },
+        MatmulVariant::Register { lanes } => Shape {
+            kernel: &MATMUL_REGISTER,
+            constants: vec![("WORKGROUP_SIZE", f64::from(lanes))],
+            tile_rows: 16,
+            tile_columns: 4 * lanes as usize,
+        },
+    }
+}
+
+fn matvec_shape(variant: MatvecVariant, rows: usize) -> Shape {
+    let row_constant = ("ROWS", rows.next_power_of_two() as f64);
+    match variant {
+        MatvecVariant::Shared => Shape {
+            kernel: &MATVEC,
+            constants: vec![row_constant],
+            tile_rows: MATVEC_ROWS,
+            tile_columns: 8,
+        },
+        MatvecVariant::Subgroup { lanes } => Shape {
+            kernel: &MATVEC_SUBGROUP,
+            constants: vec![row_constant, ("WORKGROUP_SIZE", f64::from(lanes))],
+            tile_rows: MATVEC_ROWS,
+            tile_columns: 8,
+        },
+    }
+}
+
+fn record_with(
+    program: &mut ProgramBuilder,
+    shape: &Shape,
+    x: &Activation,
+    layer: &Linear,
+    activate: Activate,
+    y: &Activation,
+    accumulate: bool,
+) {
+    for part in &layer.weight.parts {
+        let mut constants = shape.constants.clone();
+        constants.extend([
+            ("ACTIVATION", activate.constant()),
+            ("HAS_BIAS", f64::from(u8::from(layer.bias.is_some()))),
+            ("ACCUMULATE", f64::from(u8::from(accumulate))),
+        ]);
+        // Without a bias the binding still needs a buffer; the shader does not read it.
+        let bias = layer
+            .bias
+            .as_ref()
+            .map_or_else(|| x.operand(), |bias| Operand::from(&bias.buffer));
+        program.dispatch(
+            shape.kernel,
+            constants,
+            &Params {
+                rows: word(x.rows),
+                out_features: word(part.rows),
+                in_features: word(x.columns),
+                y_stride: word(y.columns),
+                y_offset: word(part.first_row),
+                bias_offset: word(part.first_row),
+                pad: [0; 2],
+            },
+            vec![x.operand(), Operand::from(&part.buffer), bias, y.operand()],
+            [
+                groups(part.rows, shape.tile_columns),
+                groups(x.rows, shape.tile_rows),
+                1,
+            ],
+        );
+    }
+}
+
+/// Plain-Rust twin of [`linear`] and [`linear_into`] (`old` is the value added to), in f64.
+#[cfg(test)]
+fn reference(
+    x: &[f32],
+    weight: &[half::f16],
+    bias: Option<&[f32]>,
+    in_features: usize,
+    activate: Activate,
+    old: Option<&[f32]>,
+) -> Vec<f32> {
+    let out_features = weight.len() / in_features;
+    let mut y = Vec::with_capacity(x.len() / in_features * out_features);
+    for row in x.chunks(in_features) {
+        for (n, w) in weight.chunks(in_features).enumerate() {
+            let dot: f64 = row
+                .iter()
+                .zip(w)
+                .map(|(&a, b)| f64::from(a) * b.to_f64())
+                .sum();
+            let value = apply(activate, dot + bias.map_or(0.0, |bias| f64::from(bias[n])));
+            let old = old.map_or(0.0, |old| f64::from(old[y.len()]));
+            y.push((value + old) as f32);
+        }
+    }
+    y
+}
+
+#[cfg(test)]
+fn apply(activate: Activate, x: f64) -> f64 {
+    match activate {
+        Activate::Identity => x,
+        Activate::Relu => x.max(0.0),
+        Activate::GeluTanh => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+            0.5 * x * (1.0 + inner.tanh())
+        }
+        Activate::GeluErf => 0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2)),
+    }
+}
+
+/// The error function by its Maclaurin series, exact to f32 for the |x| < 5 that tests use
+/// (Abramowitz & Stegun 7.1.6).
+#[cfg(test)]
+fn erf(x: f64) -> f64 {
+    if x.abs() > 5.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= 2.0 * x * x / f64::from(2 * n + 1);
+        sum += term;
+    }
+    2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{ActivationPool, Gpu};
+    use crate::kernels::testing::{Random, assert_close, gpu, gpus, run, upload};
+
+    struct Case {
+        x: Vec<f32>,
+        weight: Vec<half::f16>,
+        bias: Vec<f32>,
+        old: Vec<f32>,
+        rows: usize,
+        out_features: usize,
+        in_features: usize,
+    }
+
+    impl Case {
+        fn new(rows: usize, out_features: usize, in_features: usize) -> Self {
+            let mut random = Random((rows * 7919 + out_features * 31 + in_features) as u64);
+            Self {
+                x: random.vec(rows * in_features),
+                weight: random.f16_vec(out_features * in_features),
+                bias: random.vec(out_features),
+                old: random.vec(rows * out_features),
+                rows,
+                out_features,
+                in_features,
+            }
+        }
+
+        fn layer(&self, gpu: &Gpu, biased: bool) -> Linear {
+            Linear {
+                weight: gpu
+                    .matrix_with("weight", self.out_features, self.in_features, &self.weight)
+                    .expect("small"),
+                bias: biased.then(|| gpu.vector("bias", &self.bias).expect("small")),
+            }
+        }
+
+        fn run(
+            &self,
+            gpu: &Gpu,
+            shape: &Shape,
+            activate: Activate,
+            accumulate: bool,
+            biased: bool,
+        ) -> Vec<f32> {
+            let x = upload(gpu, &self.x, self.rows, self.in_features);
+            let y = upload(gpu, &self.old, self.rows, self.out_features);
+            let layer = self.layer(gpu, biased);
+            run(gpu, |program| {
+                record_with(program, shape, &x, &layer, activate, &y, accumulate);
+                y.clone()
+            })
+        }
+
+        fn twin(&self, activate: Activate, accumulate: bool, biased: bool) -> Vec<f32> {
+            reference(
+                &self.x,
+                &self.weight,
+                biased.then_some(&self.bias),
+                self.in_features,
+                activate,
+                accumulate.then_some(&self.old),
+            )
+        }
+    }
+
+    /// Every matmul variant that `gpu` can run.
+    fn matmul_variants(gpu: &Gpu) -> Vec<MatmulVariant> {
+        let register = gpu
+            .capabilities()
+            .fixed_subgroup_size()
+            .map(|lanes| MatmulVariant::Register { lanes });
+        std::iter::once(MatmulVariant::Tile)
+            .chain(register)
+            .collect()
+    }
+
+    fn matvec_variants(gpu: &Gpu) -> Vec<MatvecVariant> {
+        let subgroup = gpu
+            .capabilities()
+            .fixed_subgroup_size()
+            .map(|lanes| MatvecVariant::Subgroup { lanes });
+        std::iter::once(MatvecVariant::Shared)
+            .chain(subgroup)
+            .collect()
+    }
+
+    #[test]
+    fn matmul_equals_its_twin_at_odd_sizes() {
+        for gpu in gpus() {
+            for (m, n, k) in [
+                (1, 1, 8),
+                (3, 5, 24),
+                (17, 33, 40),
+                (65, 31, 1032),
+                (33, 257, 24),
+                (130, 129, 64),
+            ] {
+                let case = Case::new(m, n, k);
+                for variant in matmul_variants(gpu) {
+                    let ours =
+                        case.run(gpu, &matmul_shape(variant), Activate::Identity, false, true);
+                    let twin = case.twin(Activate::Identity, false, true);
+                    assert_close(&ours, &twin, 1e-5, &format!("{variant:?} {m}x{n}x{k}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn matvec_equals_its_twin_at_odd_sizes() {
+        for gpu in gpus() {
+            for rows in 1..=MATVEC_ROWS {
+                for (n, k) in [(1, 8), (5, 24), (33, 1032), (257, 40)] {
+                    let case = Case::new(rows, n, k);
+                    for variant in matvec_variants(gpu) {
+                        let ours = case.run(
+                            gpu,
+                            &matvec_shape(variant, rows),
+                            Activate::Identity,
+                            false,
+                            true,
+                        );
+                        let twin = case.twin(Activate::Identity, false, true);
+                        assert_close(&ours, &twin, 1e-5, &format!("{variant:?} {rows}x{n}x{k}"));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_epilogue_equals_its_twin() {
+        for gpu in gpus() {
+            for rows in [3, 19] {
+                let case = Case::new(rows, 37, 48);
+                let shapes: Vec<Shape> = if rows <= MATVEC_ROWS {
+                    matvec_variants(gpu)
+                        .into_iter()
+                        .map(|v| matvec_shape(v, rows))
+                        .collect()
+                } else {
+                    matmul_variants(gpu).into_iter().map(matmul_shape).collect()
+                };
+                for shape in &shapes {
+                    for activate in [
+                        Activate::Identity,
+                        Activate::GeluErf,
+                        Activate::GeluTanh,
+                        Activate::Relu,
+                    ] {
+                        for (accumulate, biased) in
+                            [(false, false), (false, true), (true, true), (true, false)]
+                        {
+                            let ours = case.run(gpu, shape, activate, accumulate, biased);
+                            let twin = case.twin(activate, accumulate, biased);
+                            let what =
+                                format!("{} {activate:?} {accumulate} {biased}", shape.kernel.name);
+                            assert_close(&ours, &twin, 1e-5, &what);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_the_rows_beside_it() {
+        for gpu in gpus() {
+            let case = Case::new(8, 67, 264);
+            for variant in matvec_variants(gpu) {
+                let all = case.run(
+                    gpu,
+                    &matvec_shape(variant, 8),
+                    Activate::Identity,
+                    false,
+                    true,
+                );
+                for row in 0..8 {
+                    let alone = Case {
+                        x: case.x[row * 264..][..264].to_vec(),
+                        weight: case.weight.clone(),
+                        bias: case.bias.clone(),
+                        old: vec![0.0; 67],
+                        rows: 1,
+                        ..case
+                    };
+                    let alone = alone.run(
+                        gpu,
+                        &matvec_shape(variant, 1),
+                        Activate::Identity,
+                        false,
+                        true,
+                    );
+                    assert_eq!(
+                        alone,
+                        all[row * 67..][..67],
+                        "{variant:?} row {row}: bit for bit"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_weight_in_several_parts_gives_the_same_product() {
+        let gpu = gpu();
+        for rows in [2, 20] {
+            let case = Case::new(rows, 50, 16);
+            let whole = case.layer(gpu, true);
+            let mut parted = whole.clone();
+            parted.weight.parts = [(0, 21), (21, 21), (42, 8)]
+                .map(|(first_row, rows)| crate::gpu::MatrixPart {
+                    buffer: gpu
+                        .storage_with("part", &case.weight[first_row * 16..][..rows * 16])
+                        .expect("small"),
+                    first_row,
+                    rows,
+                })
+                .to_vec();
+            let x = upload(gpu, &case.x, rows, 16);
+            let product =
+                |layer: &Linear| run(gpu, |program| linear(program, &x, layer, Activate::Relu));
+            assert_eq!(product(&whole), product(&parted));
+        }
+    }
+
+    #[test]
+    fn programs_reuse_pipelines_and_replay() {
+        let gpu = gpu();
+        let case = Case::new(4, 9, 16);
+        let layer = case.layer(gpu, true);
+        let x = upload(gpu, &case.x, 4, 16);
+        let target = gpu.storage("y", 4 * 9 * 4).expect("small");
+        let y = Activation::external(&target, 4, 9);
+        let mut program = ProgramBuilder::new(gpu, "twice");
+        linear_into(&mut program, &x, &layer, &y);
+        let program = program.finish(&ActivationPool::default()).expect("valid");
+        program.run(gpu);
+        program.run(gpu);
+        let ours: Vec<f32> = pollster::block_on(gpu.read(&target, 36)).expect("readable");
+        let once = case.twin(Activate::Identity, false, true);
+        let twice: Vec<f32> = once.iter().map(|v| 2.0 * v).collect();
+        assert_close(&ours, &twice, 1e-5, "two replays add twice");
+    }
+}

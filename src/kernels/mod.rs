@@ -1,0 +1,53 @@
+//! The kernels: one file per shader, with its typed launch (shapes are checked here), its plain-Rust twin and tests.
+//!
+//! A launch records a dispatch into a [`ProgramBuilder`](crate::gpu::ProgramBuilder) and returns the activation it
+//! fills. Shapes come from the model's configuration, which is checked when it is read: a wrong one here is a bug of
+//! ours and asserts in debug builds.
+
+mod advance;
+mod argmax;
+mod attention;
+mod attention_cached;
+mod copy;
+mod embed_patches;
+mod embed_tokens;
+mod gather_rows;
+mod layer_norm;
+mod linear;
+mod log_softmax;
+mod patchify;
+mod process_logits;
+mod store_kv;
+#[cfg(test)]
+pub(crate) mod testing;
+mod top_k;
+
+pub use advance::{Advance, MAX_END_TOKENS, advance};
+pub use argmax::{Choice, argmax};
+pub use attention::{Attention, AttentionVariant, Heads, View, attention, attention_variant};
+pub use attention_cached::{CachedAttention, attention_cached};
+pub use copy::{copy, tap};
+pub use embed_patches::embed_patches;
+pub use embed_tokens::{EmbedTokens, INACTIVE, VISUAL, embed_tokens};
+pub use gather_rows::gather_rows;
+pub use layer_norm::{LayerNorm, layer_norm};
+pub use linear::{
+    Activate, Linear, MatmulVariant, MatvecVariant, linear, linear_into, linear_to, matmul_variant,
+    matvec_variant,
+};
+pub use log_softmax::log_softmax;
+pub use patchify::{patch_columns, patchify};
+pub use process_logits::{ProcessLogits, process_logits};
+pub use store_kv::{KvLayer, Pages, store_kv};
+pub use top_k::{MAX_TOP_K, top_k};
+
+/// Number of workgroups of `size` that cover `count`, as a grid dimension.
+fn groups(count: usize, size: usize) -> u32 {
+    word(count.div_ceil(size))
+}
+
+/// A size as a shader sees it. Buffers are far smaller than 2³² values, so this cannot be exceeded.
+fn word(value: usize) -> u32 {
+    debug_assert!(u32::try_from(value).is_ok());
+    value as u32
+}

@@ -1,0 +1,99 @@
+//! `top_k.wgsl`: each row's best tokens.
+
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
+
+use super::word;
+
+static TOP_K: Kernel = Kernel {
+    name: "top_k",
+    wgsl: &[include_str!("../../shaders/top_k.wgsl")],
+    bindings: &[READ, WRITE, WRITE],
+};
+
+/// Most tokens a row that [`top_k`] gives.
+pub const MAX_TOP_K: usize = 256;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    rows: u32,
+    vocab: u32,
+    logits_stride: u32,
+    logits_offset: u32,
+    k: u32,
+    pad: [u32; 3],
+}
+
+/// Writes the `k` best `(token, value bits)` of each row of `logits` into `top` `[rows, k]`, best first and the
+/// lowest token first of equals, and `ln Σ exp` of each row into `log_sum_exp`.
+pub fn top_k(
+    program: &mut ProgramBuilder,
+    logits: &Activation,
+    k: usize,
+    top: &wgpu::Buffer,
+    log_sum_exp: &wgpu::Buffer,
+) {
+    debug_assert!(k <= MAX_TOP_K);
+    program.dispatch(
+        &TOP_K,
+        vec![],
+        &Params {
+            rows: word(logits.rows),
+            vocab: word(logits.columns),
+            logits_stride: word(logits.columns),
+            logits_offset: 0,
+            k: word(k),
+            pad: [0; 3],
+        },
+        vec![
+            logits.operand(),
+            Operand::from(top),
+            Operand::from(log_sum_exp),
+        ],
+        [word(logits.rows), 1, 1],
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::ActivationPool;
+    use crate::kernels::testing::{Random, gpus, upload};
+
+    #[test]
+    fn equals_its_twin_ties_included() {
+        for gpu in gpus() {
+            for (vocab, k) in [(5, 5), (300, 20), (50_273, 50), (1000, 256)] {
+                let rows = 3;
+                // Rounded values: many ties.
+                let logits: Vec<f32> = Random(k as u64)
+                    .vec(rows * vocab)
+                    .iter()
+                    .map(|v| (v * 64.0).round() / 4.0)
+                    .collect();
+                let x = upload(gpu, &logits, rows, vocab);
+                let top = gpu.storage("top", (rows * k * 8) as u64).expect("small");
+                let sums = gpu.storage("sums", (rows * 4) as u64).expect("small");
+                let mut program = ProgramBuilder::new(gpu, "top_k");
+                top_k(&mut program, &x, k, &top, &sums);
+                program
+                    .finish(&ActivationPool::default())
+                    .expect("valid")
+                    .run(gpu);
+                let ours: Vec<[u32; 2]> =
+                    pollster::block_on(gpu.read(&top, rows * k)).expect("readable");
+                let sums: Vec<f32> = pollster::block_on(gpu.read(&sums, rows)).expect("readable");
+                for row in 0..rows {
+                    let logits = &logits[row * vocab..][..vocab];
+                    let twin: Vec<_> = crate::generate::top_k(logits, k)
+                        .iter()
+                        .map(|candidate| [candidate.token, candidate.score.to_bits()])
+                        .collect();
+                    assert_eq!(ours[row * k..][..k], twin, "{vocab} {k}");
+                    let sum: f64 = logits.iter().map(|&v| f64::from(v).exp()).sum();
+                    assert!((f64::from(sums[row]) - sum.ln()).abs() < 1e-4);
+                }
+            }
+        }
+    }
+}

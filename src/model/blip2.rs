@@ -1,0 +1,71 @@
+//! BLIP-2 (Li et al., 2023) put together: image encoder → Q-Former → projection → decoder.
+
+use crate::gpu::{Activation, GpuError, ProgramBuilder};
+use crate::kernels::{Activate, Linear, linear, tap};
+use crate::weights::{UploadError, Uploader};
+
+use super::config::OptConfig;
+use super::layers::load_linear;
+use super::{Blip2Config, Opt, QFormer, Vit};
+
+/// The generative model's weights on the device.
+#[derive(Debug)]
+pub struct Blip2Model {
+    /// Image encoder.
+    pub vit: Vit,
+    /// Queries that read the image.
+    pub qformer: QFormer,
+    /// From the Q-Former's width to the decoder's.
+    pub language_projection: Linear,
+    /// Decoder.
+    pub opt: Opt,
+}
+
+impl Blip2Model {
+    /// Uploads everything.
+    ///
+    /// # Errors
+    /// A missing or misshapen tensor, or no room on the device.
+    pub async fn load(
+        uploader: &mut Uploader<'_>,
+        config: &Blip2Config,
+        decoder: &OptConfig,
+        image_size: usize,
+    ) -> Result<Self, UploadError> {
+        let decoder_width = decoder.hidden_size;
+        let query_width = config.qformer.hidden_size;
+        Ok(Self {
+            vit: Vit::load(uploader, &config.vision, image_size).await?,
+            qformer: QFormer::load(uploader, &config.qformer, config.num_query_tokens).await?,
+            language_projection: load_linear(
+                uploader,
+                "language_projection",
+                decoder_width,
+                query_width,
+            )
+            .await?,
+            opt: Opt::load(uploader, decoder).await?,
+        })
+    }
+
+    /// `pixels` `[batch, 3 · size²]` → rows for the decoder `[batch · queries, decoder width]`.
+    ///
+    /// # Errors
+    /// No room for the small state that the program needs.
+    pub fn encode_images(
+        &self,
+        program: &mut ProgramBuilder,
+        pixels: &Activation,
+    ) -> Result<Activation, GpuError> {
+        let image_tokens = self.vit.forward(program, pixels)?;
+        let query_output = self.qformer.forward(program, &image_tokens, pixels.rows)?;
+        let visual = linear(
+            program,
+            &query_output,
+            &self.language_projection,
+            Activate::Identity,
+        );
+        tap(program, &visual, || "projection".into());
+        Ok(visual)
+    }
+}

@@ -1,0 +1,262 @@
+//! The decoder: OPT (Zhang et al., 2022) over a paged KV cache, for prefill and decode alike.
+//!
+//! ```text
+//! tokens ─ embeddings + positions ─ [ x += attention(norm(x));  x += fc2(relu(fc1(norm(x)))) ] × N ─ norm ─ logits
+//! ```
+
+use crate::gpu::{Activation, Gpu, GpuError, Matrix, ProgramBuilder};
+use crate::kernels::{
+    Activate, CachedAttention, EmbedTokens, Heads, KvLayer, LayerNorm, Linear, Pages,
+    attention_cached, embed_tokens, layer_norm, linear, linear_into, linear_to, store_kv, tap,
+};
+use crate::weights::{UploadError, Uploader};
+
+use super::config::OptConfig;
+use super::layers::{load_layer_norm, load_linear, load_stacked};
+
+/// Rows that OPT's position table keeps in front of position 0.
+const POSITION_OFFSET: usize = 2;
+
+/// OPT's layer norms have PyTorch's default eps.
+const LAYER_NORM_EPS: f32 = 1e-5;
+
+/// The decoder's weights.
+#[derive(Debug)]
+pub struct Opt {
+    heads: Heads,
+    activate: Activate,
+    embed_tokens: Matrix,
+    embed_positions: Matrix,
+    layers: Vec<Layer>,
+    final_layer_norm: LayerNorm,
+    /// `[vocabulary, hidden]`, the token embedding where the two are tied.
+    lm_head: Linear,
+}
+
+#[derive(Debug)]
+struct Layer {
+    self_attn_layer_norm: LayerNorm,
+    /// q, k and v stacked: `[3 · hidden, hidden]`.
+    qkv: Linear,
+    out_proj: Linear,
+    final_layer_norm: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+/// Keys and values of all layers, f32, `rows` physical rows each.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<KvLayer>,
+    rows: usize,
+}
+
+impl KvCache {
+    /// Physical rows a layer.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+}
+
+impl Opt {
+    /// Uploads the tensors below `language_model.`.
+    ///
+    /// # Errors
+    /// A missing or misshapen tensor, or no room on the device.
+    pub async fn load(
+        uploader: &mut Uploader<'_>,
+        config: &OptConfig,
+    ) -> Result<Self, UploadError> {
+        let hidden = config.hidden_size;
+        let name = "language_model.model.decoder";
+        let vocabulary = [config.vocab_size, hidden];
+        let embed_tokens = uploader
+            .matrix(&format!("{name}.embed_tokens.weight"), &vocabulary)
+            .await?;
+        let positions = config.position_rows();
+        let embed_positions = uploader
+            .matrix(
+                &format!("{name}.embed_positions.weight"),
+                &[positions, hidden],
+            )
+            .await?;
+        let mut layers = Vec::new();
+        for index in 0..config.num_hidden_layers {
+            layers.push(Layer::load(uploader, config, &format!("{name}.layers.{index}")).await?);
+        }
+        let final_layer_norm = load_layer_norm(
+            uploader,
+            &format!("{name}.final_layer_norm"),
+            hidden,
+            LAYER_NORM_EPS,
+        )
+        .await?;
+        let lm_head = match uploader
+            .checkpoint()
+            .lm_head(config.tie_word_embeddings, &vocabulary)?
+        {
+            Some(weight) => uploader.matrix_of(&[weight]).await?,
+            None => embed_tokens.clone(),
+        };
+        Ok(Self {
+            heads: Heads {
+                count: config.num_attention_heads,
+                dim: config.head_dim(),
+            },
+            activate: config.activation_function.into(),
+            embed_tokens,
+            embed_positions,
+            layers,
+            final_layer_norm,
+            lm_head: Linear {
+                weight: lm_head,
+                bias: None,
+            },
+        })
+    }
+
+    /// Width of the residual stream.
+    #[must_use]
+    pub fn hidden_size(&self) -> usize {
+        self.embed_tokens.columns
+    }
+
+    /// Number of logits.
+    #[must_use]
+    pub fn vocabulary(&self) -> usize {
+        self.lm_head.weight.rows
+    }
+
+    /// Most positions of a sequence.
+    #[must_use]
+    pub fn max_positions(&self) -> usize {
+        self.embed_positions.rows - POSITION_OFFSET
+    }
+
+    /// Bytes of a cache row over all layers.
+    #[must_use]
+    pub fn cache_row_bytes(&self) -> u64 {
+        (self.layers.len() * 2 * self.hidden_size() * 4) as u64
+    }
+
+    /// An empty cache of `rows` physical rows.
+    ///
+    /// # Errors
+    /// No room on the device.
+    pub fn kv_cache(&self, gpu: &Gpu, rows: usize) -> Result<KvCache, GpuError> {
+        let bytes = (rows * self.hidden_size() * 4) as u64;
+        let layers = self
+            .layers
+            .iter()
+            .map(|_| {
+                Ok(KvLayer {
+                    keys: gpu.storage("keys", bytes)?,
+                    values: gpu.storage("values", bytes)?,
+                })
+            })
+            .collect::<Result<_, GpuError>>()?;
+        Ok(KvCache { layers, rows })
+    }
+
+    /// Rows of tokens (or [`crate::kernels::VISUAL`] rows of `visual`) → last hidden states `[rows, hidden]`, before
+    /// the final norm; their keys and values go into `cache` where `pages` say.
+    pub fn forward(
+        &self,
+        program: &mut ProgramBuilder,
+        tokens: &wgpu::Buffer,
+        rows: usize,
+        visual: &Activation,
+        cache: &KvCache,
+        pages: &Pages,
+    ) -> Activation {
+        let hidden = embed_tokens(
+            program,
+            &EmbedTokens {
+                tokens,
+                row_info: &pages.row_info,
+                rows,
+                embedding: &self.embed_tokens,
+                positions: &self.embed_positions,
+                position_offset: POSITION_OFFSET,
+                visual,
+            },
+        );
+        tap(program, &hidden, || "opt.embeddings_with_positions".into());
+        for (index, (layer, layer_cache)) in self.layers.iter().zip(&cache.layers).enumerate() {
+            self.layer(program, layer, &hidden, layer_cache, pages);
+            tap(program, &hidden, || format!("opt.layer.{index}"));
+        }
+        hidden
+    }
+
+    /// `hidden` `[rows, hidden]` → `logits` `[rows, vocabulary]`.
+    pub fn logits(&self, program: &mut ProgramBuilder, hidden: &Activation, logits: &Activation) {
+        let normed = layer_norm(program, hidden, &self.final_layer_norm);
+        tap(program, &normed, || "opt.final_norm".into());
+        linear_to(program, &normed, &self.lm_head, Activate::Identity, logits);
+        tap(program, logits, || "logits".into());
+    }
+
+    /// Adds one pre-norm layer to the residual stream `hidden` `[rows, width]`.
+    fn layer(
+        &self,
+        program: &mut ProgramBuilder,
+        layer: &Layer,
+        hidden: &Activation,
+        cache: &KvLayer,
+        pages: &Pages,
+    ) {
+        let normed = layer_norm(program, hidden, &layer.self_attn_layer_norm);
+        let qkv = linear(program, &normed, &layer.qkv, Activate::Identity); // [rows, 3 · width]
+        store_kv(program, &qkv, cache, pages);
+        let context = attention_cached(
+            program,
+            &CachedAttention {
+                qkv: &qkv,
+                cache,
+                pages,
+                heads: self.heads,
+                scale: self.heads.scale(),
+            },
+        );
+        linear_into(program, &context, &layer.out_proj, hidden);
+
+        let normed = layer_norm(program, hidden, &layer.final_layer_norm);
+        let inner = linear(program, &normed, &layer.fc1, self.activate);
+        linear_into(program, &inner, &layer.fc2, hidden);
+    }
+}
+
+impl Layer {
+    async fn load(
+        uploader: &mut Uploader<'_>,
+        config: &OptConfig,
+        name: &str,
+    ) -> Result<Self, UploadError> {
+        let (hidden, inner) = (config.hidden_size, config.ffn_dim);
+        let projection = |kind: &str| format!("{name}.self_attn.{kind}_proj");
+        let (q, k, v) = (projection("q"), projection("k"), projection("v"));
+        let eps = LAYER_NORM_EPS;
+        Ok(Self {
+            self_attn_layer_norm: load_layer_norm(
+                uploader,
+                &format!("{name}.self_attn_layer_norm"),
+                hidden,
+                eps,
+            )
+            .await?,
+            qkv: load_stacked(uploader, &[&q, &k, &v], hidden, hidden).await?,
+            out_proj: load_linear(uploader, &projection("out"), hidden, hidden).await?,
+            final_layer_norm: load_layer_norm(
+                uploader,
+                &format!("{name}.final_layer_norm"),
+                hidden,
+                eps,
+            )
+            .await?,
+            fc1: load_linear(uploader, &format!("{name}.fc1"), inner, hidden).await?,
+            fc2: load_linear(uploader, &format!("{name}.fc2"), hidden, inner).await?,
+        })
+    }
+}

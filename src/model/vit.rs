@@ -1,0 +1,234 @@
+//! The image encoder: EVA-CLIP's ViT (Fang et al., 2022) as BLIP-2 uses it.
+//!
+//! ```text
+//! pixels ─ patches ─ + class token, positions ─ [ x += attention(norm(x));  x += mlp(norm(x)) ] × N ─ norm ─ image tokens
+//! ```
+
+use crate::gpu::{Activation, GpuError, ProgramBuilder, Vector};
+use crate::kernels::{
+    Activate, Attention, Heads, LayerNorm, Linear, View, attention, embed_patches, layer_norm,
+    linear, linear_into, patchify, tap,
+};
+use crate::weights::{UploadError, Uploader};
+
+use super::config::VisionConfig;
+use super::interpolate_positions;
+use super::layers::{load_layer_norm, load_linear};
+
+/// The image encoder's weights.
+#[derive(Debug)]
+pub struct Vit {
+    image_size: usize,
+    patch_size: usize,
+    heads: Heads,
+    activate: Activate,
+    patch_embedding: Linear,
+    class_embedding: Vector,
+    /// `[1 + patches, hidden]`
+    position_embedding: Vector,
+    blocks: Vec<Block>,
+    post_layernorm: LayerNorm,
+}
+
+#[derive(Debug)]
+struct Block {
+    layer_norm1: LayerNorm,
+    qkv: Linear,
+    projection: Linear,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl Vit {
+    /// Uploads the tensors below `vision_model.`; positions are interpolated if `image_size` is not the checkpoint's.
+    ///
+    /// # Errors
+    /// A missing or misshapen tensor, or no room on the device.
+    pub async fn load(
+        uploader: &mut Uploader<'_>,
+        config: &VisionConfig,
+        image_size: usize,
+    ) -> Result<Self, UploadError> {
+        let hidden = config.hidden_size;
+        let name = "vision_model.embeddings";
+        let patch = format!("{name}.patch_embedding");
+        let patch_shape = [hidden, 3, config.patch_size, config.patch_size];
+        let patch_embedding = Linear {
+            weight: uploader
+                .matrix(&format!("{patch}.weight"), &patch_shape)
+                .await?,
+            bias: Some(uploader.vector(&format!("{patch}.bias"), &[hidden]).await?),
+        };
+        let class_embedding = uploader
+            .vector(&format!("{name}.class_embedding"), &[1, 1, hidden])
+            .await?;
+
+        let stored_grid = config.grid();
+        let stored_positions = uploader.values(
+            &format!("{name}.position_embedding"),
+            &[1, 1 + stored_grid * stored_grid, hidden],
+        )?;
+        let grid = image_size / config.patch_size;
+        let positions = interpolate_positions(&stored_positions, hidden, stored_grid, grid);
+        let position_embedding = uploader.gpu().vector("position_embedding", &positions)?;
+
+        let mut blocks = Vec::new();
+        for index in 0..config.num_hidden_layers {
+            blocks.push(Block::load(uploader, config, index).await?);
+        }
+        let eps = config.layer_norm_eps;
+        Ok(Self {
+            image_size,
+            patch_size: config.patch_size,
+            heads: Heads {
+                count: config.num_attention_heads,
+                dim: config.head_dim(),
+            },
+            activate: config.hidden_act.into(),
+            patch_embedding,
+            class_embedding,
+            position_embedding,
+            blocks,
+            post_layernorm: load_layer_norm(uploader, "vision_model.post_layernorm", hidden, eps)
+                .await?,
+        })
+    }
+
+    /// Pixels a side of the images it takes.
+    #[must_use]
+    pub fn image_size(&self) -> usize {
+        self.image_size
+    }
+
+    /// Tokens an image: the class token and one a patch.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        1 + (self.image_size / self.patch_size).pow(2)
+    }
+
+    /// Bytes of an image's largest activation: within an MLP, or q, k and v.
+    #[must_use]
+    pub fn widest_activation_bytes(&self) -> u64 {
+        let width = self
+            .blocks
+            .iter()
+            .map(|block| block.fc1.weight.rows.max(block.qkv.weight.rows));
+        (self.tokens() * width.max().unwrap_or(0) * 4) as u64
+    }
+
+    /// `pixels` `[batch, 3 · size²]` → image tokens `[batch · tokens, hidden]`.
+    ///
+    /// # Errors
+    /// No room for the small state that the program needs.
+    pub fn forward(
+        &self,
+        program: &mut ProgramBuilder,
+        pixels: &Activation,
+    ) -> Result<Activation, GpuError> {
+        let batch = pixels.rows;
+        let patches = patchify(program, pixels, self.image_size, self.patch_size);
+        let patches = linear(program, &patches, &self.patch_embedding, Activate::Identity);
+        let hidden = embed_patches(
+            program,
+            &patches,
+            batch,
+            &self.class_embedding,
+            &self.position_embedding,
+        );
+        tap(program, &hidden, || "vit.embeddings".into());
+
+        // Every image has all of its tokens: nothing is masked.
+        let key_lengths = vec![self.tokens() as u32; batch];
+        let key_lengths = program.gpu().storage_with("key_lengths", &key_lengths)?;
+        for (index, block) in self.blocks.iter().enumerate() {
+            self.block(program, block, &hidden, batch, &key_lengths);
+            tap(program, &hidden, || format!("vit.block.{index}"));
+        }
+        let tokens = layer_norm(program, &hidden, &self.post_layernorm);
+        tap(program, &tokens, || "vit.output".into());
+        Ok(tokens)
+    }
+
+    /// Adds one pre-norm block to the residual stream `hidden` `[batch · tokens, width]`.
+    fn block(
+        &self,
+        program: &mut ProgramBuilder,
+        block: &Block,
+        hidden: &Activation,
+        batch: usize,
+        key_lengths: &wgpu::Buffer,
+    ) {
+        let width = hidden.columns;
+        let normed = layer_norm(program, hidden, &block.layer_norm1);
+        let qkv = linear(program, &normed, &block.qkv, Activate::Identity); // [batch · tokens, 3 · width]
+        let context = attention(
+            program,
+            &Attention {
+                q: View {
+                    of: &qkv,
+                    column: 0,
+                },
+                k: View {
+                    of: &qkv,
+                    column: width,
+                },
+                v: View {
+                    of: &qkv,
+                    column: 2 * width,
+                },
+                key_lengths,
+                batch,
+                heads: self.heads,
+                scale: self.heads.scale(),
+            },
+        );
+        linear_into(program, &context, &block.projection, hidden);
+
+        let normed = layer_norm(program, hidden, &block.layer_norm2);
+        let inner = linear(program, &normed, &block.fc1, self.activate);
+        linear_into(program, &inner, &block.fc2, hidden);
+    }
+}
+
+/// The fused projection; a checkpoint with `qkv_bias` false stores no bias for it.
+async fn load_qkv(
+    uploader: &mut Uploader<'_>,
+    name: &str,
+    config: &VisionConfig,
+) -> Result<Linear, UploadError> {
+    let hidden = config.hidden_size;
+    if config.qkv_bias {
+        return load_linear(uploader, name, 3 * hidden, hidden).await;
+    }
+    Ok(Linear {
+        weight: uploader
+            .matrix(&format!("{name}.weight"), &[3 * hidden, hidden])
+            .await?,
+        bias: None,
+    })
+}
+
+impl Block {
+    async fn load(
+        uploader: &mut Uploader<'_>,
+        config: &VisionConfig,
+        index: usize,
+    ) -> Result<Self, UploadError> {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let eps = config.layer_norm_eps;
+        let name = format!("vision_model.encoder.layers.{index}");
+        let attention = format!("{name}.self_attn");
+        Ok(Self {
+            layer_norm1: load_layer_norm(uploader, &format!("{name}.layer_norm1"), hidden, eps)
+                .await?,
+            qkv: load_qkv(uploader, &format!("{attention}.qkv"), config).await?,
+            projection: load_linear(uploader, &format!("{attention}.projection"), hidden, hidden)
+                .await?,
+            layer_norm2: load_layer_norm(uploader, &format!("{name}.layer_norm2"), hidden, eps)
+                .await?,
+            fc1: load_linear(uploader, &format!("{name}.mlp.fc1"), inner, hidden).await?,
+            fc2: load_linear(uploader, &format!("{name}.mlp.fc2"), hidden, inner).await?,
+        })
+    }
+}

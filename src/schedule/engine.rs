@@ -1,0 +1,260 @@
+//! A model on a device, with the programs recorded so far.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::Error;
+use crate::generate::{Generated, GenerationOptions};
+use crate::gpu::{ActivationPool, Gpu, Tap};
+use crate::model::Blip2Model;
+
+use super::decode::{Decoder, Job, OnToken, cache_rows, rows_per_job};
+use super::encode::ImageEncoder;
+use super::session::{Prompt, Session, Shape};
+
+/// One text to generate.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Index of its image in the call.
+    pub image: usize,
+    /// Prompt ids, BOS included.
+    pub text: Vec<u32>,
+    /// Ids that the score processors count as already said.
+    pub history: Vec<u32>,
+}
+
+/// How long the parts of the last call took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// ViT, Q-Former and projection.
+    pub encode: Duration,
+    /// Prefill and all decode steps.
+    pub generate: Duration,
+    /// Tokens generated, of all texts.
+    pub tokens: usize,
+}
+
+impl std::fmt::Display for Timings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "encode {:.3} s, generate {:.3} s ({} tokens)",
+            self.encode.as_secs_f64(),
+            self.generate.as_secs_f64(),
+            self.tokens
+        )
+    }
+}
+
+/// Runs requests on one device.
+#[derive(Debug)]
+pub struct Engine {
+    gpu: Gpu,
+    model: Blip2Model,
+    pool: Arc<ActivationPool>,
+    /// One a batch size: their outputs are told apart by their number of rows.
+    encoders: HashMap<usize, ImageEncoder>,
+    session: Option<Session>,
+    timings: Timings,
+}
+
+impl Engine {
+    /// Nothing is recorded before the first request.
+    #[must_use]
+    pub fn new(gpu: Gpu, model: Blip2Model) -> Self {
+        Self {
+            gpu,
+            model,
+            pool: Arc::default(),
+            encoders: HashMap::new(),
+            session: None,
+            timings: Timings::default(),
+        }
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Number of logits.
+    #[must_use]
+    pub fn vocabulary(&self) -> usize {
+        self.model.opt.vocabulary()
+    }
+
+    /// How long the parts of the last call took.
+    #[must_use]
+    pub fn timings(&self) -> Timings {
+        self.timings
+    }
+
+    /// Bytes of the activations' shared buffers so far.
+    #[must_use]
+    pub fn activation_bytes(&self) -> u64 {
+        self.pool.bytes()
+    }
+
+    /// Most images that one binding's limit allows at once.
+    #[must_use]
+    pub fn max_batch(&self) -> usize {
+        let limit = self.gpu.capabilities().max_binding_bytes;
+        let most = limit / self.model.vit.widest_activation_bytes().max(1);
+        usize::try_from(most).unwrap_or(usize::MAX).max(1)
+    }
+
+    /// Whether image, prompt and new tokens fit the decoder's positions.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`]
+    pub fn check_length(&self, text: usize, options: &GenerationOptions) -> Result<(), Error> {
+        let prompt = self.model.qformer.queries() + text;
+        let needed = prompt + options.max_new_tokens;
+        let most = self.model.opt.max_positions();
+        if needed > most {
+            return Err(Error::TooLong {
+                needed,
+                prompt,
+                new: options.max_new_tokens,
+                most,
+            });
+        }
+        Ok(())
+    }
+
+    /// Encodes `images` (`[3, size, size]` each) and generates for every request; the best text of each first.
+    ///
+    /// # Errors
+    /// A prompt too long, no room on the device, or a failing device.
+    pub async fn generate(
+        &mut self,
+        images: &[Vec<f32>],
+        requests: &[Request],
+        options: &GenerationOptions,
+        on_token: &mut OnToken<'_>,
+    ) -> Result<Vec<Vec<Generated>>, Error> {
+        if requests.is_empty() {
+            return Ok(Vec::new());
+        }
+        for request in requests {
+            self.check_length(request.text.len(), options)?;
+        }
+        let jobs = self.jobs(requests, options);
+        let started = Instant::now();
+        let encoder = match self.encoders.remove(&images.len()) {
+            Some(encoder) => encoder,
+            None => ImageEncoder::record(&self.gpu, &self.model, images.len(), &self.pool, false)?,
+        };
+        let visual = encoder.run(&self.gpu, images);
+        self.encoders.insert(encoder.batch(), encoder);
+        self.gpu.finish("encoding images").await?;
+        let encoded = Instant::now();
+
+        let mut session = self.take_session(&jobs, options)?;
+        let generated = Decoder {
+            gpu: &self.gpu,
+            model: &self.model,
+            session: &mut session,
+            visual: &visual,
+            jobs: &jobs,
+            options,
+        }
+        .generate(on_token)
+        .await?;
+        self.session = Some(session);
+        self.timings = Timings {
+            encode: encoded - started,
+            generate: encoded.elapsed(),
+            tokens: generated
+                .iter()
+                .flatten()
+                .map(|text| text.tokens.len())
+                .sum(),
+        };
+        Ok(generated)
+    }
+
+    /// Runs one image and prompt with every stage kept: `(image stages, decoder stages)`.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`].
+    pub async fn stages(&mut self, pixels: &[f32], text: &[u32]) -> Result<Vec<Tap>, Error> {
+        let encoder = ImageEncoder::record(&self.gpu, &self.model, 1, &self.pool, true)?;
+        let visual = encoder.run(&self.gpu, &[pixels]);
+        let prompt = Prompt {
+            visual_row: 0,
+            visual_count: self.model.qformer.queries(),
+            text: text.to_vec(),
+        };
+        let length = prompt.len();
+        let shape = Shape::rounded(1, length, length, self.model.opt.max_positions());
+        let mut session = Session::new(&self.gpu, &self.model, shape, &self.pool)?;
+        let table: Vec<u32> = (0..session.shape.max_length as u32).collect();
+        self.gpu.write(&session.pages.page_table, 0, &table);
+        let prefill = session.prefill(&self.gpu, &self.model, &visual, &[prompt], 1, true)?;
+        prefill.program.run(&self.gpu);
+        self.gpu.finish("running all stages").await?;
+        let stages = encoder
+            .program()
+            .taps()
+            .iter()
+            .chain(prefill.program.taps());
+        Ok(stages.cloned().collect())
+    }
+
+    /// Numbers the requests' cache rows one after another.
+    fn jobs(&self, requests: &[Request], options: &GenerationOptions) -> Vec<Job> {
+        let queries = self.model.qformer.queries();
+        let mut first_cache_row = 0;
+        requests
+            .iter()
+            .map(|request| {
+                let prompt = Prompt {
+                    visual_row: request.image * queries,
+                    visual_count: queries,
+                    text: request.text.clone(),
+                };
+                let job = Job {
+                    first_cache_row,
+                    history: request.history.clone(),
+                    prompt,
+                };
+                first_cache_row += cache_rows(&job.prompt, options);
+                job
+            })
+            .collect()
+    }
+
+    /// The session of the last call if it fits, else a new one.
+    fn take_session(
+        &mut self,
+        jobs: &[Job],
+        options: &GenerationOptions,
+    ) -> Result<Session, Error> {
+        let longest = jobs.iter().map(|job| job.prompt.len()).max().unwrap_or(0);
+        let shape = Shape::rounded(
+            jobs.len() * rows_per_job(options),
+            longest + options.max_new_tokens,
+            jobs.iter()
+                .map(|job| cache_rows(&job.prompt, options))
+                .sum(),
+            self.model.opt.max_positions(),
+        );
+        match self.session.take() {
+            Some(session)
+                if session.shape.rows == shape.rows
+                    && session.shape.max_length == shape.max_length
+                    && session.shape.cache_rows >= shape.cache_rows =>
+            {
+                Ok(session)
+            }
+            // The old session's memory goes back before the new one asks for its own.
+            old => {
+                drop(old);
+                Ok(Session::new(&self.gpu, &self.model, shape, &self.pool)?)
+            }
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! A checkpoint opened for use.
+
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+use crate::generate::{GenerationOptions, GenerationOverrides};
+use crate::gpu::{Gpu, GpuOptions};
+use crate::image::Preprocessor;
+use crate::model::config::{ConfigError, OptConfig};
+use crate::model::{Blip2Config, Blip2Model};
+use crate::schedule::{Engine, Timings};
+use crate::text::Tokenizer;
+use crate::weights::{Checkpoint, Uploader};
+
+/// How to open a checkpoint.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Which device, and how.
+    pub gpu: GpuOptions,
+    /// Side of the images in pixels, if not the checkpoint's: its position embeddings are then interpolated.
+    pub image_size: Option<u32>,
+}
+
+/// A BLIP-2 checkpoint on a device, with everything between files and text.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), blip2_wgpu::Error> {
+/// use blip2_wgpu::{Blip2, CaptionOptions, OpenOptions, image};
+///
+/// let mut model = Blip2::open("blip2-opt-2.7b", OpenOptions::default()).await?;
+/// let photo = image::decode_file("photo.jpg".as_ref(), image::DecodePolicy::hf())?;
+/// let captions = model.caption(&[photo], &CaptionOptions::default()).await?;
+/// println!("{}", captions[0].text);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Blip2 {
+    pub(super) path: PathBuf,
+    pub(super) config: Blip2Config,
+    pub(super) preprocessor: Preprocessor,
+    pub(super) tokenizer: Tokenizer,
+    pub(super) generation: GenerationOptions,
+    pub(super) engine: Engine,
+}
+
+impl Blip2 {
+    /// Opens the checkpoint folder `path` on a device.
+    ///
+    /// # Errors
+    /// No device; a file of the checkpoint that is missing, damaged or does not fit the others; not enough memory.
+    pub async fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self, Error> {
+        Self::open_with_progress(path, options, &mut |_, _| {}).await
+    }
+
+    /// [`Blip2::open`] that reports the bytes of the checkpoint dealt with so far, and all of them.
+    ///
+    /// # Errors
+    /// As [`Blip2::open`].
+    pub async fn open_with_progress(
+        path: impl AsRef<Path>,
+        options: OpenOptions,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<Self, Error> {
+        let path = path.as_ref();
+        // Everything that is quick to check comes before the device and the gigabytes.
+        let config = Blip2Config::open(path)?;
+        let Some(decoder) = config.language_model().cloned() else {
+            return Err(Error::WrongKind {
+                model: path.into(),
+                is: "retrieval",
+                task: "write text",
+                needed: "generative (such as blip2-opt-2.7b)",
+            });
+        };
+        let folder = folder_of(path);
+        let tokenizer = Tokenizer::open(&folder, decoder.bos_token_id)?;
+        let generation = generation_options(&folder, &decoder)?;
+        let image_size = image_size(&config, options.image_size)?;
+        let mut preprocessor = Preprocessor::from_files(&folder, image_size as u32)?;
+        if options.image_size.is_some()
+            || preprocessor.output_size(1, 1) != (image_size as u32, image_size as u32)
+        {
+            preprocessor = preprocessor.with_size(image_size as u32)?;
+        }
+        let checkpoint = Checkpoint::open(path)?;
+
+        let gpu = Gpu::open(&options.gpu).await?;
+        let mut uploader = Uploader::new(&gpu, &checkpoint, progress);
+        let model = Blip2Model::load(&mut uploader, &config, &decoder, image_size).await?;
+        uploader.finish().await?;
+        Ok(Self {
+            path: path.into(),
+            config,
+            preprocessor,
+            tokenizer,
+            generation,
+            engine: Engine::new(gpu, model),
+        })
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn gpu(&self) -> &Gpu {
+        self.engine.gpu()
+    }
+
+    /// The checkpoint's configuration.
+    #[must_use]
+    pub fn config(&self) -> &Blip2Config {
+        &self.config
+    }
+
+    /// How long the parts of the last call took.
+    #[must_use]
+    pub fn timings(&self) -> Timings {
+        self.engine.timings()
+    }
+
+    /// The image size that the checkpoint was trained at.
+    pub(super) fn stored_image_size(&self) -> usize {
+        self.config.vision.image_size
+    }
+
+    /// Ids of `text`, BOS included, each of which the model has a row for.
+    pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let ids = self.tokenizer.encode(text)?;
+        let vocabulary = self.engine.vocabulary();
+        match ids.iter().find(|&&id| id as usize >= vocabulary) {
+            None => Ok(ids),
+            Some(&token) => Err(Error::Vocabulary {
+                model: self.path.clone(),
+                token,
+                vocabulary,
+            }),
+        }
+    }
+}
+
+/// The checkpoint's generation options: transformers' defaults, the configuration's special tokens, and what
+/// `generation_config.json` sets, where there is one.
+fn generation_options(folder: &Path, decoder: &OptConfig) -> Result<GenerationOptions, Error> {
+    let defaults = GenerationOptions {
+        eos_token_ids: decoder.eos_token_ids.clone(),
+        pad_token_id: Some(decoder.pad_token_id),
+        bos_token_id: Some(decoder.bos_token_id),
+        ..GenerationOptions::default()
+    };
+    let file = folder.join("generation_config.json");
+    match std::fs::read_to_string(&file) {
+        Ok(json) => Ok(defaults.overlay(&GenerationOverrides::from_json(&json, &file)?)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(defaults),
+        Err(cause) => Err(ConfigError::Read { file, cause }.into()),
+    }
+}
+
+/// The folder that a checkpoint's small files lie in.
+fn folder_of(path: &Path) -> PathBuf {
+    if path.is_file() {
+        path.parent().map_or_else(PathBuf::new, Path::to_path_buf)
+    } else {
+        path.to_path_buf()
+    }
+}
+
+/// The image size to run at: the one asked for, if the patches divide it.
+fn image_size(config: &Blip2Config, asked: Option<u32>) -> Result<usize, Error> {
+    let Some(size) = asked.map(|size| size as usize) else {
+        return Ok(config.vision.image_size);
+    };
+    let patch = config.vision.patch_size;
+    if size == 0 || size % patch != 0 || size > 1 << 12 {
+        let suggestion = (size.clamp(patch, 1 << 12) + patch / 2) / patch * patch;
+        return Err(Error::ImageSize {
+            size,
+            patch,
+            suggestion,
+        });
+    }
+    Ok(size)
+}

@@ -1,0 +1,130 @@
+//! What can be wrong with a checkpoint's files, each as one line that names the file and the remedy.
+
+use std::path::PathBuf;
+
+/// A problem with a checkpoint. The text is one line: the file, what is wrong, what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WeightsError {
+    /// The path or a file of the checkpoint cannot be opened, read or mapped.
+    #[error("{}: cannot be read: {cause}; check the path and its permissions", file.display())]
+    Read {
+        /// The file or folder.
+        file: PathBuf,
+        /// The system's reason.
+        cause: std::io::Error,
+    },
+    /// The folder holds no weights in a layout we read.
+    #[error(
+        "{}: no weights here: {found}; expected model.safetensors, or model.safetensors.index.json and its shards",
+        folder.display()
+    )]
+    NoWeights {
+        /// The folder looked into.
+        folder: PathBuf,
+        /// What was found instead.
+        found: &'static str,
+    },
+    /// The weights are a PyTorch pickle (`pytorch_model.bin`, `.pth`, `.pt`), which is not read directly.
+    #[error("{}: is a PyTorch pickle, not safetensors; convert it first: `blip2-wgpu convert {} OUT`", file.display(), input.display())]
+    Pickle {
+        /// The pickle file.
+        file: PathBuf,
+        /// What to hand to `convert`: the folder or file that was asked for.
+        input: PathBuf,
+    },
+    /// The shard index is unreadable or says something impossible.
+    #[error("{}: {problem}; download the index again", file.display())]
+    BadIndex {
+        /// The index file.
+        file: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The index names shards that are not in the folder.
+    #[error("{}: shard {shard:?} named by the index is missing ({missing} of {total} shards are); download the missing shards into this folder", index.display())]
+    MissingShard {
+        /// The index file.
+        index: PathBuf,
+        /// The first missing shard.
+        shard: String,
+        /// How many shards are missing.
+        missing: usize,
+        /// How many shards the index names.
+        total: usize,
+    },
+    /// The index places a tensor in a shard that does not hold it.
+    #[error("{}: tensor {tensor:?} should be in this shard, says {index}, but is not; download shard and index again, from one revision", shard.display())]
+    NotInShard {
+        /// The shard.
+        shard: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// File name of the index.
+        index: &'static str,
+    },
+    /// The file is not whole, or not a safetensors file.
+    #[error("{}: {problem}; {remedy}", file.display())]
+    BadFile {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// A tensor that the model needs is not in the checkpoint under any name we know.
+    #[error("{}: tensor {tensor:?} is missing (tried {tried}); is config.json that of these weights?", checkpoint.display())]
+    Missing {
+        /// The checkpoint as it was opened.
+        checkpoint: PathBuf,
+        /// Canonical name.
+        tensor: String,
+        /// The names tried, as a list for people.
+        tried: String,
+    },
+    /// A tensor has another shape than the configuration asks for.
+    #[error("{}: tensor {tensor:?} has shape {found:?} where config.json asks for {expected:?}; use the config.json of these weights", file.display())]
+    Shape {
+        /// File that holds the tensor.
+        file: PathBuf,
+        /// Name in the file.
+        tensor: String,
+        /// Shape asked for.
+        expected: Vec<usize>,
+        /// Shape found.
+        found: Vec<usize>,
+    },
+    /// A tensor's element type is not one that weights may have.
+    #[error("{}: tensor {tensor:?} is {found}; weights must be F16, BF16, F32 or F64: save the model unquantised", file.display())]
+    ElementType {
+        /// File that holds the tensor.
+        file: PathBuf,
+        /// Name in the file.
+        tensor: String,
+        /// The type found, as safetensors writes it.
+        found: String,
+    },
+    /// A weight is NaN, infinite, or beyond what the destination format holds.
+    #[error("{}: tensor {tensor:?} holds {value} at element {index}, {problem}; use an intact checkpoint", file.display())]
+    BadValue {
+        /// File that holds the tensor.
+        file: PathBuf,
+        /// Name in the file.
+        tensor: String,
+        /// Flat index of the first bad element.
+        index: usize,
+        /// The value.
+        value: f64,
+        /// Why it is refused.
+        problem: &'static str,
+    },
+    /// A caller asked for rows, or offered a destination, that do not fit the tensor: a bug above this module.
+    #[error("tensor {tensor:?}: {problem}; this is a bug in the program, please report it")]
+    Usage {
+        /// Canonical name.
+        tensor: String,
+        /// What does not fit.
+        problem: String,
+    },
+}

@@ -1,0 +1,196 @@
+//! From the memory map to the device: converted on the way, through bounded staging, with progress.
+
+use crate::gpu::{Gpu, GpuError, Matrix, Staging, Vector, round_up};
+
+use super::{Checkpoint, Format, Weight, WeightsError};
+
+/// Bytes converted at a time before they are copied into staging memory: small enough for a core's cache.
+const BLOCK: usize = 256 << 10;
+
+/// What can go wrong while uploading.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// The checkpoint does not hold what the model needs.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The device has no room, or failed.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+}
+
+/// Called with the bytes of the checkpoint dealt with so far and all of its bytes.
+pub type Progress<'a> = dyn FnMut(u64, u64) + Send + 'a;
+
+/// Moves tensors of one checkpoint to one device.
+pub struct Uploader<'a> {
+    gpu: &'a Gpu,
+    checkpoint: &'a Checkpoint,
+    staging: Staging,
+    block: Vec<u8>,
+    progress: &'a mut Progress<'a>,
+    done: u64,
+}
+
+impl<'a> Uploader<'a> {
+    /// Ready to upload; `progress` hears of every tensor.
+    pub fn new(gpu: &'a Gpu, checkpoint: &'a Checkpoint, progress: &'a mut Progress<'a>) -> Self {
+        Self {
+            gpu,
+            checkpoint,
+            staging: Staging::new(gpu),
+            block: Vec::new(),
+            progress,
+            done: 0,
+        }
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn gpu(&self) -> &'a Gpu {
+        self.gpu
+    }
+
+    /// The checkpoint.
+    #[must_use]
+    pub fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
+    /// The tensor `name`, of `shape`, as f32: norms, biases and other small ones.
+    ///
+    /// # Errors
+    /// The tensor is missing or of another shape, or the device failed.
+    pub async fn vector(&mut self, name: &str, shape: &[usize]) -> Result<Vector, UploadError> {
+        self.vectors(&[name], shape).await
+    }
+
+    /// Several tensors of equal `shape` one after another as one f32 vector.
+    ///
+    /// # Errors
+    /// As [`Uploader::vector`].
+    pub async fn vectors(
+        &mut self,
+        names: &[&str],
+        shape: &[usize],
+    ) -> Result<Vector, UploadError> {
+        let mut values = Vec::new();
+        for name in names {
+            let weight = self.checkpoint.weight(name, shape)?;
+            values.extend(weight.to_f32()?);
+            self.count(&weight);
+        }
+        Ok(self.gpu.vector(names[0], &values)?)
+    }
+
+    /// The values of tensor `name` on the host: for small ones that are changed before they go to the device.
+    ///
+    /// # Errors
+    /// The tensor is missing or of another shape.
+    pub fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, UploadError> {
+        let weight = self.checkpoint.weight(name, shape)?;
+        self.count(&weight);
+        Ok(weight.to_f32()?)
+    }
+
+    /// The tensor `name` of `shape` (`[out, in]`, or `[out, channels, height, width]`) as an f16 matrix; columns
+    /// are padded with zeros to a multiple of 8.
+    ///
+    /// # Errors
+    /// As [`Uploader::vector`].
+    pub async fn matrix(&mut self, name: &str, shape: &[usize]) -> Result<Matrix, UploadError> {
+        self.matrices(&[name], shape).await
+    }
+
+    /// Several tensors of equal `shape` stacked by rows as one f16 matrix: q, k and v as one projection.
+    ///
+    /// # Errors
+    /// As [`Uploader::vector`].
+    pub async fn matrices(
+        &mut self,
+        names: &[&str],
+        shape: &[usize],
+    ) -> Result<Matrix, UploadError> {
+        let weights = names
+            .iter()
+            .map(|name| self.checkpoint.weight(name, shape))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.matrix_of(&weights).await
+    }
+
+    /// `weights`, of equal shape, stacked by rows as one f16 matrix.
+    ///
+    /// # Errors
+    /// As [`Uploader::vector`].
+    pub async fn matrix_of(&mut self, weights: &[Weight<'_>]) -> Result<Matrix, UploadError> {
+        let [rows_each, columns] = weights[0].matrix();
+        let stride = round_up(columns, 8);
+        let matrix = self
+            .gpu
+            .matrix(weights[0].name(), rows_each * weights.len(), stride)?;
+        let row_bytes = stride * 2;
+        let rows_a_chunk = (Staging::CHUNK / row_bytes).max(1);
+        for part in &matrix.parts {
+            let end = part.first_row + part.rows;
+            let mut row = part.first_row;
+            while row < end {
+                // A chunk ends with its weight, its part or its staging buffer, whichever comes first.
+                let weight = &weights[row / rows_each];
+                let within = row % rows_each;
+                let count = rows_a_chunk.min(end - row).min(rows_each - within);
+                let offset = ((row - part.first_row) * row_bytes) as u64;
+                let block = &mut self.block;
+                self.staging
+                    .write(&part.buffer, offset, count * row_bytes, |mut target| {
+                        write_blocks(
+                            weight,
+                            within..within + count,
+                            stride,
+                            block,
+                            |at, bytes| {
+                                target.slice(at..at + bytes.len()).copy_from_slice(bytes);
+                            },
+                        )
+                    })
+                    .await?;
+                row += count;
+            }
+        }
+        for weight in weights {
+            self.count(weight);
+        }
+        Ok(matrix)
+    }
+
+    /// Waits until the device has everything.
+    ///
+    /// # Errors
+    /// An error of the device.
+    pub async fn finish(self) -> Result<(), UploadError> {
+        Ok(self.staging.finish().await?)
+    }
+
+    fn count(&mut self, weight: &Weight<'_>) {
+        self.done += weight.stored_bytes() as u64;
+        (self.progress)(self.done, self.checkpoint.total_bytes());
+    }
+}
+
+/// Converts `rows` to f16 in blocks that stay in cache and hands each on with its byte offset.
+fn write_blocks(
+    weight: &Weight<'_>,
+    rows: std::ops::Range<usize>,
+    stride: usize,
+    block: &mut Vec<u8>,
+    mut put: impl FnMut(usize, &[u8]),
+) -> Result<(), UploadError> {
+    let row_bytes = stride * 2;
+    let rows_a_block = (BLOCK / row_bytes).max(1);
+    block.resize(rows_a_block * row_bytes, 0);
+    for first in rows.clone().step_by(rows_a_block) {
+        let here = first..rows.end.min(first + rows_a_block);
+        let bytes = here.len() * row_bytes;
+        weight.write_rows(here, Format::F16, &mut block[..bytes], stride)?;
+        put((first - rows.start) * row_bytes, &block[..bytes]);
+    }
+    Ok(())
+}

@@ -41,7 +41,7 @@ def make_table(seed, spread, eos_bias):
     return {"by_last": by_last.tolist(), "by_position": by_position.tolist()}
 
 
-TABLES = [make_table(1, 1.5, 0.0), make_table(2, 0.8, 0.7), make_table(3, 2.5, -1.0)]
+TABLES = [make_table(1, 1.5, 0.0), make_table(2, 0.8, 0.7), make_table(3, 2.5, -1.0), make_table(4, 1.2, 1.8)]
 
 
 class TableModel(PreTrainedModel, GenerationMixin):
@@ -117,7 +117,12 @@ def run(model, prompts, as_embeddings, options):
         )
         scores = [float(row[: len(s)].sum()) for row, s in zip(transition, sequences)]
     grouped = [
-        {"tokens": sequences[i : i + texts], "scores": [round(s, 6) for s in scores[i : i + texts]]}
+        {
+            "tokens": sequences[i : i + texts],
+            "scores": [round(s, 6) for s in scores[i : i + texts]],
+            # How many steps the search took; in a batch the longest decides, so nothing is known of one.
+            "steps": len(out.scores) if len(prompts) == 1 else None,
+        }
         for i in range(0, len(sequences), texts)
     ]
     return grouped
@@ -183,8 +188,8 @@ def search_cases():
     prompt_sets = [([[0, 5, 9], [0, 12, 3]], False), ([[0, 20]], True), ([[4]], False), ([[8, 8, 3, 8]], True)]
     cases, dropped = [], 0
     for number, options in enumerate(option_grid()):
-        for which in (number % 3, (number + 1) % 3):
-            prompts, as_embeddings = prompt_sets[(number + which) % 4]
+        for which in (number % 4, (number + 1) % 4, (number + 2) % 4):
+            prompts, as_embeddings = prompt_sets[(number // 4 + which) % 4]
             results = run(models[which], prompts, as_embeddings, options)
             with ties_to_lowest_index():
                 without_ties = run(models[which], prompts, as_embeddings, options)
@@ -204,6 +209,7 @@ def warp_cases():
     rows = [torch.randn(12, generator=generator) * 2 for _ in range(3)]
     rows.append(torch.tensor([1.0, 0.5, 1.0, 0.5, 0.5, -1.0, 1.0, 0.5, 0.25, 0.25, -3.0, 0.5]))  # ties
     rows.append(torch.tensor([float("-inf"), 0.3, float("-inf"), 2.0, 1.9, -0.5, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0]))
+    rows.append(torch.tensor([0.0] * 4 + [float("-inf")] * 8))  # cumulative sums that equal 1 - top_p
     cases = []
     grid = itertools.product(range(len(rows)), (0.4, 1.0, 1.7), (0, 1, 4, 50), (0.05, 0.5, 0.9, 1.0))
     for number, (row, temperature, k, p) in enumerate(grid):

@@ -29,7 +29,6 @@ pub struct BeamSearch {
     finished: Vec<Slot>,
     steps: Vec<BeamStep>,
     generated: usize,
-    can_improve: bool,
     done: bool,
 }
 
@@ -100,7 +99,6 @@ impl BeamSearch {
             finished: vec![empty; beams],
             steps: Vec::with_capacity(beams),
             generated: 0,
-            can_improve: true,
             done: false,
         })
     }
@@ -194,23 +192,15 @@ impl BeamSearch {
     }
 
     /// Puts the texts that end at this step among the finished ones. Only the best `beams`
-    /// continuations may: those after them are there to carry the search on.
+    /// continuations may: those after them are there to carry the search on. (transformers also bars
+    /// texts of requests that are done while others of the batch go on; here each request ends alone.)
     fn merge_finished(&mut self, best: &[Continuation]) {
-        let full = self.finished.iter().all(|slot| slot.finished);
-        let closed = full && self.rules.early_stopping == EarlyStopping::True;
         let penalty = self.length_divisor(self.generated + 1);
         let mut merged = std::mem::take(&mut self.finished);
         for continuation in best.iter().take(self.rules.beams).filter(|c| c.ends) {
-            let mut score = continuation.score / penalty;
-            if closed {
-                score += BARRED;
-            }
-            if !self.can_improve {
-                score += BARRED;
-            }
             merged.push(Slot {
                 tokens: self.continued(continuation.step),
-                score,
+                score: continuation.score / penalty,
                 finished: true,
             });
         }
@@ -259,13 +249,11 @@ impl BeamSearch {
                 self.generated
             };
         let best_possible = self.running[0].score / self.length_divisor(hopeful_length);
-        let worst = self.finished.iter().map(|slot| slot.score);
-        let worst = worst.fold(f32::INFINITY, f32::min);
-        let beatable = |slot: &Slot| best_possible > if slot.finished { worst } else { BARRED };
-        self.can_improve &= self.finished.iter().any(beatable);
+        // A slot that holds no finished text is barred, so any beam can still fill it.
+        let can_improve = self.finished.iter().any(|slot| best_possible > slot.score);
         let full = self.finished.iter().all(|slot| slot.finished);
         let closed = full && rules.early_stopping == EarlyStopping::True;
-        self.done = !self.can_improve || closed || all_end;
+        self.done = !can_improve || closed || all_end;
     }
 
     /// The best `num_return_sequences` finished texts, best first. Where none has finished (a search
@@ -300,5 +288,125 @@ impl BeamSearch {
         best.map(|beam| text(beam.tokens.clone(), beam.score / divisor))
             .into_iter()
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn search(beams: usize, eos: &[u32], max_new_tokens: usize) -> BeamSearch {
+        let options = GenerationOptions {
+            num_beams: beams,
+            eos_token_ids: eos.to_vec(),
+            max_new_tokens,
+            num_return_sequences: beams,
+            ..Default::default()
+        };
+        BeamSearch::new(&options).unwrap()
+    }
+
+    fn row(scores: &[(u32, f32)]) -> Vec<Candidate> {
+        let candidates = scores
+            .iter()
+            .map(|&(token, score)| Candidate { token, score });
+        candidates.collect()
+    }
+
+    fn step(parent: usize, token: u32) -> BeamStep {
+        BeamStep { parent, token }
+    }
+
+    #[test]
+    fn beams_go_on_though_every_end_token_is_better() {
+        let mut search = search(2, &[8, 9], 5);
+        assert_eq!(search.candidates_per_beam(), 6);
+        let first = row(&[
+            (8, -1.0),
+            (9, -1.1),
+            (3, -5.0),
+            (4, -6.0),
+            (5, -7.0),
+            (6, -8.0),
+        ]);
+        assert_eq!(search.step(&[first]).unwrap(), [step(0, 3), step(0, 4)]);
+        // Both slots are filled and no running beam can do better.
+        assert!(search.is_done());
+        let texts = search.finish();
+        assert_eq!(texts[0].tokens, [8]);
+        assert_eq!(texts[1].tokens, [9]);
+        assert_eq!(texts[0].finish, FinishReason::EndToken);
+    }
+
+    #[test]
+    fn only_the_best_continuations_may_end_a_text() {
+        let mut search = search(2, &[9], 5);
+        // The end token is third of two beams' best: it is dropped.
+        let first = row(&[(3, -1.0), (4, -2.0), (9, -3.0), (5, -4.0)]);
+        search.step(&[first]).unwrap();
+        let second = [
+            row(&[(5, -1.0), (6, -1.5), (7, -9.0), (9, -9.5)]),
+            row(&[(9, -0.5), (6, -9.0), (7, -9.1), (8, -9.2)]),
+        ];
+        // -2 (3 5), -2.5 (3 6) and (4 9): of equal ones the lower beam is first, so (4 9) is third.
+        assert_eq!(search.step(&second).unwrap(), [step(0, 5), step(0, 6)]);
+        assert_eq!(search.tokens(1), [3, 6]);
+        assert!(search.finished.iter().all(|slot| !slot.finished));
+    }
+
+    #[test]
+    fn at_the_last_place_everything_ends() {
+        let mut search = search(2, &[9], 1);
+        search
+            .step(&[row(&[(3, -1.0), (9, -2.0), (4, -3.0), (5, -4.0)])])
+            .unwrap();
+        assert!(search.is_done());
+        assert!(matches!(search.step(&[row(&[])]), Err(GenerateError::Done)));
+        let texts = search.finish();
+        assert_eq!(
+            (texts[0].score, texts[0].finish),
+            (-1.0, FinishReason::Length)
+        );
+        assert_eq!(
+            (texts[1].score, texts[1].finish),
+            (-2.0, FinishReason::EndToken)
+        );
+    }
+
+    #[test]
+    fn a_search_cut_short_gives_its_best_beam() {
+        let mut search = search(2, &[9], 9);
+        assert!(search.clone().finish()[0].tokens.is_empty());
+        search.step(&[row(&[(3, -1.0), (4, -2.0)])]).unwrap();
+        let rows = [row(&[(5, -2.0), (6, -4.0)]), row(&[(5, -3.0), (6, -4.0)])];
+        search.step(&rows).unwrap();
+        let texts = search.finish();
+        assert_eq!((&texts[0].tokens[..], texts[0].score), (&[3, 5][..], -1.5));
+    }
+
+    #[test]
+    fn bad_rows_are_errors_and_change_nothing() {
+        let mut search = search(3, &[9], 9);
+        let good = row(&[(3, -1.0), (4, -2.0), (5, -3.0)]);
+        let two = [good.clone(), good.clone()];
+        assert!(matches!(
+            search.step(&two),
+            Err(GenerateError::Rows { rows: 2, beams: 3 })
+        ));
+        assert!(matches!(
+            search.step(&[row(&[(3, 0.0), (4, f32::NAN)])]),
+            Err(GenerateError::NotANumber { token: 4 })
+        ));
+        assert!(matches!(
+            search.step(&[row(&[])]),
+            Err(GenerateError::NoToken)
+        ));
+        search.step(std::slice::from_ref(&good)).unwrap();
+        // Later steps want a row for every beam.
+        assert!(matches!(
+            search.step(&[good]),
+            Err(GenerateError::Rows { rows: 1, beams: 3 })
+        ));
+        assert_eq!(search.generated(), 1);
     }
 }

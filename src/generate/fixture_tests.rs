@@ -31,6 +31,8 @@ struct Case {
     options: Value,
     tokens: Vec<Vec<u32>>,
     scores: Vec<f32>,
+    /// Steps until the search stopped, where known.
+    steps: Option<usize>,
 }
 
 fn searches() -> Searches {
@@ -80,7 +82,8 @@ impl<'a> Replay<'a> {
         self.processors.apply(scores, &history, generated.len());
     }
 
-    fn greedy(&self) -> Vec<Generated> {
+    /// The texts, and the steps taken.
+    fn greedy(&self) -> (Vec<Generated>, usize) {
         let mut row = Row::new(&self.options);
         while !row.is_done() {
             let mut scores = self.logits(row.tokens());
@@ -89,10 +92,11 @@ impl<'a> Replay<'a> {
             let best = top_k(&scores, 1)[0];
             row.push(best.token, best.score);
         }
-        vec![row.finish()]
+        let steps = row.tokens().len();
+        (vec![row.finish()], steps)
     }
 
-    fn beams(&self) -> Vec<Generated> {
+    fn beams(&self) -> (Vec<Generated>, usize) {
         let mut search = BeamSearch::new(&self.options).unwrap();
         while !search.is_done() {
             let alive = if search.generated() == 0 {
@@ -118,10 +122,11 @@ impl<'a> Replay<'a> {
                 assert_eq!(search.tokens(beam), expected);
             }
         }
-        search.finish()
+        let steps = search.generated();
+        (search.finish(), steps)
     }
 
-    fn run(&self) -> Vec<Generated> {
+    fn run(&self) -> (Vec<Generated>, usize) {
         if self.options.num_beams == 1 {
             self.greedy()
         } else {
@@ -136,9 +141,13 @@ fn greedy_and_beam_search_equal_transformers() {
     assert!(searches.cases.len() > 300);
     let mut worst = 0.0f32;
     for case in &searches.cases {
-        let texts = Replay::new(&searches, case).run();
+        let (texts, steps) = Replay::new(&searches, case).run();
         let tokens: Vec<_> = texts.iter().map(|text| text.tokens.clone()).collect();
         assert_eq!(tokens, case.tokens, "{case:?}");
+        assert!(
+            case.steps.is_none_or(|s| s == steps),
+            "{steps} steps in {case:?}"
+        );
         for (text, expected) in texts.iter().zip(&case.scores) {
             let error = (text.score - expected).abs() / expected.abs().max(1.0);
             assert!(error <= 1e-4, "{} for {expected} in {case:?}", text.score);
@@ -211,6 +220,6 @@ fn one_row_at_the_first_step_is_as_good_as_all() {
     let mut one = BeamSearch::new(&replay.options).unwrap();
     let mut all = one.clone();
     let steps = one.step(&[&row]).unwrap();
-    assert_eq!(steps, all.step(&vec![&row; 5]).unwrap());
+    assert_eq!(steps, all.step(&[&row; 5]).unwrap());
     assert!(steps.iter().all(|step| step.parent == 0));
 }

@@ -87,24 +87,40 @@ impl Default for GenerationOptions {
 /// Options that one source sets: a `generation_config.json`, a preset or the command line.
 /// `None` leaves what a weaker source said.
 #[derive(Clone, Debug, Default, PartialEq)]
-#[allow(missing_docs)] // Each field is the one of the same name in `GenerationOptions`.
 pub struct GenerationOverrides {
+    /// For [`GenerationOptions::max_new_tokens`].
     pub max_new_tokens: Option<usize>,
+    /// For [`GenerationOptions::min_new_tokens`].
     pub min_new_tokens: Option<usize>,
+    /// For [`GenerationOptions::num_beams`].
     pub num_beams: Option<usize>,
+    /// For [`GenerationOptions::length_penalty`].
     pub length_penalty: Option<f64>,
+    /// For [`GenerationOptions::early_stopping`].
     pub early_stopping: Option<EarlyStopping>,
+    /// For [`GenerationOptions::do_sample`].
     pub do_sample: Option<bool>,
+    /// For [`GenerationOptions::temperature`].
     pub temperature: Option<f64>,
+    /// For [`GenerationOptions::top_k`].
     pub top_k: Option<usize>,
+    /// For [`GenerationOptions::top_p`].
     pub top_p: Option<f64>,
+    /// For [`GenerationOptions::seed`].
     pub seed: Option<u64>,
+    /// For [`GenerationOptions::repetition_penalty`].
     pub repetition_penalty: Option<f64>,
+    /// For [`GenerationOptions::no_repeat_ngram_size`].
     pub no_repeat_ngram_size: Option<usize>,
+    /// For [`GenerationOptions::num_return_sequences`].
     pub num_return_sequences: Option<usize>,
+    /// For [`GenerationOptions::eos_token_ids`].
     pub eos_token_ids: Option<Vec<u32>>,
+    /// For [`GenerationOptions::suppress_tokens`].
     pub suppress_tokens: Option<Vec<u32>>,
+    /// For [`GenerationOptions::pad_token_id`].
     pub pad_token_id: Option<u32>,
+    /// For [`GenerationOptions::bos_token_id`].
     pub bos_token_id: Option<u32>,
 }
 

@@ -157,6 +157,7 @@ mod tests {
         let nucleus = |top_p| Warp { top_p, ..OFF };
         let thirds = [0.2f32.ln(), 0.5f32.ln(), 0.3f32.ln()];
         assert_eq!(tokens(nucleus(0.01), &thirds), [1]);
+        assert_eq!(tokens(nucleus(1e-9), &thirds), [1]);
         assert_eq!(tokens(nucleus(0.75), &thirds), [1, 2]);
         assert_eq!(tokens(nucleus(0.85), &thirds), [1, 2, 0]);
         // Equal scores: the ascending order drops the lower tokens first.

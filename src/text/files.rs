@@ -1,0 +1,86 @@
+//! Reading a tokenizer's files, with errors that name them.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+use tokenizers::Tokenizer;
+
+use super::TextError;
+
+/// The text of a file.
+pub(super) fn read(file: &Path) -> Result<String, TextError> {
+    std::fs::read_to_string(file).map_err(|source| TextError::Read {
+        file: file.to_owned(),
+        source,
+    })
+}
+
+/// [`TextError::Broken`] of `file`.
+pub(super) fn broken(file: &Path, problem: impl ToString) -> TextError {
+    TextError::Broken {
+        file: file.to_owned(),
+        problem: problem.to_string(),
+    }
+}
+
+/// A JSON object in `folder`; `None` where there is no such file.
+pub(super) fn object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>, TextError> {
+    let file = folder.join(name);
+    if !file.exists() {
+        return Ok(None);
+    }
+    let object = serde_json::from_str(&read(&file)?)
+        .map_err(|error| broken(&file, format!("not a JSON object ({error})")))?;
+    Ok(Some(object))
+}
+
+/// Tokens and ids of a `vocab.json` or `added_tokens.json`.
+pub(super) fn ids(
+    file: &Path,
+    object: Map<String, Value>,
+) -> Result<Vec<(String, u32)>, TextError> {
+    object
+        .into_iter()
+        .map(|(token, id)| match id.as_u64().map(u32::try_from) {
+            Some(Ok(id)) => Ok((token, id)),
+            _ => Err(broken(file, format!("the id of {token:?} is {id}"))),
+        })
+        .collect()
+}
+
+/// The tokenizer of a `tokenizer.json`, without the padding and truncation that may be set in it:
+/// both belong to the caller.
+pub(super) fn tokenizer_json(file: &Path) -> Result<Tokenizer, TextError> {
+    let text = read(file)?;
+    let mut tokenizer = Tokenizer::from_bytes(text)
+        .map_err(|error| broken(file, format!("no tokenizer ({error})")))?;
+    tokenizer.with_padding(None);
+    tokenizer
+        .with_truncation(None)
+        .map_err(|error| broken(file, error))?;
+    Ok(tokenizer)
+}
+
+/// Both files' paths where both are there; `None` where neither is.
+///
+/// # Errors
+/// [`TextError::MissingCompanion`] where only one is.
+pub(super) fn pair(
+    folder: &Path,
+    a: &'static str,
+    b: &'static str,
+) -> Result<Option<(PathBuf, PathBuf)>, TextError> {
+    let (path_a, path_b) = (folder.join(a), folder.join(b));
+    match (path_a.exists(), path_b.exists()) {
+        (true, true) => Ok(Some((path_a, path_b))),
+        (false, false) => Ok(None),
+        (true, false) => Err(TextError::MissingCompanion {
+            missing: path_b,
+            present: a,
+        }),
+        (false, true) => Err(TextError::MissingCompanion {
+            missing: path_a,
+            present: b,
+        }),
+    }
+}

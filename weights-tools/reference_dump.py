@@ -2,8 +2,8 @@
 """Dumps what transformers computes, stage by stage, for a BLIP-2 + OPT checkpoint; `blip2-wgpu parity` reads it.
 
 Everything runs in float32 on the stored (float16) weights, with plain ("eager") attention. The image side (ViT and
-Q-Former) runs first and leaves memory before the language model is loaded, so the published opt-2.7b needs about
-11 GB. Text comes from `Blip2ForConditionalGeneration.generate` itself, which is given the image features already
+Q-Former) runs first and leaves memory before the language model is loaded, so the published opt-2.7b peaks
+at 12.8 GB. Text comes from `Blip2ForConditionalGeneration.generate` itself, which is given the image features already
 computed. The format is described in README.md.
 """
 

@@ -106,6 +106,11 @@ impl Blip2 {
                     },
                 )
                 .await?;
+            for (image, stream) in streams.into_iter().enumerate() {
+                if let Some(piece) = stream.finish() {
+                    on_text(batch * batch_size + image, &piece);
+                }
+            }
             for texts in generated {
                 captions.push(self.finish_caption(texts)?);
             }

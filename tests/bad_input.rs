@@ -301,12 +301,6 @@ fn odd_prompts() {
     let run = caption(cli_support::TINY, &["--prompt", &long, HOUSE]).exits(1);
     assert!(run.stdout.is_empty(), "{run:#?}");
     run.one_error(&["positions", "64", "shorten the prompt"]);
-    caption(
-        cli_support::TINY,
-        &["--max-new-tokens", "18446744073709551615", HOUSE],
-    )
-    .exits(1)
-    .one_error(&["64", "--max-new-tokens"]);
 }
 
 // --- checkpoints ---
@@ -770,6 +764,35 @@ fn generation_configurations() {
         |model| model.set(FILE, "/temperature", json!(0.0)),
         &[FILE, "temperature"],
     );
+}
+
+/// Ids that no token has reach no memory, and change nothing: shaders run without bounds checks.
+#[test]
+fn ids_outside_the_vocabulary() {
+    let model = ModelCopy::new();
+    const FILE: &str = "generation_config.json";
+    model.set(FILE, "/eos_token_id", json!([4_000_000_000u32, 202, 500]));
+    model.set(FILE, "/pad_token_id", json!(4_000_000_000u32));
+    model.set(FILE, "/suppress_tokens", json!([4_000_000_000u32, 408]));
+    model.set("config.json", "/image_token_index", json!(4_000_000_000u32));
+    for beams in ["1", "3"] {
+        let flags = ["--min-new-tokens", "1", "--beams", beams, HOUSE, BOAT];
+        let ours = caption(model.path(), &flags).exits(0).json();
+        let plain = caption(cli_support::TINY, &flags).exits(0).json();
+        assert_eq!(ours[0]["tokens"], plain[0]["tokens"]);
+        assert_eq!(ours[1]["tokens"], plain[1]["tokens"]);
+    }
+    caption(model.path(), &["--repetition-penalty", "1.3", HOUSE])
+        .exits(0)
+        .one_json();
+    // More end tokens than any published model has.
+    model.set(
+        FILE,
+        "/eos_token_id",
+        json!([301, 302, 303, 304, 305, 306, 202]),
+    );
+    let line = caption(model.path(), &[HOUSE]).exits(0).one_json();
+    assert_eq!(line["tokens"], plain_captions()[0]["tokens"]);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::Stdio;
 
 use cli_support::{
-    BOAT, DUMP, HOUSE, ModelCopy, Safetensors, TINY, caption, caption_command, command, finish,
-    finish_with_stdin, plain_captions, run,
+    BOAT, DUMP, HOUSE, ModelCopy, Safetensors, TINY, cache, caption, caption_command, command,
+    finish, finish_with_stdin, plain_captions, run,
 };
 use serde_json::{Map, Value, json};
 
@@ -255,6 +255,43 @@ fn lengths_and_penalties() {
     let short = tokens(&["--beams", "3", "--length-penalty", "-1"]);
     let long = tokens(&["--beams", "3", "--length-penalty", "5", "--early-stopping"]);
     assert!(short.len() <= long.len(), "{short:?} {long:?}");
+}
+
+/// No number that a flag takes is too large to be dealt with.
+#[test]
+fn numbers_without_measure() {
+    const MOST: &str = "18446744073709551615";
+    let plain = &plain_captions()[0];
+    let same = ["--no-repeat-ngram", MOST, "--batch-size", MOST, HOUSE];
+    assert_eq!(
+        caption(TINY, &same).exits(0).one_json()["tokens"],
+        plain["tokens"]
+    );
+    // The coldest sampling is greedy.
+    let cold = [
+        "--sample",
+        "--temperature",
+        "1e-30",
+        "--top-k",
+        MOST,
+        "--seed",
+        MOST,
+        HOUSE,
+    ];
+    assert_eq!(
+        caption(TINY, &cold).exits(0).one_json()["tokens"],
+        plain["tokens"]
+    );
+    for (flags, code, part) in [
+        (&["--max-new-tokens", MOST][..], 1, "64"),
+        (&["--sample", "--num-captions", MOST], 2, "1024"),
+        (&["--repetition-penalty", "1e-300"], 2, "repetition_penalty"),
+        (&["--sample", "--temperature", "nan"], 2, "temperature"),
+    ] {
+        caption(TINY, &[flags, &[HOUSE]].concat())
+            .exits(code)
+            .one_error(&[part]);
+    }
 }
 
 #[test]
@@ -543,23 +580,23 @@ fn a_cache_that_is_no_use_is_no_failure() {
     assert_same_captions(&finish(command).exits(0).json(), plain_captions());
 
     // Every file of a filled cache is spoilt.
-    let cache = folder.path().join("cache");
-    let once = || {
-        let mut command = caption_command(TINY, &[HOUSE, BOAT]);
-        command.env("XDG_CACHE_HOME", &cache);
-        assert_same_captions(&finish(command).exits(0).json(), plain_captions());
-    };
-    once();
-    let ours = cache.join("blip2-wgpu");
-    for entry in std::fs::read_dir(&ours).into_iter().flatten().flatten() {
+    plain_captions();
+    let ours = folder.path().join("blip2-wgpu");
+    std::fs::create_dir(&ours).unwrap();
+    for entry in std::fs::read_dir(cache().join("blip2-wgpu"))
+        .unwrap()
+        .flatten()
+    {
         let bytes = std::fs::read(entry.path()).unwrap();
-        let half: Vec<u8> = bytes[..bytes.len() / 2]
+        let spoilt: Vec<u8> = bytes[..bytes.len() / 2]
             .iter()
             .map(|byte| byte ^ 0x5A)
             .collect();
-        std::fs::write(entry.path(), half).unwrap();
+        std::fs::write(ours.join(entry.file_name()), spoilt).unwrap();
     }
-    once();
+    let mut command = caption_command(TINY, &[HOUSE, BOAT]);
+    command.env("XDG_CACHE_HOME", folder.path());
+    assert_same_captions(&finish(command).exits(0).json(), plain_captions());
 }
 
 // --- adapters ---

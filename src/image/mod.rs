@@ -1,0 +1,67 @@
+//! From an image file to the tensor the vision transformer reads.
+//!
+//! Three steps, each usable alone: [`decode`] turns a file's bytes into 8-bit RGB, [`resize_bicubic`]
+//! scales it, and [`Preprocessor`] does both as a checkpoint's `preprocessor_config.json` asks and
+//! normalises the result to `[3, height, width]`. The yardstick is Pillow 13 as transformers 5 uses it.
+
+mod decode;
+mod error;
+mod gif;
+mod jpeg;
+mod orientation;
+mod pillow;
+mod png;
+mod preprocess;
+#[cfg(test)]
+mod reference_tests;
+mod resize;
+mod webp;
+
+pub use decode::{AlphaPolicy, DecodePolicy, MAX_PIXELS, decode, decode_file};
+pub use error::ImageError;
+pub use preprocess::Preprocessor;
+pub use resize::resize_bicubic;
+
+/// An 8-bit RGB image: rows from the top, `data` is `[height, width, 3]` without padding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rgb8Image {
+    width: u32,
+    height: u32,
+    data: Vec<u8>,
+}
+
+impl Rgb8Image {
+    /// Wraps pixels `[height, width, 3]`.
+    ///
+    /// Returns `None` when a side is zero or `data` does not hold exactly `height * width * 3` bytes.
+    pub fn new(width: u32, height: u32, data: Vec<u8>) -> Option<Self> {
+        let expected = (width as usize)
+            .checked_mul(height as usize)?
+            .checked_mul(3)?;
+        (expected > 0 && data.len() == expected).then_some(Self {
+            width,
+            height,
+            data,
+        })
+    }
+
+    /// Width in pixels, at least 1.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Height in pixels, at least 1.
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// The pixels, `[height, width, 3]`.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// Gives the pixels away, `[height, width, 3]`.
+    pub fn into_data(self) -> Vec<u8> {
+        self.data
+    }
+}

@@ -1,0 +1,139 @@
+//! Pillow's integer arithmetic for colour and transparency.
+
+use super::Rgb8Image;
+
+/// An image on its way to RGB: colours `[height, width, 3]` and, where there is one, the alpha
+/// channel `[height, width]`.
+pub(super) struct Pixels {
+    pub(super) width: u32,
+    pub(super) height: u32,
+    pub(super) rgb: Vec<u8>,
+    pub(super) alpha: Option<Vec<u8>>,
+}
+
+impl Pixels {
+    fn new((width, height): (u32, u32), rgb: Vec<u8>, alpha: Option<Vec<u8>>) -> Self {
+        Self {
+            width,
+            height,
+            rgb,
+            alpha,
+        }
+    }
+
+    /// From grey samples `[height, width]`.
+    pub(super) fn from_grey(size: (u32, u32), samples: &[u8]) -> Self {
+        let rgb = samples.iter().flat_map(|&grey| [grey; 3]).collect();
+        Self::new(size, rgb, None)
+    }
+
+    /// From grey and alpha samples `[height, width, 2]`.
+    pub(super) fn from_grey_alpha(size: (u32, u32), samples: &[u8]) -> Self {
+        let (pairs, _) = samples.as_chunks::<2>();
+        let rgb = pairs.iter().flat_map(|&[grey, _]| [grey; 3]).collect();
+        let alpha = pairs.iter().map(|&[_, alpha]| alpha).collect();
+        Self::new(size, rgb, Some(alpha))
+    }
+
+    /// From colour samples `[height, width, 3]`.
+    pub(super) fn from_rgb(size: (u32, u32), samples: Vec<u8>) -> Self {
+        Self::new(size, samples, None)
+    }
+
+    /// From colour and alpha samples `[height, width, 4]`.
+    pub(super) fn from_rgba(size: (u32, u32), samples: &[u8]) -> Self {
+        let (quads, _) = samples.as_chunks::<4>();
+        let rgb = quads.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect();
+        let alpha = quads.iter().map(|&[_, _, _, alpha]| alpha).collect();
+        Self::new(size, rgb, Some(alpha))
+    }
+
+    /// Makes exactly the pixels of this colour fully transparent and all others opaque.
+    pub(super) fn make_transparent(&mut self, colour: [u8; 3]) {
+        let (pixels, _) = self.rgb.as_chunks::<3>();
+        let alpha = pixels
+            .iter()
+            .map(|pixel| if *pixel == colour { 0 } else { 255 });
+        self.alpha = Some(alpha.collect());
+    }
+
+    /// Lays the image over opaque white and forgets the alpha channel.
+    pub(super) fn composite_on_white(&mut self) {
+        let Some(alpha) = self.alpha.take() else {
+            return;
+        };
+        let (pixels, _) = self.rgb.as_chunks_mut::<3>();
+        for (pixel, &alpha) in pixels.iter_mut().zip(&alpha) {
+            for sample in pixel {
+                *sample = over_white(*sample, alpha);
+            }
+        }
+    }
+
+    /// The colours alone. `None` only if the buffer does not fit the size.
+    pub(super) fn into_rgb(self) -> Option<Rgb8Image> {
+        Rgb8Image::new(self.width, self.height, self.rgb)
+    }
+}
+
+/// One sample of Pillow's `alpha_composite` over opaque white (its AlphaComposite.c): the weights
+/// carry 7 extra bits, and the division by 255 is two shifts and an addition.
+fn over_white(sample: u8, alpha: u8) -> u8 {
+    const EXTRA_BITS: u32 = 7;
+    let source_weight = u32::from(alpha) << EXTRA_BITS;
+    let white_weight = (255 << EXTRA_BITS) - source_weight;
+    let sum = u32::from(sample) * source_weight + 255 * white_weight + (0x80 << EXTRA_BITS);
+    ((((sum >> 8) + sum) >> 8) >> EXTRA_BITS) as u8
+}
+
+/// 16-bit greys as Pillow turns mode "I;16" or "I" into RGB: clipped at 255, not scaled.
+pub(super) fn clip16(samples: &[u16]) -> Vec<u8> {
+    samples.iter().map(|&value| value.min(255) as u8).collect()
+}
+
+/// 16-bit colours as Pillow reads them: the high byte of each sample.
+pub(super) fn high_byte(samples: &[u16]) -> Vec<u8> {
+    samples.iter().map(|&value| (value >> 8) as u8).collect()
+}
+
+/// 16-bit colours of a PNM file, scaled from 65535 to 255 and rounded.
+pub(super) fn scale16(samples: &[u16]) -> Vec<u8> {
+    let scale = |&value: &u16| ((u32::from(value) * 255 + 32767) / 65535) as u8;
+    samples.iter().map(scale).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn white_shows_through() {
+        assert_eq!(over_white(10, 0), 255);
+        assert_eq!(over_white(10, 255), 10);
+        assert_eq!(over_white(0, 128), 127);
+        assert_eq!(over_white(255, 77), 255);
+    }
+
+    #[test]
+    fn sixteen_bits() {
+        assert_eq!(clip16(&[0, 255, 256, 65535]), [0, 255, 255, 255]);
+        assert_eq!(high_byte(&[0, 255, 256, 65535]), [0, 0, 1, 255]);
+        assert_eq!(scale16(&[0, 128, 129, 65535]), [0, 0, 1, 255]);
+    }
+
+    #[test]
+    fn a_transparent_colour_is_exact() {
+        let mut pixels = Pixels::from_rgb((2, 1), vec![1, 2, 3, 1, 2, 4]);
+        pixels.make_transparent([1, 2, 3]);
+        pixels.composite_on_white();
+        assert_eq!(pixels.rgb, [255, 255, 255, 1, 2, 4]);
+    }
+
+    #[test]
+    fn dropping_alpha_keeps_the_hidden_colour() {
+        let pixels = Pixels::from_rgba((1, 1), &[9, 8, 7, 0]);
+        assert_eq!(pixels.rgb, [9, 8, 7]);
+        let pixels = Pixels::from_grey_alpha((1, 1), &[5, 0]);
+        assert_eq!((pixels.rgb, pixels.alpha), (vec![5; 3], Some(vec![0])));
+    }
+}

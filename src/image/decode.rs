@@ -48,7 +48,10 @@ pub struct DecodePolicy {
 }
 
 impl DecodePolicy {
-    /// transformers 5: files are turned upright; transparency is laid over white.
+    /// transformers 5: files are turned upright (its `load_image`); transparency is laid over white (its
+    /// image processor, given an opened image). No single call of transformers 5.23 does both: given a
+    /// path, it turns the image and drops the alpha, as [`mmpretrain`](Self::mmpretrain) here; given an
+    /// opened image, it keeps the stored orientation. For images without either, all agree.
     pub const fn hf() -> Self {
         Self {
             apply_orientation: true,
@@ -230,9 +233,8 @@ impl File<'_> {
 fn ends_early(error: &image::ImageError) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(current) = cause {
-        if let Some(io) = current.downcast_ref::<std::io::Error>()
-            && io.kind() == std::io::ErrorKind::UnexpectedEof
-        {
+        let io = current.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::UnexpectedEof) {
             return true;
         }
         cause = current.source();

@@ -65,3 +65,12 @@ impl Rgb8Image {
         self.data
     }
 }
+
+/// The whole groups of `N` neighbouring samples, such as the pixels of a row.
+fn groups<T, const N: usize>(samples: &[T]) -> &[[T; N]]
+where
+    T: bytemuck::Pod,
+    [T; N]: bytemuck::Pod,
+{
+    bytemuck::cast_slice(&samples[..samples.len() / N * N])
+}

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{ImageError, MAX_PIXELS, Rgb8Image, resize_bicubic};
+use super::{ImageError, MAX_PIXELS, Rgb8Image, groups, resize_bicubic};
 
 /// OpenAI CLIP's mean and standard deviation of RGB in 0..1, which every BLIP-2 checkpoint uses.
 const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
@@ -106,7 +106,7 @@ impl Preprocessor {
             return Err(ImageError::BadSize { size });
         }
         let resized = resize_bicubic(image, width, height);
-        let (pixels, _) = resized.data().as_chunks::<3>();
+        let pixels = groups::<_, 3>(resized.data());
         let mut tensor = Vec::with_capacity(resized.data().len());
         for (channel, values) in self.values.iter().enumerate() {
             tensor.extend(

@@ -149,7 +149,7 @@ fn tensors_are_equal() {
         for line in reference.of_kind("tensor") {
             let preprocessor = Preprocessor::blip2(line.width).unwrap();
             let ours = preprocessor.apply(&reference.pixels(line)).unwrap();
-            let (theirs, _) = reference.data(line, 4).as_chunks::<4>();
+            let theirs = groups::<_, 4>(reference.data(line, 4));
             let theirs: Vec<f32> = theirs
                 .iter()
                 .map(|bytes| f32::from_le_bytes(*bytes))
@@ -173,7 +173,7 @@ fn tensors_from_files_are_close() {
                 .unwrap()
                 .apply(&image)
                 .unwrap();
-            let (theirs, _) = reference.data(line, 4).as_chunks::<4>();
+            let theirs = groups::<_, 4>(reference.data(line, 4));
             let theirs = theirs.iter().map(|bytes| f32::from_le_bytes(*bytes));
             let differences: Vec<f32> = ours
                 .iter()

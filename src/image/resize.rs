@@ -6,15 +6,17 @@
 
 use std::borrow::Cow;
 
-use super::Rgb8Image;
+use super::{Rgb8Image, groups};
 
 /// Fraction bits of a weight (Pillow's PRECISION_BITS: 32 − 8 − 2).
 const WEIGHT_BITS: u32 = 22;
 /// Fraction bits in the low half of a weight. Halves fit `i16`, so that the dot products compile to the
 /// multiply-add of 16-bit lanes that every x86-64 and ARM64 has.
 const LOW_BITS: u32 = 11;
-/// A dot product of the low halves stays within `i32` for this many taps: 4096 · 255 · 2047 < 2³¹.
-const TAPS_PER_SUM: usize = 4096;
+/// Samples taken at a time.
+const BLOCK: usize = 8;
+/// A lane of a dot product stays within `i32` for this many blocks: 2048 · 2 · 255 · 2047 < 2³¹.
+const BLOCKS_PER_SUM: usize = 2048;
 const CHANNELS: usize = 3;
 
 /// Resizes to exactly `width` × `height` (the aspect ratio is not kept) as Pillow's
@@ -109,10 +111,11 @@ fn resize_rows(data: &[u8], from: usize, to: usize) -> Cow<'_, [u8]> {
     let mut planes = [const { Vec::new() }; CHANNELS];
     let mut output = Vec::with_capacity(data.len() / from * to);
     for row in data.chunks_exact(from * CHANNELS) {
-        let (pixels, _) = row.as_chunks::<CHANNELS>();
+        let pixels = groups::<_, CHANNELS>(row);
         for (channel, plane) in planes.iter_mut().enumerate() {
             plane.clear();
             plane.extend(pixels.iter().map(|pixel| i16::from(pixel[channel])));
+            plane.extend([0; BLOCK]);
         }
         for taps in &taps {
             output.extend(planes.each_ref().map(|plane| taps.weigh(plane)));
@@ -121,50 +124,54 @@ fn resize_rows(data: &[u8], from: usize, to: usize) -> Cow<'_, [u8]> {
     Cow::Owned(output)
 }
 
-/// Taps whose weights are `(high << LOW_BITS) + low`.
+/// Taps whose weights are `(high << LOW_BITS) + low`, in blocks filled up with zeros.
 struct SplitTaps {
     first: usize,
-    high: Vec<i16>,
-    low: Vec<i16>,
+    high: Vec<[i16; BLOCK]>,
+    low: Vec<[i16; BLOCK]>,
 }
 
 impl SplitTaps {
     fn new(taps: Taps) -> Self {
-        let low_mask = (1 << LOW_BITS) - 1;
+        let blocks = |half: fn(i32) -> i32| {
+            let block = |weights: &[i32]| {
+                let mut block = [0; BLOCK];
+                for (slot, weight) in block.iter_mut().zip(weights) {
+                    *slot = half(*weight) as i16;
+                }
+                block
+            };
+            taps.weights.chunks(BLOCK).map(block).collect()
+        };
         Self {
             first: taps.first,
-            high: taps
-                .weights
-                .iter()
-                .map(|weight| (weight >> LOW_BITS) as i16)
-                .collect(),
-            low: taps
-                .weights
-                .iter()
-                .map(|weight| (weight & low_mask) as i16)
-                .collect(),
+            high: blocks(|weight| weight >> LOW_BITS),
+            low: blocks(|weight| weight & ((1 << LOW_BITS) - 1)),
         }
     }
 
-    /// One output sample from a row of one channel.
+    /// One output sample from a row of one channel, which has a block of zeros at its end.
     fn weigh(&self, plane: &[i16]) -> u8 {
-        let samples = &plane[self.first..self.first + self.high.len()];
-        let high = dot(samples, &self.high);
-        let low = dot(samples, &self.low);
-        round((high << LOW_BITS) + low)
+        let samples = groups::<_, BLOCK>(&plane[self.first..]);
+        let samples = &samples[..self.high.len()];
+        round((dot(samples, &self.high) << LOW_BITS) + dot(samples, &self.low))
     }
 }
 
-fn dot(samples: &[i16], weights: &[i16]) -> i64 {
-    let sum = |(samples, weights): (&[i16], &[i16])| -> i64 {
-        let products = samples.iter().zip(weights);
-        let products = products.map(|(&sample, &weight)| i32::from(sample) * i32::from(weight));
-        i64::from(products.sum::<i32>())
-    };
-    let parts = samples
-        .chunks(TAPS_PER_SUM)
-        .zip(weights.chunks(TAPS_PER_SUM));
-    parts.map(sum).sum()
+fn dot(samples: &[[i16; BLOCK]], weights: &[[i16; BLOCK]]) -> i64 {
+    let parts = samples.chunks(BLOCKS_PER_SUM);
+    let parts = parts.zip(weights.chunks(BLOCKS_PER_SUM));
+    parts
+        .map(|(samples, weights)| i64::from(short_dot(samples, weights)))
+        .sum()
+}
+
+/// Written so that the compiler finds its multiply-add instruction for pairs of 16-bit lanes.
+fn short_dot(samples: &[[i16; BLOCK]], weights: &[[i16; BLOCK]]) -> i32 {
+    let products = samples.as_flattened().iter().zip(weights.as_flattened());
+    products
+        .map(|(&sample, &weight)| i32::from(sample) * i32::from(weight))
+        .sum()
 }
 
 /// The vertical pass: `[from, width, 3]` → `[to, width, 3]`; the same size passes through.

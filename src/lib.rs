@@ -7,4 +7,16 @@
 
 #[cfg(feature = "cli")]
 pub mod cli;
+mod error;
+pub mod generate;
+pub mod gpu;
 pub mod image;
+pub mod kernels;
+pub mod model;
+pub mod schedule;
+pub mod task;
+pub mod text;
+pub mod weights;
+
+pub use error::Error;
+pub use task::{Blip2, Caption, CaptionOptions, OpenOptions, Preset};

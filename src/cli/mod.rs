@@ -1,3 +1,165 @@
-//! The command line program.
+//! The command line: one file a subcommand. The only place that prints, blocks, or exits.
 
-pub mod inputs;
+mod caption;
+mod devices;
+mod generation;
+mod inputs;
+mod inspect;
+mod output;
+mod parity;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::Error;
+use crate::gpu::{AdapterChoice, Disabled, GpuOptions};
+use crate::task::{Blip2, OpenOptions};
+
+use output::{Output, load_progress};
+
+/// Exit code for "something failed; the rest was done".
+const FAILED: u8 = 1;
+
+/// BLIP-2 on any GPU: captions from WGSL kernels, without Python or CUDA.
+#[derive(Debug, Parser)]
+#[command(
+    name = "blip2-wgpu",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+struct Cli {
+    #[command(flatten)]
+    shared: Shared,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Clone, clap::Args)]
+struct Shared {
+    /// Checkpoint: a folder in the Hugging Face layout
+    #[arg(long, global = true, value_name = "DIR", env = "BLIP2_WGPU_MODEL")]
+    model: Option<PathBuf>,
+    /// Adapter: its number in `devices`, part of its name, or auto
+    #[arg(
+        long,
+        global = true,
+        value_name = "N|NAME|auto",
+        default_value = "auto",
+        env = "BLIP2_WGPU_ADAPTER"
+    )]
+    adapter: String,
+    /// Leave device features unused: f16, subgroups, limits (WebGPU's least), comma-separated
+    #[arg(
+        long,
+        global = true,
+        value_name = "LIST",
+        default_value = "",
+        hide_default_value = true,
+        env = "BLIP2_WGPU_DISABLE"
+    )]
+    disable: String,
+    /// Build shaders with bounds checks (slower, same results)
+    #[arg(long, global = true, env = "BLIP2_WGPU_CHECKED")]
+    checked: bool,
+    /// One JSON object a line on stdout
+    #[arg(long, global = true)]
+    json: bool,
+    /// No progress, warnings or timings on stderr
+    #[arg(long, global = true)]
+    quiet: bool,
+    /// Timings and details on stderr
+    #[arg(short, long, global = true)]
+    verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Describe images
+    Caption(Box<caption::Args>),
+    /// List adapters, their limits, and the kernels each would use
+    Devices,
+    /// Show a checkpoint's configuration, parameters and memory need
+    Inspect(inspect::Args),
+    /// Compare every stage with a reference dump of transformers
+    Parity(parity::Args),
+}
+
+/// Runs the program on the process's arguments.
+#[must_use]
+pub fn run() -> ExitCode {
+    let cli = Cli::parse(); // wrong usage exits with 2 here
+    let output = Output::new(&cli.shared);
+    let result = pollster::block_on(async {
+        match &cli.command {
+            Command::Caption(args) => caption::run(&cli.shared, args, &output).await,
+            Command::Devices => devices::run(&output).await,
+            Command::Inspect(args) => inspect::run(&cli.shared, args, &output).await,
+            Command::Parity(args) => parity::run(&cli.shared, args, &output).await,
+        }
+    });
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
+        Err(error) => {
+            output.error(&error);
+            ExitCode::from(if error.is_usage() { 2 } else { FAILED })
+        }
+    }
+}
+
+impl Shared {
+    fn gpu_options(&self) -> Result<GpuOptions, Error> {
+        Ok(GpuOptions {
+            adapter: AdapterChoice::parse(&self.adapter),
+            disabled: Disabled::parse(&self.disable)?,
+            checked: self.checked,
+            cache_dir: cache_dir(),
+        })
+    }
+
+    fn model_path(&self) -> Result<&PathBuf, Error> {
+        self.model.as_ref().ok_or(Error::NoModel)
+    }
+
+    /// Opens the checkpoint with a progress bar.
+    async fn open(&self, image_size: Option<u32>, output: &Output) -> Result<Blip2, Error> {
+        let path = self.model_path()?;
+        let started = std::time::Instant::now();
+        let mut progress = load_progress(output);
+        let options = OpenOptions {
+            gpu: self.gpu_options()?,
+            image_size,
+        };
+        let model =
+            Blip2::open_with_progress(path, options, &mut |done, total| progress(done, total))
+                .await?;
+        output.detail(&format!(
+            "loaded {} on {} in {:.2} s",
+            path.display(),
+            model.gpu().info().name,
+            started.elapsed().as_secs_f64()
+        ));
+        Ok(model)
+    }
+}
+
+/// The user's cache folder for compiled pipelines.
+fn cache_dir() -> Option<PathBuf> {
+    let from = |variable: &str| {
+        std::env::var_os(variable)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let base = if cfg!(target_os = "windows") {
+        from("LOCALAPPDATA")
+    } else if cfg!(target_vendor = "apple") {
+        from("HOME").map(|home| home.join("Library/Caches"))
+    } else {
+        from("XDG_CACHE_HOME").or_else(|| from("HOME").map(|home| home.join(".cache")))
+    };
+    base.map(|base| base.join("blip2-wgpu"))
+}

@@ -165,6 +165,33 @@ pub fn linear_to(
     record(program, x, layer, activate, y, false);
 }
 
+/// [`linear`] without activation by a chosen kernel: for measuring one against another.
+pub fn matmul_with(
+    program: &mut ProgramBuilder,
+    variant: MatmulVariant,
+    x: &Activation,
+    layer: &Linear,
+) -> Activation {
+    let y = program.activation(x.rows, layer.weight.rows);
+    let shape = matmul_shape(variant, x.rows);
+    record_with(program, &shape, x, layer, Activate::Identity, &y, false);
+    y
+}
+
+/// [`matmul_with`] for up to [`MATVEC_ROWS`] rows.
+pub fn matvec_with(
+    program: &mut ProgramBuilder,
+    variant: MatvecVariant,
+    x: &Activation,
+    layer: &Linear,
+) -> Activation {
+    debug_assert!(x.rows <= MATVEC_ROWS);
+    let y = program.activation(x.rows, layer.weight.rows);
+    let shape = matvec_shape(variant, x.rows);
+    record_with(program, &shape, x, layer, Activate::Identity, &y, false);
+    y
+}
+
 /// `y += x · weightᵀ + bias`: the residual add of a transformer block, in place.
 pub fn linear_into(program: &mut ProgramBuilder, x: &Activation, layer: &Linear, y: &Activation) {
     debug_assert_eq!((y.rows, y.columns), (x.rows, layer.weight.rows));

@@ -7,35 +7,30 @@ use crate::gpu::{
 
 use super::{groups, word};
 
-const ACTIVATION: &str = include_str!("../../shaders/activation.wgsl");
+/// Parameters, bindings and the end of a sum, put before each of the kernels.
+const LINEAR: &str = include_str!("../../shaders/linear.wgsl");
 
 static MATMUL_TILE: Kernel = Kernel {
     name: "matmul_tile",
-    wgsl: &[ACTIVATION, include_str!("../../shaders/matmul_tile.wgsl")],
+    wgsl: &[LINEAR, include_str!("../../shaders/matmul_tile.wgsl")],
     bindings: &[READ, READ, READ, WRITE],
 };
 
 static MATMUL_REGISTER: Kernel = Kernel {
     name: "matmul_register",
-    wgsl: &[
-        ACTIVATION,
-        include_str!("../../shaders/matmul_register.wgsl"),
-    ],
+    wgsl: &[LINEAR, include_str!("../../shaders/matmul_register.wgsl")],
     bindings: &[READ, READ, READ, WRITE],
 };
 
 static MATVEC: Kernel = Kernel {
     name: "matvec",
-    wgsl: &[ACTIVATION, include_str!("../../shaders/matvec.wgsl")],
+    wgsl: &[LINEAR, include_str!("../../shaders/matvec.wgsl")],
     bindings: &[READ, READ, READ, WRITE],
 };
 
 static MATVEC_SUBGROUP: Kernel = Kernel {
     name: "matvec_subgroup",
-    wgsl: &[
-        ACTIVATION,
-        include_str!("../../shaders/matvec_subgroup.wgsl"),
-    ],
+    wgsl: &[LINEAR, include_str!("../../shaders/matvec_subgroup.wgsl")],
     bindings: &[READ, READ, READ, WRITE],
 };
 

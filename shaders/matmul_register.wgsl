@@ -1,8 +1,5 @@
 // matmul_register: y = activation(x · wᵀ + bias) [+ y] as an outer product in registers: no shared memory, no barriers.
 //
-// x      [M, K] f32                weight [N, K] f16, PyTorch Linear layout, 8 halves an element
-// bias   [bias_offset + N] f32     y      [M, y_stride] f32, columns y_offset .. y_offset + N are written
-// K is a multiple of 8; M and N are any; nothing outside the shapes is read or written.
 // Tile: ROWS rows × (COLUMNS · WORKGROUP_SIZE) columns a workgroup, 8 of K a step. A lane owns COLUMNS columns and all
 // ROWS rows of them; x comes in once a subgroup, a vec4 a lane, and is handed round with subgroupBroadcast.
 // Works with any subgroup of 8 lanes or more (8, 16, 32, 64); WORKGROUP_SIZE is a multiple of the subgroup size.
@@ -10,50 +7,15 @@
 // Grid: (ceil(N / (COLUMNS · WORKGROUP_SIZE)), ceil(M / ROWS), 1).
 // Every sum runs over K in the same order whatever M, ROWS, COLUMNS and the subgroup size are: a row's result has the
 // same bits alone and in a batch, in prefill and in decode (the kernel test checks it on each adapter).
-// Called by kernels::matmul for many rows, and for 1 to 8 rows where the auto-tune finds it faster than matvec_subgroup.
-// Prepended: activation.wgsl.
+// Called by kernels/linear.rs for many rows, and for 1 to 8 rows where the auto-tune finds it faster than matvec_subgroup.
+// Prepended: linear.wgsl, which has the shapes and bindings.
 //
 // Measured: 256×1024×1024, ROWS 32: 58 GFLOP/s, matmul_tile beside it 7.6; 10240×2560: 7.7 GB/s of weight for 1 row,
 // 4.8 for 8 (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine).
 
-struct Params {
-    rows: u32,         // M
-    out_features: u32, // N
-    in_features: u32,  // K
-    y_stride: u32,
-    y_offset: u32,
-    bias_offset: u32,
-    pad_0: u32,
-    pad_1: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> weight: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> bias: array<f32>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
-
 override ROWS: u32 = 16u;          // 1 to 32
 override COLUMNS: u32 = 8u;        // 4 or 8
 override WORKGROUP_SIZE: u32 = 8u;
-override HAS_BIAS: bool = false;
-override ACCUMULATE: bool = false;
-
-fn store(row: u32, column: u32, sum: f32) {
-    if (row >= params.rows || column >= params.out_features) {
-        return;
-    }
-    var v = sum;
-    if (HAS_BIAS) {
-        v += bias[params.bias_offset + column];
-    }
-    v = activate(v);
-    let at = row * params.y_stride + params.y_offset + column;
-    if (ACCUMULATE) {
-        v += y[at];
-    }
-    y[at] = v;
-}
 
 // One row of a tile: the lane's columns are WORKGROUP_SIZE apart, so that neighbouring lanes write neighbouring floats.
 fn store_row(row: u32, column: u32, low: vec4<f32>, high: vec4<f32>) {

@@ -1,34 +1,11 @@
 // matmul_tile: y = activation(x · wᵀ + bias) [+ y], for any GPU: shared memory, no subgroups, no f16 feature.
 //
-// x      [M, K] f32            weight [N, K] f16, PyTorch Linear layout, 8 halves an element
-// bias   [bias_offset + N] f32       y      [M, y_stride] f32, columns y_offset .. y_offset + N are written
-// K is a multiple of 8; M and N are any.
 // Tile: 64 rows × 64 columns a workgroup of 256, 4 × 4 a thread, 16 of K a step, 10 KiB of workgroup memory.
 // Grid: (ceil(N / 64), ceil(M / 64), 1).
-// Called by kernels::matmul where the adapter has no subgroups (or where the auto-tune finds it fastest).
-// Prepended: activation.wgsl.
+// Called by kernels/linear.rs where the adapter has no subgroups (or where the auto-tune finds it fastest).
+// Prepended: linear.wgsl, which has the shapes and bindings.
 //
 // Measured: 256×1024×1024, 7.6 GFLOP/s (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine).
-
-struct Params {
-    rows: u32,         // M
-    out_features: u32, // N
-    in_features: u32,  // K
-    y_stride: u32,
-    y_offset: u32,
-    bias_offset: u32,
-    pad_0: u32,
-    pad_1: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> weight: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> bias: array<f32>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
-
-override HAS_BIAS: bool = false;
-override ACCUMULATE: bool = false;
 
 const TILE: u32 = 64u;
 // A row of a shared tile: 16 of K are 4 vec4; the fifth is padding that spreads the rows over the memory banks.
@@ -36,22 +13,6 @@ const STRIDE: u32 = 5u;
 
 var<workgroup> x_tile: array<vec4<f32>, TILE * STRIDE>;
 var<workgroup> w_tile: array<vec4<f32>, TILE * STRIDE>;
-
-fn store(row: u32, column: u32, sum: f32) {
-    if (row >= params.rows || column >= params.out_features) {
-        return;
-    }
-    var v = sum;
-    if (HAS_BIAS) {
-        v += bias[params.bias_offset + column];
-    }
-    v = activate(v);
-    let at = row * params.y_stride + params.y_offset + column;
-    if (ACCUMULATE) {
-        v += y[at];
-    }
-    y[at] = v;
-}
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) tile: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

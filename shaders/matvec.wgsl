@@ -1,38 +1,16 @@
 // matvec: y = activation(x · wᵀ + bias) [+ y] for 1 to 8 rows, for any GPU: shared memory, no subgroups, no f16 feature.
 //
-// x      [M, K] f32                weight [N, K] f16, PyTorch Linear layout, 8 halves an element
-// bias   [bias_offset + N] f32     y      [M, y_stride] f32, columns y_offset .. y_offset + N are written
-// K is a multiple of 8; M and N are any; nothing outside the shapes is read or written.
 // Tile: 8 columns (rows of the weight) a workgroup of 64, which walks along K together; 16 KiB of workgroup memory.
 // M is at most ROWS.
 // Grid: (ceil(N / 8), 1, 1).
 // A sum's order depends on K alone, not on M or ROWS: a row has the same bits alone and among eight.
-// Called by kernels::matmul for decode steps (and beams), where the adapter has no subgroups.
-// Prepended: activation.wgsl.
+// Called by kernels/linear.rs for decode steps (and beams), where the adapter has no subgroups.
+// Prepended: linear.wgsl, which has the shapes and bindings.
 //
 // Measured: 10240×2560, 4.4 GB/s of weight for 1 row, 1.7 for 8
 // (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine).
 
-struct Params {
-    rows: u32,         // M
-    out_features: u32, // N
-    in_features: u32,  // K
-    y_stride: u32,
-    y_offset: u32,
-    bias_offset: u32,
-    pad_0: u32,
-    pad_1: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> weight: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> bias: array<f32>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
-
 override ROWS: u32 = 1u; // 1 to 8
-override HAS_BIAS: bool = false;
-override ACCUMULATE: bool = false;
 
 const WORKGROUP_SIZE: u32 = 64u;
 
@@ -43,22 +21,6 @@ var<workgroup> partial: array<f32, WORKGROUP_SIZE * 64u>;
 // threads nor reading one thread's outputs from all threads meets in a memory bank.
 fn partial_at(thread: u32, output: u32) -> u32 {
     return thread * 64u + (output ^ (thread % 32u));
-}
-
-fn store(row: u32, column: u32, sum: f32) {
-    if (row >= params.rows || column >= params.out_features) {
-        return;
-    }
-    var v = sum;
-    if (HAS_BIAS) {
-        v += bias[params.bias_offset + column];
-    }
-    v = activate(v);
-    let at = row * params.y_stride + params.y_offset + column;
-    if (ACCUMULATE) {
-        v += y[at];
-    }
-    y[at] = v;
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)

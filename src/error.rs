@@ -74,16 +74,6 @@ pub enum Error {
         /// Positions there are.
         most: usize,
     },
-    /// A token id of the tokenizer that the model has no row for.
-    #[error("{}: token {token} is outside the model's vocabulary of {vocabulary}; use the tokenizer that belongs to these weights", model.display())]
-    Vocabulary {
-        /// The checkpoint.
-        model: PathBuf,
-        /// The id.
-        token: u32,
-        /// Rows of the embedding.
-        vocabulary: usize,
-    },
     /// A reference dump that cannot be compared with.
     #[error("{}: {problem}; make it with weights-tools/reference_dump.py for this model", file.display())]
     Dump {

@@ -1,7 +1,17 @@
 //! File bytes → 8-bit RGB, as Pillow's `Image.open(file).convert("RGB")` gives it.
 //!
 //! The `image` crate does the decoding proper; what differs between it and Pillow (16-bit samples,
-//! transparent colours, first frames, orientation) is settled here and in the sibling modules.
+//! transparent colours, first frames, orientation) is settled here and in the sibling modules. The
+//! pixels are then equal to Pillow 13.0's, with these known exceptions:
+//!
+//! - JPEG, and JPEG within TIFF: libjpeg-turbo and zune-jpeg round the inverse DCT and the chroma
+//!   upsampling differently. Over 50 files the largest difference is 5 levels of 255; the mean is at
+//!   most 0.02 without chroma subsampling and at most 0.31 with 4:2:0. At 224×224 the normalised tensor
+//!   differs by at most 0.08, 0.006 in the mean.
+//! - PNM whose largest value is neither 255 nor 65535: rounding of exact halves, 1 level.
+//! - 16-bit grey TIFF in which 0 is white: inverted here, not by Pillow.
+//! - A GIF whose first frame hangs over the canvas: cut off here; Pillow enlarges the canvas.
+//! - Palette, grey + alpha and uncompressed YCbCr TIFF: not supported, an error says so.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -9,7 +19,7 @@ use std::path::Path;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use super::pillow::{self, Pixels};
-use super::{ImageError, Rgb8Image, gif, jpeg, orientation, png};
+use super::{ImageError, Rgb8Image, gif, jpeg, orientation, png, webp};
 
 /// The most pixels an image may have: 178 956 970, where Pillow too refuses an image as a
 /// decompression bomb. The claim in the header is checked before anything of that size is allocated.
@@ -38,7 +48,10 @@ pub struct DecodePolicy {
 }
 
 impl DecodePolicy {
-    /// transformers 5: files are turned upright; transparency is laid over white.
+    /// transformers 5: files are turned upright (its `load_image`); transparency is laid over white (its
+    /// image processor, given an opened image). No single call of transformers 5.23 does both: given a
+    /// path, it turns the image and drops the alpha, as [`mmpretrain`](Self::mmpretrain) here; given an
+    /// opened image, it keeps the stored orientation. For images without either, all agree.
     pub const fn hf() -> Self {
         Self {
             apply_orientation: true,
@@ -94,10 +107,14 @@ pub fn decode(bytes: &[u8], name: &str, policy: DecodePolicy) -> Result<Rgb8Imag
         .ok()
         .filter(|format| format_name(*format).is_some())
         .ok_or_else(|| ImageError::UnknownFormat { name: name.into() })?;
-    if format == ImageFormat::Jpeg {
-        jpeg::check_complete(bytes).map_err(|reason| file.truncated(format, reason))?;
-    }
-    let mut decoder = file.open(format)?;
+    let complete = match format {
+        ImageFormat::Jpeg => jpeg::check_complete(bytes),
+        ImageFormat::WebP => webp::check_complete(bytes),
+        _ => Ok(()), // the decoders notice by themselves
+    };
+    complete.map_err(|reason| file.truncated(format, reason))?;
+    let unblended = (format == ImageFormat::WebP).then(|| webp::without_first_blend(bytes));
+    let mut decoder = file.open(format, unblended.as_deref().unwrap_or(bytes))?;
     let turn = if policy.apply_orientation || format == ImageFormat::Tiff {
         orientation::read(&mut decoder, format)
     } else {
@@ -118,12 +135,16 @@ struct File<'a> {
     name: &'a str,
 }
 
-impl<'a> File<'a> {
+impl File<'_> {
     /// Reads the header and refuses what is too large.
-    fn open(&self, format: ImageFormat) -> Result<impl ImageDecoder + 'a, ImageError> {
+    fn open<'b>(
+        &self,
+        format: ImageFormat,
+        bytes: &'b [u8],
+    ) -> Result<impl ImageDecoder + use<'b>, ImageError> {
         let mut limits = Limits::no_limits();
         limits.max_alloc = Some(MAX_DECODER_BYTES);
-        let mut reader = ImageReader::with_format(Cursor::new(self.bytes), format);
+        let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
         reader.limits(limits);
         let decoder = reader
             .into_decoder()
@@ -212,9 +233,8 @@ impl<'a> File<'a> {
 fn ends_early(error: &image::ImageError) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(current) = cause {
-        if let Some(io) = current.downcast_ref::<std::io::Error>()
-            && io.kind() == std::io::ErrorKind::UnexpectedEof
-        {
+        let io = current.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::UnexpectedEof) {
             return true;
         }
         cause = current.source();
@@ -249,4 +269,164 @@ fn format_name(format: ImageFormat) -> Option<&'static str> {
         ImageFormat::Pnm => "PNM",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture(name: &str) -> Vec<u8> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/images/files");
+        std::fs::read(folder.join(name)).unwrap()
+    }
+
+    fn error(bytes: &[u8]) -> ImageError {
+        let error = decode(bytes, "photo", DecodePolicy::hf()).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.starts_with("photo: ") && !text.contains('\n'),
+            "{text}"
+        );
+        error
+    }
+
+    #[test]
+    fn not_images() {
+        assert!(matches!(error(b""), ImageError::Empty { .. }));
+        for bytes in [
+            &b"BLIP-2 reads images\n"[..],
+            b"\x89PN",
+            b"\0\0\x01\0icon",
+            b"{}",
+            &[0; 99],
+        ] {
+            assert!(matches!(error(bytes), ImageError::UnknownFormat { .. }));
+        }
+        let missing = decode_file(Path::new("no/such.png"), DecodePolicy::hf());
+        assert!(matches!(missing, Err(ImageError::Read { .. })));
+    }
+
+    #[test]
+    fn truncated_files() {
+        for name in [
+            "progressive.jpg",
+            "cmyk.jpg",
+            "rgba.png",
+            "palette.png",
+            "rgba.webp",
+            "animation.webp",
+            "frame.gif",
+            "rgb.bmp",
+            "bit.bmp",
+            "rgb.tif",
+            "grey16.tif",
+            "rgb.qoi",
+            "rgb.ppm",
+            "bit.pbm",
+        ] {
+            let file = fixture(name);
+            decode(&file, name, DecodePolicy::hf()).unwrap();
+            // The last bytes may be an end marker, a checksum or metadata that Pillow does without too.
+            for length in [file.len() / 4, file.len() / 2, file.len() * 3 / 4] {
+                let error = error(&file[..length]);
+                assert!(
+                    matches!(error, ImageError::Truncated { .. }),
+                    "{name} cut to {length}: {error}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn no_byte_flip_is_a_panic() {
+        for name in [
+            "progressive.jpg",
+            "palette_alpha.png",
+            "rgba.webp",
+            "frame.gif",
+            "rgba.bmp",
+            "rgb.tif",
+            "rgb.qoi",
+        ] {
+            let mut file = fixture(name);
+            for position in 0..file.len().min(120) {
+                file[position] ^= 0x55;
+                let _ = decode(&file, name, DecodePolicy::lavis());
+                file[position] ^= 0x55;
+            }
+        }
+    }
+
+    /// A header alone, claiming 60000 × 60000 pixels.
+    #[test]
+    fn claims_are_checked_before_memory_is_taken() {
+        let side = 60000u16;
+        let mut png = fixture("rgba.png");
+        png[16..20].copy_from_slice(&u32::from(side).to_be_bytes());
+        png[20..24].copy_from_slice(&u32::from(side).to_be_bytes());
+        let checksum = crc32(&png[12..29]);
+        png[29..33].copy_from_slice(&checksum.to_be_bytes());
+        let mut bmp = fixture("rgb.bmp");
+        bmp[18..22].copy_from_slice(&u32::from(side).to_le_bytes());
+        bmp[22..26].copy_from_slice(&u32::from(side).to_le_bytes());
+        let mut gif = fixture("frame.gif");
+        gif[6..8].copy_from_slice(&side.to_le_bytes());
+        gif[8..10].copy_from_slice(&side.to_le_bytes());
+        let mut jpeg = fixture("grey.jpg");
+        let frame = jpeg
+            .windows(2)
+            .position(|pair| pair == [0xFF, 0xC0])
+            .unwrap();
+        jpeg[frame + 5..frame + 7].copy_from_slice(&side.to_be_bytes());
+        jpeg[frame + 7..frame + 9].copy_from_slice(&side.to_be_bytes());
+        let pnm = b"P6 60000 60000 255\n".to_vec();
+        for file in [png, bmp, gif, jpeg, pnm] {
+            match error(&file) {
+                ImageError::TooLarge { width, height, .. } => {
+                    assert_eq!((width, height), (60000, 60000))
+                }
+                other => panic!("{other}"),
+            }
+        }
+    }
+
+    /// The checksum of a PNG chunk.
+    fn crc32(bytes: &[u8]) -> u32 {
+        let step = |crc: u32, byte: &u8| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+                (crc >> 1) ^ (0xEDB8_8320 * (crc & 1))
+            })
+        };
+        !bytes.iter().fold(!0, step)
+    }
+
+    #[test]
+    fn extreme_shapes() {
+        for (width, height) in [(20000, 10), (10, 20000), (1, 1), (65535, 1)] {
+            let header = format!("P6 {width} {height} 255\n");
+            let file = [header.as_bytes(), &vec![77; width * height * 3]].concat();
+            let image = decode(&file, "strip", DecodePolicy::hf()).unwrap();
+            assert_eq!(
+                (image.width() as usize, image.height() as usize),
+                (width, height)
+            );
+            let tensor = crate::image::Preprocessor::blip2(224)
+                .unwrap()
+                .apply(&image)
+                .unwrap();
+            assert_eq!(tensor.len(), 3 * 224 * 224);
+        }
+    }
+
+    #[test]
+    fn policies() {
+        assert_eq!(DecodePolicy::default(), DecodePolicy::hf());
+        let file = fixture("orientation_5.jpg");
+        let turned = decode(&file, "", DecodePolicy::mmpretrain()).unwrap();
+        let stored = decode(&file, "", DecodePolicy::lavis()).unwrap();
+        assert_eq!(
+            (turned.width(), turned.height()),
+            (stored.height(), stored.width())
+        );
+    }
 }

@@ -1,6 +1,7 @@
 //! The first frame of a GIF may cover only a part of the canvas; Pillow fills the rest with the frame's
 //! transparent palette entry, or with entry 0 where there is none.
 
+use super::groups;
 use super::pillow::Pixels;
 
 /// Where the first frame lies on the canvas, and what fills the canvas around it.
@@ -20,12 +21,12 @@ pub(super) fn fill_around_first_frame(file: &[u8], pixels: &mut Pixels) {
         return;
     };
     let width = pixels.width as usize;
-    for (index, pixel) in pixels.rgb.as_chunks_mut::<3>().0.iter_mut().enumerate() {
+    for (index, pixel) in pixels.rgb.chunks_exact_mut(3).enumerate() {
         let (x, y) = (index % width, index / width);
         let inside = (frame.left..frame.left + frame.width).contains(&x)
             && (frame.top..frame.top + frame.height).contains(&y);
         if !inside {
-            *pixel = frame.fill;
+            pixel.copy_from_slice(&frame.fill);
             if let Some(alpha) = &mut pixels.alpha {
                 alpha[index] = frame.fill_alpha;
             }
@@ -69,7 +70,7 @@ impl FirstFrame {
         let local_palette = take_palette(flags, &mut rest)?;
         let palette = local_palette.or(global_palette).unwrap_or_default();
         let index = transparent.unwrap_or(0);
-        let entry = palette.as_chunks::<3>().0.get(usize::from(index)).copied();
+        let entry = groups::<_, 3>(palette).get(usize::from(index)).copied();
         let number = |low, high| usize::from(u16::from_le_bytes([low, high]));
         Some(Self {
             left: number(l0, l1),
@@ -109,7 +110,7 @@ mod tests {
     fn entry_zero_fills_around_an_opaque_frame() {
         let mut pixels = Pixels::from_rgba((5, 4), &[9; 80]);
         fill_around_first_frame(&gif(&[]), &mut pixels);
-        let (colours, _) = pixels.rgb.as_chunks::<3>();
+        let colours = groups::<_, 3>(&pixels.rgb);
         for (index, colour) in colours.iter().enumerate() {
             let expected = if [8, 9].contains(&index) {
                 [9; 3]

@@ -15,6 +15,7 @@ mod preprocess;
 #[cfg(test)]
 mod reference_tests;
 mod resize;
+mod webp;
 
 pub use decode::{AlphaPolicy, DecodePolicy, MAX_PIXELS, decode, decode_file};
 pub use error::ImageError;
@@ -63,4 +64,13 @@ impl Rgb8Image {
     pub fn into_data(self) -> Vec<u8> {
         self.data
     }
+}
+
+/// The whole groups of `N` neighbouring samples, such as the pixels of a row.
+fn groups<T, const N: usize>(samples: &[T]) -> &[[T; N]]
+where
+    T: bytemuck::Pod,
+    [T; N]: bytemuck::Pod,
+{
+    bytemuck::cast_slice(&samples[..samples.len() / N * N])
 }

@@ -3,7 +3,7 @@
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageFormat};
 
-use super::Rgb8Image;
+use super::{Rgb8Image, groups};
 
 /// The orientation the file declares: the EXIF tag first, then `tiff:Orientation` of the XMP packet.
 /// Metadata that cannot be read counts as absent, as in Pillow.
@@ -66,7 +66,7 @@ fn remap(
     height: usize,
     source: impl Fn(usize, usize) -> (usize, usize),
 ) -> Rgb8Image {
-    let (pixels, _) = image.data.as_chunks::<3>();
+    let pixels = groups::<_, 3>(&image.data);
     let stride = image.width as usize;
     let mut data = Vec::with_capacity(image.data.len());
     for y in 0..height {

@@ -1,6 +1,6 @@
 //! Pillow's integer arithmetic for colour and transparency.
 
-use super::Rgb8Image;
+use super::{Rgb8Image, groups};
 
 /// An image on its way to RGB: colours `[height, width, 3]` and, where there is one, the alpha
 /// channel `[height, width]`.
@@ -29,7 +29,7 @@ impl Pixels {
 
     /// From grey and alpha samples `[height, width, 2]`.
     pub(super) fn from_grey_alpha(size: (u32, u32), samples: &[u8]) -> Self {
-        let (pairs, _) = samples.as_chunks::<2>();
+        let pairs = groups::<_, 2>(samples);
         let rgb = pairs.iter().flat_map(|&[grey, _]| [grey; 3]).collect();
         let alpha = pairs.iter().map(|&[_, alpha]| alpha).collect();
         Self::new(size, rgb, Some(alpha))
@@ -42,7 +42,7 @@ impl Pixels {
 
     /// From colour and alpha samples `[height, width, 4]`.
     pub(super) fn from_rgba(size: (u32, u32), samples: &[u8]) -> Self {
-        let (quads, _) = samples.as_chunks::<4>();
+        let quads = groups::<_, 4>(samples);
         let rgb = quads.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect();
         let alpha = quads.iter().map(|&[_, _, _, alpha]| alpha).collect();
         Self::new(size, rgb, Some(alpha))
@@ -50,7 +50,7 @@ impl Pixels {
 
     /// Makes exactly the pixels of this colour fully transparent and all others opaque.
     pub(super) fn make_transparent(&mut self, colour: [u8; 3]) {
-        let (pixels, _) = self.rgb.as_chunks::<3>();
+        let pixels = groups::<_, 3>(&self.rgb);
         let alpha = pixels
             .iter()
             .map(|pixel| if *pixel == colour { 0 } else { 255 });
@@ -62,8 +62,7 @@ impl Pixels {
         let Some(alpha) = self.alpha.take() else {
             return;
         };
-        let (pixels, _) = self.rgb.as_chunks_mut::<3>();
-        for (pixel, &alpha) in pixels.iter_mut().zip(&alpha) {
+        for (pixel, &alpha) in self.rgb.chunks_exact_mut(3).zip(&alpha) {
             for sample in pixel {
                 *sample = over_white(*sample, alpha);
             }

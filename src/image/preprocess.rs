@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{ImageError, MAX_PIXELS, Rgb8Image, resize_bicubic};
+use super::{ImageError, MAX_PIXELS, Rgb8Image, groups, resize_bicubic};
 
 /// OpenAI CLIP's mean and standard deviation of RGB in 0..1, which every BLIP-2 checkpoint uses.
 const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
@@ -106,7 +106,7 @@ impl Preprocessor {
             return Err(ImageError::BadSize { size });
         }
         let resized = resize_bicubic(image, width, height);
-        let (pixels, _) = resized.data().as_chunks::<3>();
+        let pixels = groups::<_, 3>(resized.data());
         let mut tensor = Vec::with_capacity(resized.data().len());
         for (channel, values) in self.values.iter().enumerate() {
             tensor.extend(
@@ -319,5 +319,138 @@ impl Config {
             let remedy = r#"write {"height": 224, "width": 224}, {"shortest_edge": 224} or 224, with the model's own size"#;
             self.wrong("size", format!("{size} is not a usable size"), remedy)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        folder
+    }
+
+    fn read(text: &str) -> Result<Preprocessor, ImageError> {
+        Preprocessor::from_files(folder(&[("preprocessor_config.json", text)]).path(), 224)
+    }
+
+    fn grey(width: u32, height: u32, sample: u8) -> Rgb8Image {
+        let data = vec![sample; (width * height * 3) as usize];
+        Rgb8Image::new(width, height, data).unwrap()
+    }
+
+    #[test]
+    fn sizes() {
+        let size = |text: &str| read(text).map(|preprocessor| preprocessor.output_size(480, 640));
+        assert_eq!(size("{}").unwrap(), (224, 224));
+        assert_eq!(
+            size(r#"{"size": {"height": 364, "width": 300}}"#).unwrap(),
+            (364, 300)
+        );
+        assert_eq!(size(r#"{"size": 392}"#).unwrap(), (392, 392));
+        assert_eq!(
+            size(r#"{"size": {"shortest_edge": 100}}"#).unwrap(),
+            (100, 133)
+        );
+        assert_eq!(
+            size(r#"{"size": 100, "default_to_square": false}"#).unwrap(),
+            (100, 133)
+        );
+        assert_eq!(
+            size(r#"{"do_resize": false, "resample": 9}"#).unwrap(),
+            (480, 640)
+        );
+        let resized = read(r#"{"size": 392}"#).unwrap().with_size(56).unwrap();
+        assert_eq!(resized.output_size(480, 640), (56, 56));
+        let portrait = read(r#"{"size": {"shortest_edge": 100}}"#).unwrap();
+        assert_eq!(portrait.output_size(640, 480), (133, 100));
+    }
+
+    #[test]
+    fn values_follow_the_flags() {
+        let image = grey(2, 2, 128);
+        let first = |text: &str| read(text).unwrap().apply(&image).unwrap()[0];
+        let plain = r#"{"do_rescale": false, "do_normalize": false}"#;
+        assert_eq!(first(plain), 128.0);
+        assert_eq!(first(r#"{"do_normalize": false}"#), 128.0 / 255.0);
+        assert_eq!(
+            first(r#"{"rescale_factor": 0.5, "do_normalize": false}"#),
+            64.0
+        );
+        assert_eq!(
+            first(r#"{"do_rescale": false, "image_mean": 28, "image_std": [4, 2, 1]}"#),
+            25.0
+        );
+        let clip = first("{}");
+        assert!((clip - (128.0 / 255.0 - 0.481_454_66) / 0.268_629_54).abs() < 1e-6);
+    }
+
+    #[test]
+    fn channels_come_one_after_the_other() {
+        let image = Rgb8Image::new(2, 1, vec![1, 2, 3, 4, 5, 6]).unwrap();
+        let plain = r#"{"do_resize": false, "do_rescale": false, "do_normalize": false}"#;
+        let tensor = read(plain).unwrap().apply(&image).unwrap();
+        assert_eq!(tensor, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+    }
+
+    #[test]
+    fn which_file_counts() {
+        let size = |files: &[(&str, &str)]| {
+            let preprocessor = Preprocessor::from_files(folder(files).path(), 10).unwrap();
+            preprocessor.output_size(1, 1).0
+        };
+        let legacy = ("preprocessor_config.json", r#"{"size": 20}"#);
+        let nested = (
+            "processor_config.json",
+            r#"{"image_processor": {"size": 30}}"#,
+        );
+        let tokens_only = ("processor_config.json", r#"{"num_query_tokens": 32}"#);
+        assert_eq!(size(&[]), 10);
+        assert_eq!(size(&[legacy]), 20);
+        assert_eq!(size(&[legacy, nested]), 30);
+        assert_eq!(size(&[legacy, tokens_only]), 20);
+        assert_eq!(size(&[tokens_only]), 10);
+    }
+
+    #[test]
+    fn wrong_values_name_file_and_field() {
+        for (field, text) in [
+            ("resample", r#"{"resample": 1}"#),
+            ("resample", r#"{"resample": "bicubic"}"#),
+            ("size", r#"{"size": {"longest_edge": 5}}"#),
+            ("size", r#"{"size": 0}"#),
+            ("size", r#"{"size": {"height": 224, "width": -1}}"#),
+            ("image_mean", r#"{"image_mean": [1, 2]}"#),
+            ("image_std", r#"{"image_std": [1, 0, 1]}"#),
+            ("rescale_factor", r#"{"rescale_factor": "1/255"}"#),
+            ("do_rescale", r#"{"do_rescale": 1}"#),
+            ("do_center_crop", r#"{"do_center_crop": true}"#),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains("preprocessor_config.json"), "{error}");
+            assert!(error.contains(&format!("`{field}`")), "{error}");
+        }
+        assert!(matches!(read("{"), Err(ImageError::ConfigJson { .. })));
+        assert!(matches!(read("[]"), Err(ImageError::ConfigJson { .. })));
+        assert!(matches!(
+            Preprocessor::blip2(0),
+            Err(ImageError::BadSize { size: 0 })
+        ));
+    }
+
+    #[test]
+    fn a_long_strip_is_not_blown_up() {
+        let preprocessor = read(r#"{"size": {"shortest_edge": 224}}"#).unwrap();
+        assert!(preprocessor.apply(&grey(20000, 1, 0)).is_err());
+    }
+
+    #[test]
+    fn usable_from_several_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Preprocessor>();
     }
 }

@@ -1,18 +1,22 @@
 //! Pillow's antialiased bicubic resize of 8-bit images, bit for bit.
 //!
 //! The formulas are those of Pillow's Resample.c: the Keys kernel with a = −0.5, stretched by the scale
-//! when shrinking; weights in double precision, normalised, then rounded to 22-bit fixed point; a
-//! horizontal pass rounded to 8 bits, then a vertical pass.
+//! when shrinking; weights in double precision, normalised, then rounded to 22-bit fixed point; one
+//! pass along each axis, the first rounded to 8 bits before the second.
 
-use super::Rgb8Image;
+use std::borrow::Cow;
+
+use super::{Rgb8Image, groups};
 
 /// Fraction bits of a weight (Pillow's PRECISION_BITS: 32 − 8 − 2).
 const WEIGHT_BITS: u32 = 22;
 /// Fraction bits in the low half of a weight. Halves fit `i16`, so that the dot products compile to the
 /// multiply-add of 16-bit lanes that every x86-64 and ARM64 has.
 const LOW_BITS: u32 = 11;
-/// A dot product of the low halves stays within `i32` for this many taps: 4096 · 255 · 2047 < 2³¹.
-const TAPS_PER_SUM: usize = 4096;
+/// Samples taken at a time.
+const BLOCK: usize = 8;
+/// A lane of a dot product stays within `i32` for this many blocks: 2048 · 2 · 255 · 2047 < 2³¹.
+const BLOCKS_PER_SUM: usize = 2048;
 const CHANNELS: usize = 3;
 
 /// Resizes to exactly `width` × `height` (the aspect ratio is not kept) as Pillow's
@@ -20,19 +24,29 @@ const CHANNELS: usize = 3;
 pub fn resize_bicubic(image: &Rgb8Image, width: u32, height: u32) -> Rgb8Image {
     let (width, height) = (width.max(1) as usize, height.max(1) as usize);
     let (from_width, from_height) = (image.width as usize, image.height as usize);
-    let mut data = None;
-    if width != from_width {
-        data = Some(resize_rows(&image.data, from_width, from_height, width));
-    }
-    if height != from_height {
-        let rows = data.as_deref().unwrap_or(&image.data);
-        data = Some(resize_columns(rows, width * CHANNELS, from_height, height));
-    }
+    let data = if columns_first((from_width, from_height), (width, height)) {
+        let columns = resize_columns(&image.data, from_width, from_height, height);
+        resize_rows(&columns, from_width, width).into_owned()
+    } else {
+        let rows = resize_rows(&image.data, from_width, width);
+        resize_columns(&rows, width, from_height, height).into_owned()
+    };
     Rgb8Image {
         width: width as u32,
         height: height as u32,
-        data: data.unwrap_or_else(|| image.data.clone()),
+        data,
     }
+}
+
+/// Which pass comes first shows in the result, by the rounding between them. Pillow 13.0 takes the
+/// vertical pass first where it removes more than twice the rows that the horizontal one removes of the
+/// columns; up to Pillow 12 it is always the horizontal one. Found by observation: of 6000 random sizes
+/// none contradicts it.
+fn columns_first(
+    (from_width, from_height): (usize, usize),
+    (width, height): (usize, usize),
+) -> bool {
+    height < from_height && from_height - height > 2 * from_width.saturating_sub(width)
 }
 
 /// The source samples `first..first + weights.len()` that make one output sample, and their weights.
@@ -88,72 +102,84 @@ fn round(sum: i64) -> u8 {
     ((sum + (1 << (WEIGHT_BITS - 1))) >> WEIGHT_BITS).clamp(0, 255) as u8
 }
 
-/// The horizontal pass: `[height, from, 3]` → `[height, to, 3]`.
-fn resize_rows(data: &[u8], from: usize, height: usize, to: usize) -> Vec<u8> {
+/// The horizontal pass: `[height, from, 3]` → `[height, to, 3]`; the same size passes through.
+fn resize_rows(data: &[u8], from: usize, to: usize) -> Cow<'_, [u8]> {
+    if from == to {
+        return Cow::Borrowed(data);
+    }
     let taps: Vec<SplitTaps> = taps(from, to).into_iter().map(SplitTaps::new).collect();
     let mut planes = [const { Vec::new() }; CHANNELS];
-    let mut output = Vec::with_capacity(height * to * CHANNELS);
+    let mut output = Vec::with_capacity(data.len() / from * to);
     for row in data.chunks_exact(from * CHANNELS) {
-        let (pixels, _) = row.as_chunks::<CHANNELS>();
+        let pixels = groups::<_, CHANNELS>(row);
         for (channel, plane) in planes.iter_mut().enumerate() {
             plane.clear();
             plane.extend(pixels.iter().map(|pixel| i16::from(pixel[channel])));
+            plane.extend([0; BLOCK]);
         }
         for taps in &taps {
             output.extend(planes.each_ref().map(|plane| taps.weigh(plane)));
         }
     }
-    output
+    Cow::Owned(output)
 }
 
-/// Taps whose weights are `(high << LOW_BITS) + low`.
+/// Taps whose weights are `(high << LOW_BITS) + low`, in blocks filled up with zeros.
 struct SplitTaps {
     first: usize,
-    high: Vec<i16>,
-    low: Vec<i16>,
+    high: Vec<[i16; BLOCK]>,
+    low: Vec<[i16; BLOCK]>,
 }
 
 impl SplitTaps {
     fn new(taps: Taps) -> Self {
-        let low_mask = (1 << LOW_BITS) - 1;
+        let blocks = |half: fn(i32) -> i32| {
+            let block = |weights: &[i32]| {
+                let mut block = [0; BLOCK];
+                for (slot, weight) in block.iter_mut().zip(weights) {
+                    *slot = half(*weight) as i16;
+                }
+                block
+            };
+            taps.weights.chunks(BLOCK).map(block).collect()
+        };
         Self {
             first: taps.first,
-            high: taps
-                .weights
-                .iter()
-                .map(|weight| (weight >> LOW_BITS) as i16)
-                .collect(),
-            low: taps
-                .weights
-                .iter()
-                .map(|weight| (weight & low_mask) as i16)
-                .collect(),
+            high: blocks(|weight| weight >> LOW_BITS),
+            low: blocks(|weight| weight & ((1 << LOW_BITS) - 1)),
         }
     }
 
-    /// One output sample from a row of one channel.
+    /// One output sample from a row of one channel, which has a block of zeros at its end.
     fn weigh(&self, plane: &[i16]) -> u8 {
-        let samples = &plane[self.first..self.first + self.high.len()];
-        let high = dot(samples, &self.high);
-        let low = dot(samples, &self.low);
-        round((high << LOW_BITS) + low)
+        let samples = groups::<_, BLOCK>(&plane[self.first..]);
+        let samples = &samples[..self.high.len()];
+        round((dot(samples, &self.high) << LOW_BITS) + dot(samples, &self.low))
     }
 }
 
-fn dot(samples: &[i16], weights: &[i16]) -> i64 {
-    let sum = |(samples, weights): (&[i16], &[i16])| -> i64 {
-        let products = samples.iter().zip(weights);
-        let products = products.map(|(&sample, &weight)| i32::from(sample) * i32::from(weight));
-        i64::from(products.sum::<i32>())
-    };
-    let parts = samples
-        .chunks(TAPS_PER_SUM)
-        .zip(weights.chunks(TAPS_PER_SUM));
-    parts.map(sum).sum()
+fn dot(samples: &[[i16; BLOCK]], weights: &[[i16; BLOCK]]) -> i64 {
+    let parts = samples.chunks(BLOCKS_PER_SUM);
+    let parts = parts.zip(weights.chunks(BLOCKS_PER_SUM));
+    parts
+        .map(|(samples, weights)| i64::from(short_dot(samples, weights)))
+        .sum()
 }
 
-/// The vertical pass: `[from, stride]` → `[to, stride]`.
-fn resize_columns(data: &[u8], stride: usize, from: usize, to: usize) -> Vec<u8> {
+/// Written so that the compiler finds its multiply-add instruction for pairs of 16-bit lanes.
+fn short_dot(samples: &[[i16; BLOCK]], weights: &[[i16; BLOCK]]) -> i32 {
+    let products = samples.as_flattened().iter().zip(weights.as_flattened());
+    products
+        .map(|(&sample, &weight)| i32::from(sample) * i32::from(weight))
+        .sum()
+}
+
+/// The vertical pass: `[from, width, 3]` → `[to, width, 3]`; the same size passes through.
+fn resize_columns(data: &[u8], width: usize, from: usize, to: usize) -> Cow<'_, [u8]> {
+    if from == to {
+        return Cow::Borrowed(data);
+    }
+    let stride = width * CHANNELS;
     let mut output = Vec::with_capacity(to * stride);
     let mut sums = vec![0i32; stride];
     for taps in taps(from, to) {
@@ -161,13 +187,13 @@ fn resize_columns(data: &[u8], stride: usize, from: usize, to: usize) -> Vec<u8>
         let rows = data[taps.first * stride..].chunks_exact(stride);
         for (row, weight) in rows.zip(&taps.weights) {
             for (sum, &sample) in sums.iter_mut().zip(row) {
-                // At most 255 · 2²² · 1.2, the kernel's negative lobes included: no overflow.
+                // At most 255 · 2²² · 1.3, the kernel's negative lobes included: no overflow.
                 *sum += i32::from(sample) * weight;
             }
         }
         output.extend(sums.iter().map(|&sum| round(i64::from(sum))));
     }
-    output
+    Cow::Owned(output)
 }
 
 #[cfg(test)]

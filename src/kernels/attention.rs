@@ -120,7 +120,8 @@ fn is_in_fours(inputs: &Attention) -> bool {
     inputs.heads.dim.is_multiple_of(4) && views.into_iter().all(aligned)
 }
 
-fn attention_with(
+/// [`attention`] by a chosen kernel: for measuring one against another.
+pub fn attention_with(
     program: &mut ProgramBuilder,
     inputs: &Attention,
     variant: AttentionVariant,

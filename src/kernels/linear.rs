@@ -7,35 +7,30 @@ use crate::gpu::{
 
 use super::{groups, word};
 
-const ACTIVATION: &str = include_str!("../../shaders/activation.wgsl");
+/// Parameters, bindings and the end of a sum, put before each of the kernels.
+const LINEAR: &str = include_str!("../../shaders/linear.wgsl");
 
 static MATMUL_TILE: Kernel = Kernel {
     name: "matmul_tile",
-    wgsl: &[ACTIVATION, include_str!("../../shaders/matmul_tile.wgsl")],
+    wgsl: &[LINEAR, include_str!("../../shaders/matmul_tile.wgsl")],
     bindings: &[READ, READ, READ, WRITE],
 };
 
 static MATMUL_REGISTER: Kernel = Kernel {
     name: "matmul_register",
-    wgsl: &[
-        ACTIVATION,
-        include_str!("../../shaders/matmul_register.wgsl"),
-    ],
+    wgsl: &[LINEAR, include_str!("../../shaders/matmul_register.wgsl")],
     bindings: &[READ, READ, READ, WRITE],
 };
 
 static MATVEC: Kernel = Kernel {
     name: "matvec",
-    wgsl: &[ACTIVATION, include_str!("../../shaders/matvec.wgsl")],
+    wgsl: &[LINEAR, include_str!("../../shaders/matvec.wgsl")],
     bindings: &[READ, READ, READ, WRITE],
 };
 
 static MATVEC_SUBGROUP: Kernel = Kernel {
     name: "matvec_subgroup",
-    wgsl: &[
-        ACTIVATION,
-        include_str!("../../shaders/matvec_subgroup.wgsl"),
-    ],
+    wgsl: &[LINEAR, include_str!("../../shaders/matvec_subgroup.wgsl")],
     bindings: &[READ, READ, READ, WRITE],
 };
 
@@ -163,6 +158,33 @@ pub fn linear_to(
 ) {
     debug_assert_eq!((y.rows, y.columns), (x.rows, layer.weight.rows));
     record(program, x, layer, activate, y, false);
+}
+
+/// [`linear`] without activation by a chosen kernel: for measuring one against another.
+pub fn matmul_with(
+    program: &mut ProgramBuilder,
+    variant: MatmulVariant,
+    x: &Activation,
+    layer: &Linear,
+) -> Activation {
+    let y = program.activation(x.rows, layer.weight.rows);
+    let shape = matmul_shape(variant, x.rows);
+    record_with(program, &shape, x, layer, Activate::Identity, &y, false);
+    y
+}
+
+/// [`matmul_with`] for up to [`MATVEC_ROWS`] rows.
+pub fn matvec_with(
+    program: &mut ProgramBuilder,
+    variant: MatvecVariant,
+    x: &Activation,
+    layer: &Linear,
+) -> Activation {
+    debug_assert!(x.rows <= MATVEC_ROWS);
+    let y = program.activation(x.rows, layer.weight.rows);
+    let shape = matvec_shape(variant, x.rows);
+    record_with(program, &shape, x, layer, Activate::Identity, &y, false);
+    y
 }
 
 /// `y += x · weightᵀ + bias`: the residual add of a transformer block, in place.

@@ -24,7 +24,9 @@ mod top_k;
 
 pub use advance::{Advance, MAX_END_TOKENS, advance};
 pub use argmax::{Choice, argmax};
-pub use attention::{Attention, AttentionVariant, Heads, View, attention, attention_variant};
+pub use attention::{
+    Attention, AttentionVariant, Heads, View, attention, attention_variant, attention_with,
+};
 pub use attention_cached::{CachedAttention, attention_cached};
 pub use copy::{copy, tap};
 pub use embed_patches::embed_patches;
@@ -32,8 +34,8 @@ pub use embed_tokens::{EmbedTokens, INACTIVE, VISUAL, embed_tokens};
 pub use gather_rows::gather_rows;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{
-    Activate, Linear, MatmulVariant, MatvecVariant, linear, linear_into, linear_to, matmul_variant,
-    matvec_variant,
+    Activate, Linear, MATVEC_ROWS, MatmulVariant, MatvecVariant, linear, linear_into, linear_to,
+    matmul_variant, matmul_with, matvec_variant, matvec_with,
 };
 pub use log_softmax::log_softmax;
 pub use patchify::{patch_columns, patchify};

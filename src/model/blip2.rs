@@ -48,17 +48,17 @@ impl Blip2Model {
         })
     }
 
-    /// `pixels` `[batch, 3 · size²]` → rows for the decoder `[batch · queries, decoder width]`.
+    /// `image_tokens` `[batch · tokens, image width]` → rows for the decoder `[batch · queries, decoder width]`.
     ///
     /// # Errors
     /// No room for the small state that the program needs.
-    pub fn encode_images(
+    pub fn query_images(
         &self,
         program: &mut ProgramBuilder,
-        pixels: &Activation,
+        image_tokens: &Activation,
+        batch: usize,
     ) -> Result<Activation, GpuError> {
-        let image_tokens = self.vit.forward(program, pixels)?;
-        let query_output = self.qformer.forward(program, &image_tokens, pixels.rows)?;
+        let query_output = self.qformer.forward(program, image_tokens, batch)?;
         let visual = linear(
             program,
             &query_output,

@@ -100,6 +100,12 @@ impl Vit {
         self.image_size
     }
 
+    /// Width of an image token.
+    #[must_use]
+    pub fn hidden_size(&self) -> usize {
+        self.class_embedding.len
+    }
+
     /// Tokens an image: the class token and one a patch.
     #[must_use]
     pub fn tokens(&self) -> usize {

@@ -11,6 +11,7 @@ use crate::gpu::{Activation, Gpu};
 use crate::kernels::INACTIVE;
 use crate::model::Blip2Model;
 
+use super::Timings;
 use super::session::{Prompt, Session};
 use super::tails::{CandidateTail, GreedyTail};
 
@@ -41,6 +42,7 @@ pub(super) struct Decoder<'a> {
     pub visual: &'a Activation,
     pub jobs: &'a [Job],
     pub options: &'a GenerationOptions,
+    pub timings: &'a mut Timings,
 }
 
 /// Sequences that one job decodes side by side.
@@ -99,11 +101,13 @@ impl Decoder<'_> {
             .create_command_encoder(&Default::default());
         prefill.program.encode(&mut encoder);
         let mut window = 1;
+        let mut is_prefill = true;
         tail.begin(&mut encoder);
         tail.encode(&mut encoder);
         loop {
             let started = Instant::now();
             let chosen = tail.submit_and_read(self.gpu, encoder, window).await?;
+            self.count_time(is_prefill, window, started.elapsed());
             for step in chosen {
                 for (job, (row, (token, log_probability))) in rows.iter_mut().zip(step).enumerate()
                 {
@@ -116,7 +120,13 @@ impl Decoder<'_> {
             if rows.iter().all(Row::is_done) {
                 return Ok(rows.into_iter().map(|row| vec![row.finish()]).collect());
             }
-            window = next_window(window, started.elapsed());
+            // The prefill says little about a step: the first window of steps is one step.
+            window = if is_prefill {
+                1
+            } else {
+                next_window(window, started.elapsed())
+            };
+            is_prefill = false;
             encoder = self
                 .gpu
                 .device()
@@ -246,22 +256,38 @@ impl Decoder<'_> {
             .collect();
         self.write_history(&histories);
         let prefill = self.prefill(sequences.per_job)?;
+        let started = Instant::now();
         let mut encoder = self
             .gpu
             .device()
             .create_command_encoder(&Default::default());
         prefill.program.encode(&mut encoder);
-        tail.submit_and_read(self.gpu, encoder).await
+        let candidates = tail.submit_and_read(self.gpu, encoder).await?;
+        self.count_time(true, 1, started.elapsed());
+        Ok(candidates)
+    }
+
+    /// Adds to the timings of prefill or decode.
+    fn count_time(&mut self, is_prefill: bool, steps: usize, elapsed: Duration) {
+        if is_prefill {
+            self.timings.prefill += elapsed;
+        } else {
+            self.timings.decode += elapsed;
+            self.timings.steps += steps;
+        }
     }
 
     /// One decode step of all rows, and each row's candidates.
-    async fn step(&self, tail: &CandidateTail) -> Result<Vec<Vec<Candidate>>, Error> {
+    async fn step(&mut self, tail: &CandidateTail) -> Result<Vec<Vec<Candidate>>, Error> {
+        let started = Instant::now();
         let mut encoder = self
             .gpu
             .device()
             .create_command_encoder(&Default::default());
         self.session.decode.encode(&mut encoder);
-        tail.submit_and_read(self.gpu, encoder).await
+        let candidates = tail.submit_and_read(self.gpu, encoder).await?;
+        self.count_time(false, 1, started.elapsed());
+        Ok(candidates)
     }
 
     /// Writes inputs, positions and histories of the token that step `step` chose for each sequence.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::Error;
 use crate::generate::{Generated, GenerationOptions};
@@ -27,10 +27,16 @@ pub struct Request {
 /// How long the parts of the last call took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timings {
-    /// ViT, Q-Former and projection.
-    pub encode: Duration,
-    /// Prefill and all decode steps.
-    pub generate: Duration,
+    /// Image encoder.
+    pub vit: Duration,
+    /// Q-Former and projection.
+    pub qformer: Duration,
+    /// Prefill, first tokens included.
+    pub prefill: Duration,
+    /// All further steps.
+    pub decode: Duration,
+    /// Decode steps, each of all sequences of the batch.
+    pub steps: usize,
     /// Tokens generated, of all texts.
     pub tokens: usize,
 }
@@ -39,10 +45,14 @@ impl std::fmt::Display for Timings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "encode {:.3} s, generate {:.3} s ({} tokens)",
-            self.encode.as_secs_f64(),
-            self.generate.as_secs_f64(),
-            self.tokens
+            "ViT {:.3} s, Q-Former {:.3} s, prefill {:.3} s, decode {:.3} s ({} steps, {:.1} ms each), {} tokens",
+            self.vit.as_secs_f64(),
+            self.qformer.as_secs_f64(),
+            self.prefill.as_secs_f64(),
+            self.decode.as_secs_f64(),
+            self.steps,
+            self.decode.as_secs_f64() * 1e3 / self.steps.max(1) as f64,
+            self.tokens,
         )
     }
 }
@@ -142,15 +152,13 @@ impl Engine {
             self.check_length(request.text.len(), options)?;
         }
         let jobs = self.jobs(requests, options);
-        let started = Instant::now();
         let encoder = match self.encoders.remove(&images.len()) {
             Some(encoder) => encoder,
             None => ImageEncoder::record(&self.gpu, &self.model, images.len(), &self.pool, false)?,
         };
-        let visual = encoder.run(&self.gpu, images);
+        let mut timings = Timings::default();
+        let visual = encoder.run(&self.gpu, images, &mut timings).await?;
         self.encoders.insert(encoder.batch(), encoder);
-        self.gpu.finish("encoding images").await?;
-        let encoded = Instant::now();
 
         let mut session = self.take_session(&jobs, options)?;
         let generated = Decoder {
@@ -160,19 +168,17 @@ impl Engine {
             visual: &visual,
             jobs: &jobs,
             options,
+            timings: &mut timings,
         }
         .generate(on_token)
         .await?;
         self.session = Some(session);
-        self.timings = Timings {
-            encode: encoded - started,
-            generate: encoded.elapsed(),
-            tokens: generated
-                .iter()
-                .flatten()
-                .map(|text| text.tokens.len())
-                .sum(),
-        };
+        timings.tokens = generated
+            .iter()
+            .flatten()
+            .map(|text| text.tokens.len())
+            .sum();
+        self.timings = timings;
         Ok(generated)
     }
 
@@ -182,7 +188,9 @@ impl Engine {
     /// As [`Engine::generate`].
     pub async fn stages(&mut self, pixels: &[f32], text: &[u32]) -> Result<Vec<Tap>, Error> {
         let encoder = ImageEncoder::record(&self.gpu, &self.model, 1, &self.pool, true)?;
-        let visual = encoder.run(&self.gpu, &[pixels]);
+        let visual = encoder
+            .run(&self.gpu, &[pixels], &mut Timings::default())
+            .await?;
         let prompt = Prompt {
             visual_row: 0,
             visual_count: self.model.qformer.queries(),
@@ -196,11 +204,7 @@ impl Engine {
         let prefill = session.prefill(&self.gpu, &self.model, &visual, &[prompt], 1, true)?;
         prefill.program.run(&self.gpu);
         self.gpu.finish("running all stages").await?;
-        let stages = encoder
-            .program()
-            .taps()
-            .iter()
-            .chain(prefill.program.taps());
+        let stages = encoder.taps().chain(prefill.program.taps());
         Ok(stages.cloned().collect())
     }
 

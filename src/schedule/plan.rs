@@ -34,14 +34,16 @@ impl MemoryPlan {
         positions: usize,
     ) -> Result<Self, GpuError> {
         let programs = [
-            encoder_slots(gpu, model, batch)?,
+            vit_slots(gpu, model, batch)?,
+            qformer_slots(gpu, model, batch)?,
             decoder_slots(gpu, model, batch * positions, batch)?,
             decoder_slots(gpu, model, batch, batch)?,
         ];
         let opt = &model.opt;
         let pixels = 3 * model.vit.image_size() * model.vit.image_size();
         let visual = model.qformer.queries() * opt.hidden_size();
-        let outside = batch * (pixels + visual + opt.vocabulary()) * 4;
+        let image_tokens = model.vit.tokens() * model.vit.hidden_size();
+        let outside = batch * (pixels + image_tokens + visual + opt.vocabulary()) * 4;
         Ok(Self {
             weights,
             activations: shared_bytes(&programs) + outside as u64,
@@ -65,12 +67,21 @@ fn shared_bytes(programs: &[Vec<u64>]) -> u64 {
         .sum()
 }
 
-fn encoder_slots(gpu: &Gpu, model: &Blip2Model, batch: usize) -> Result<Vec<u64>, GpuError> {
+fn vit_slots(gpu: &Gpu, model: &Blip2Model, batch: usize) -> Result<Vec<u64>, GpuError> {
     let mut program = ProgramBuilder::new(gpu, "plan");
     let small = gpu.storage("plan", 16)?;
     let pixels = 3 * model.vit.image_size() * model.vit.image_size();
     let pixels = Activation::external(&small, batch, pixels);
-    let visual = model.encode_images(&mut program, &pixels)?;
+    let tokens = model.vit.forward(&mut program, &pixels)?;
+    crate::kernels::copy(&mut program, &tokens, &small);
+    Ok(program.planned_slots())
+}
+
+fn qformer_slots(gpu: &Gpu, model: &Blip2Model, batch: usize) -> Result<Vec<u64>, GpuError> {
+    let mut program = ProgramBuilder::new(gpu, "plan");
+    let small = gpu.storage("plan", 16)?;
+    let tokens = Activation::external(&small, batch * model.vit.tokens(), model.vit.hidden_size());
+    let visual = model.query_images(&mut program, &tokens, batch)?;
     crate::kernels::copy(&mut program, &visual, &small);
     Ok(program.planned_slots())
 }

@@ -36,7 +36,6 @@ pub struct OpenOptions {
 /// ```
 #[derive(Debug)]
 pub struct Blip2 {
-    pub(super) path: PathBuf,
     pub(super) config: Blip2Config,
     pub(super) preprocessor: Preprocessor,
     pub(super) tokenizer: Tokenizer,
@@ -67,6 +66,7 @@ impl Blip2 {
         let (config, decoder) = generative_config(path)?;
         let folder = folder_of(path);
         let tokenizer = Tokenizer::open(&folder, decoder.bos_token_id)?;
+        tokenizer.check_embedding_rows(decoder.vocab_size)?;
         let generation = generation_options(&folder, &decoder)?;
         let image_size = image_size(&config, options.image_size)?;
         let mut preprocessor = Preprocessor::from_files(&folder, image_size as u32)?;
@@ -86,7 +86,6 @@ impl Blip2 {
         let model = Blip2Model::load(&mut uploader, &config, &decoder, image_size).await?;
         uploader.finish().await?;
         Ok(Self {
-            path: path.into(),
             config,
             preprocessor,
             tokenizer,
@@ -116,20 +115,6 @@ impl Blip2 {
     /// The image size that the checkpoint was trained at.
     pub(super) fn stored_image_size(&self) -> usize {
         self.config.vision.image_size
-    }
-
-    /// Ids of `text`, BOS included, each of which the model has a row for.
-    pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
-        let ids = self.tokenizer.encode(text)?;
-        let vocabulary = self.engine.vocabulary();
-        match ids.iter().find(|&&id| id as usize >= vocabulary) {
-            None => Ok(ids),
-            Some(&token) => Err(Error::Vocabulary {
-                model: self.path.clone(),
-                token,
-                vocabulary,
-            }),
-        }
     }
 }
 

@@ -106,9 +106,9 @@ impl Blip2 {
                     },
                 )
                 .await?;
-            for (image, stream) in streams.into_iter().enumerate() {
+            for (job, stream) in streams.into_iter().enumerate() {
                 if let Some(piece) = stream.finish() {
-                    on_text(batch * batch_size + image, &piece);
+                    on_text(batch * batch_size + job, &piece);
                 }
             }
             for texts in generated {
@@ -148,7 +148,9 @@ impl Blip2 {
     /// Token ids of the prompt, BOS included.
     fn caption_prompt(&self, options: &CaptionOptions) -> Result<Vec<u32>, Error> {
         let (default, most) = options.preset.caption_prompt(self.stored_image_size());
-        let mut ids = self.encode(options.prompt.as_deref().unwrap_or(default))?;
+        let mut ids = self
+            .tokenizer
+            .encode(options.prompt.as_deref().unwrap_or(default))?;
         ids.truncate(most);
         Ok(ids)
     }

@@ -160,7 +160,7 @@ impl Blip2 {
     fn prompt_text(&self, dump: &Dump<'_>, prompt: &ReferencePrompt) -> Result<Vec<u32>, Error> {
         let queries = self.config.num_query_tokens;
         let text = prompt.input_ids.get(queries..).unwrap_or_default().to_vec();
-        let ours = self.encode(&prompt.prompt)?;
+        let ours = self.tokenizer.encode(&prompt.prompt)?;
         if ours != text {
             return Err(dump.error(format!(
                 "prompt {:?} is {text:?} there and {ours:?} by this model's tokenizer",

@@ -269,14 +269,15 @@ fn odd_names_keep_an_error_on_one_line() {
 
 #[test]
 fn bad_standard_input() {
-    for (bytes, parts) in [
-        (&b""[..], &["error: -: ", "empty"][..]),
-        (b"no image", &["error: -: ", "not an image"]),
-    ] {
-        let run = finish_with_stdin(caption_command(cli_support::TINY, &["-", HOUSE]), bytes);
-        assert_eq!(run.one_json()["image"], HOUSE);
-        run.exits(1).one_error(parts);
-    }
+    let run = finish_with_stdin(
+        caption_command(cli_support::TINY, &["-", HOUSE]),
+        b"no image",
+    );
+    assert_eq!(run.one_json()["image"], HOUSE);
+    run.exits(1).one_error(&["error: -: ", "not an image"]);
+    caption(cli_support::TINY, &["-"])
+        .exits(1)
+        .one_error(&["error: -: ", "empty"]);
     let image = std::fs::read(BOAT).unwrap();
     let run = finish_with_stdin(caption_command(cli_support::TINY, &["-", "-"]), &image);
     assert_eq!(run.one_json()["image"], "-");
@@ -288,10 +289,8 @@ fn bad_standard_input() {
 #[test]
 fn odd_prompts() {
     for prompt in [
-        "🐱 日本\u{200d}🏽",
-        "\n\t ",
+        "🐱 日本\u{200d}🏽 a\u{0301}\u{fffd}\n\t",
         "</s><image><pad>",
-        "a\u{0301}\u{fffd}",
     ] {
         caption(cli_support::TINY, &["--prompt", prompt, HOUSE])
             .exits(0)
@@ -775,16 +774,19 @@ fn ids_outside_the_vocabulary() {
     model.set(FILE, "/pad_token_id", json!(4_000_000_000u32));
     model.set(FILE, "/suppress_tokens", json!([4_000_000_000u32, 408]));
     model.set("config.json", "/image_token_index", json!(4_000_000_000u32));
-    for beams in ["1", "3"] {
-        let flags = ["--min-new-tokens", "1", "--beams", beams, HOUSE, BOAT];
-        let ours = caption(model.path(), &flags).exits(0).json();
-        let plain = caption(cli_support::TINY, &flags).exits(0).json();
-        assert_eq!(ours[0]["tokens"], plain[0]["tokens"]);
-        assert_eq!(ours[1]["tokens"], plain[1]["tokens"]);
+    let lines = caption(model.path(), &[HOUSE, BOAT]).exits(0).json();
+    for (ours, plain) in lines.iter().zip(plain_captions()) {
+        assert_eq!(ours["tokens"], plain["tokens"]);
     }
-    caption(model.path(), &["--repetition-penalty", "1.3", HOUSE])
-        .exits(0)
-        .one_json();
+    let flags = [
+        "--beams",
+        "3",
+        "--repetition-penalty",
+        "1.3",
+        "--min-new-tokens",
+        "2",
+    ];
+    caption(model.path(), &[&flags[..], &[HOUSE, BOAT]].concat()).exits(0);
     // More end tokens than any published model has.
     model.set(
         FILE,

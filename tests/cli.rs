@@ -237,8 +237,6 @@ fn lengths_and_penalties() {
         tokens(&["--max-new-tokens", "2"]),
         plain["tokens"].as_array().unwrap()[..2]
     );
-    let long = tokens(&["--min-new-tokens", "12", "--max-new-tokens", "12"]);
-    assert_eq!(long.len(), 12);
     let no_repeats = tokens(&[
         "--min-new-tokens",
         "12",
@@ -249,6 +247,7 @@ fn lengths_and_penalties() {
         "--repetition-penalty",
         "1.5",
     ]);
+    assert_eq!(no_repeats.len(), 12);
     for (index, token) in no_repeats.iter().enumerate() {
         assert!(!no_repeats[..index].contains(token), "{no_repeats:?}");
     }
@@ -331,12 +330,9 @@ fn the_same_seed_gives_the_same_text() {
 
 #[test]
 fn presets_and_image_sizes() {
-    assert_same_captions(
-        &caption(TINY, &["--preset", "hf", HOUSE, BOAT])
-            .exits(0)
-            .json(),
-        plain_captions(),
-    );
+    // The default preset and the checkpoint's own size are no change.
+    let defaults = ["--preset", "hf", "--image-size", "42", HOUSE, BOAT];
+    assert_same_captions(&caption(TINY, &defaults).exits(0).json(), plain_captions());
     // LAVIS searches with five beams: flags win over that.
     let lavis = caption(TINY, &["--preset", "lavis", HOUSE])
         .exits(0)
@@ -358,32 +354,18 @@ fn presets_and_image_sizes() {
     caption(TINY, &["--image-size", "70", HOUSE])
         .exits(0)
         .one_json();
-    // The checkpoint's own size is no change.
-    assert_same_captions(
-        &caption(TINY, &["--image-size", "42", HOUSE, BOAT])
-            .exits(0)
-            .json(),
-        plain_captions(),
-    );
 }
 
 #[test]
 fn every_mode_of_the_device_gives_the_same() {
-    for flags in [
-        &["--disable", "f16,subgroups,limits"][..],
-        &["--disable", "subgroups"],
-        &["--checked"],
-    ] {
-        let lines = caption(TINY, &[flags, &[HOUSE, BOAT]].concat())
-            .exits(0)
-            .json();
-        assert_same_captions(&lines, plain_captions());
-    }
-    let mut command = caption_command(TINY, &[HOUSE, BOAT]);
-    command
-        .env("BLIP2_WGPU_DISABLE", "f16")
+    let flags = ["--disable", "f16,subgroups,limits", HOUSE, BOAT];
+    assert_same_captions(&caption(TINY, &flags).exits(0).json(), plain_captions());
+    let mut checked = caption_command(TINY, &[HOUSE, BOAT]);
+    checked
+        .env("BLIP2_WGPU_DISABLE", "subgroups")
         .env("BLIP2_WGPU_CHECKED", "1");
-    assert_same_captions(&finish(command).exits(0).json(), plain_captions());
+    assert_same_captions(&finish(checked).exits(0).json(), plain_captions());
+    run(["inspect", TINY, "--checked"]).exits(0);
 }
 
 // --- streams, exit codes, environment ---
@@ -495,7 +477,7 @@ fn quiet_and_verbose() {
         .one_error(&["nowhere.png"]);
     let verbose = caption(TINY, &["-v", HOUSE])
         .exits(0)
-        .says(&["loaded", "encode"]);
+        .says(&["loaded", "ViT", "tokens"]);
     verbose.one_json();
     // No bar where stderr is no terminal: no control characters.
     let control = |line: &String| line.contains(char::is_control);
@@ -510,9 +492,8 @@ fn the_environment_stands_in_for_flags() {
         .env("BLIP2_WGPU_ADAPTER", "0");
     assert_same_captions(&finish(from_environment).exits(0).json(), plain_captions());
     // A flag wins.
-    let mut flag = caption_command(TINY, &["--adapter", "auto", HOUSE, BOAT]);
-    flag.env("BLIP2_WGPU_MODEL", "/nowhere")
-        .env("BLIP2_WGPU_ADAPTER", "nonsense");
+    let mut flag = command(["inspect", TINY, "--adapter", "auto"]);
+    flag.env("BLIP2_WGPU_ADAPTER", "nonsense");
     finish(flag).exits(0);
     let mut wrong = caption_command(TINY, &[HOUSE]);
     wrong.env("BLIP2_WGPU_DISABLE", "nonsense");
@@ -660,10 +641,12 @@ fn an_adapter_by_number_and_by_name() {
     let name = adapters[last]["name"].as_str().unwrap();
     let start: String = name.chars().take(4).collect();
     for choice in [last.to_string(), name.to_uppercase(), start] {
-        // Which one it opened is in what -v says.
-        caption(TINY, &["--adapter", &choice, "-v", HOUSE])
+        let report = run(["inspect", TINY, "--json", "--adapter", &choice])
             .exits(0)
-            .says(&[" on "]);
+            .one_json();
+        if choice == last.to_string() {
+            assert_eq!(report["adapter"], name);
+        }
     }
     for choice in ["nonsense", "99", "-1"] {
         caption(TINY, &[&format!("--adapter={choice}"), HOUSE])

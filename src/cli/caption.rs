@@ -29,6 +29,9 @@ pub(super) struct Args {
 
 /// Captions every image; `false` if any failed.
 pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
+    // Wrong usage comes before anything a file could fail with.
+    shared.model_path()?;
+    shared.gpu_options()?;
     let (inputs, errors) = expand(&args.images);
     for error in &errors {
         output.error(error);
@@ -107,10 +110,14 @@ async fn caption_batch(
     output: &Output,
 ) -> Result<(), Error> {
     let started = std::time::Instant::now();
-    let stream_text = stream && !output.json;
+    let mut streamed = false; // a stream has one image at a time
     let captions = model
-        .caption_streaming(images, options, &mut |_, piece: &str| {
-            if stream_text {
+        .caption_streaming(images, options, &mut |image, piece: &str| {
+            if stream && !output.json {
+                if !streamed {
+                    output.text(&format!("{}: ", names[image]));
+                    streamed = true;
+                }
                 output.text(piece);
             }
         })
@@ -118,10 +125,15 @@ async fn caption_batch(
     for (name, caption) in names.iter().zip(&captions) {
         if output.json {
             output.line(&json(name, caption).to_string());
-        } else if stream_text {
+            continue;
+        }
+        let mut texts = caption.alternatives.iter();
+        if streamed {
+            texts.next();
             output.line("");
-        } else {
-            print_text(name, caption, output);
+        }
+        for text in texts {
+            output.line(&format!("{name}: {}", text.text));
         }
     }
     output.detail(&format!(
@@ -131,16 +143,6 @@ async fn caption_batch(
         model.timings()
     ));
     Ok(())
-}
-
-fn print_text(name: &str, caption: &Caption, output: &Output) {
-    if caption.alternatives.len() > 1 {
-        for text in &caption.alternatives {
-            output.line(&format!("{name}: {}", text.text));
-        }
-    } else {
-        output.line(&format!("{name}: {}", caption.text));
-    }
 }
 
 fn json(name: &str, caption: &Caption) -> serde_json::Value {

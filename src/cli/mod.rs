@@ -63,7 +63,12 @@ struct Shared {
     )]
     disable: String,
     /// Build shaders with bounds checks (slower, same results)
-    #[arg(long, global = true, env = "BLIP2_WGPU_CHECKED")]
+    #[arg(
+        long,
+        global = true,
+        env = "BLIP2_WGPU_CHECKED",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
     checked: bool,
     /// One JSON object a line on stdout
     #[arg(long, global = true)]
@@ -81,6 +86,7 @@ enum Command {
     /// Describe images
     Caption(Box<caption::Args>),
     /// List adapters, their limits, and the kernels each would use
+    #[command(after_help = "Example: blip2-wgpu devices --json")]
     Devices,
     /// Show a checkpoint's configuration, parameters and memory need
     Inspect(inspect::Args),

@@ -1,10 +1,10 @@
 //! Where words go: results to stdout, all else to stderr; progress only on a terminal.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::Shared;
+use super::{FAILED, Shared};
 
 /// What the user wants to see.
 #[derive(Debug)]
@@ -39,24 +39,31 @@ impl Output {
     /// Part of a line of the result, shown at once.
     pub(super) fn text(&self, text: &str) {
         let mut stdout = std::io::stdout().lock();
-        if stdout
+        let written = stdout
             .write_all(text.as_bytes())
-            .and_then(|()| stdout.flush())
-            .is_err()
-        {
-            std::process::exit(0);
+            .and_then(|()| stdout.flush());
+        match written {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+            Err(error) => {
+                self.error(&format!(
+                    "standard output: cannot be written ({error}); check where it leads and the space there"
+                ));
+                std::process::exit(FAILED.into());
+            }
         }
     }
 
-    /// A failure, always shown.
+    /// A failure, always shown, on one line whatever a file name or a file's text put into it.
     pub(super) fn error(&self, error: &dyn std::fmt::Display) {
-        eprintln!("error: {error}");
+        let message = error.to_string().replace(char::is_control, " ");
+        to_stderr(format_args!("error: {message}"));
     }
 
     /// A timing or detail for `-v`.
     pub(super) fn detail(&self, text: &str) {
         if self.verbose && !self.quiet {
-            eprintln!("{text}");
+            to_stderr(format_args!("{text}"));
         }
     }
 
@@ -74,6 +81,11 @@ impl Output {
         ProgressBar::new(total as u64)
             .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
     }
+}
+
+/// A line on stderr. There is nowhere left to report that stderr is closed, and `eprintln` would panic.
+fn to_stderr(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// A bar over the checkpoint's bytes.
@@ -105,11 +117,8 @@ impl log::Log for Logger {
 
     fn log(&self, record: &log::Record<'_>) {
         if self.enabled(record.metadata()) {
-            eprintln!(
-                "{}: {}",
-                record.level().as_str().to_lowercase(),
-                record.args()
-            );
+            let level = record.level().as_str().to_lowercase();
+            to_stderr(format_args!("{level}: {}", record.args()));
         }
     }
 

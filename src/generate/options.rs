@@ -3,6 +3,9 @@ use super::GenerateError;
 /// Most beams a request may ask for.
 pub const MAX_BEAMS: usize = 32;
 
+/// Most texts a request may ask for: each has a row of every device buffer.
+pub const MAX_TEXTS: usize = 1024;
+
 /// Most candidates a row that the GPU's top-k hands over.
 pub const MAX_CANDIDATES: usize = 256;
 
@@ -221,8 +224,9 @@ impl GenerationOptions {
 
     fn validate_returned(&self) -> Result<(), GenerateError> {
         let n = self.num_return_sequences;
-        if n == 0 {
-            return Err(unusable("num_return_sequences", 0, "give at least 1"));
+        if n == 0 || n > MAX_TEXTS {
+            let remedy = format!("give 1 to {MAX_TEXTS}");
+            return Err(unusable("num_return_sequences", n, &remedy));
         }
         if self.num_beams > 1 && n > self.num_beams {
             return Err(GenerateError::Option {
@@ -267,7 +271,9 @@ impl GenerationOptions {
     }
 }
 
+/// Whether a number is above 0 in f32, which scores are computed in.
 fn positive(value: f64) -> bool {
+    let value = value as f32;
     value.is_finite() && value > 0.0
 }
 
@@ -328,10 +334,16 @@ mod tests {
         assert_eq!(refused(|o| o.num_beams = 32), None);
         assert_eq!(refused(|o| o.temperature = 0.0), Some("temperature"));
         assert_eq!(refused(|o| o.temperature = f64::NAN), Some("temperature"));
+        assert_eq!(refused(|o| o.temperature = 1e-300), Some("temperature"));
+        assert_eq!(refused(|o| o.temperature = 1e-30), None);
         assert_eq!(refused(|o| o.top_p = 0.0), Some("top_p"));
         assert_eq!(refused(|o| o.top_p = 1.01), Some("top_p"));
         assert_eq!(
             refused(|o| o.repetition_penalty = -1.0),
+            Some("repetition_penalty")
+        );
+        assert_eq!(
+            refused(|o| o.repetition_penalty = 1e300),
             Some("repetition_penalty")
         );
         assert_eq!(
@@ -358,6 +370,13 @@ mod tests {
                 o.num_return_sequences = 3;
             }),
             None
+        );
+        assert_eq!(
+            refused(|o| {
+                o.do_sample = true;
+                o.num_return_sequences = usize::MAX;
+            }),
+            Some(texts)
         );
         assert_eq!(
             refused(|o| {

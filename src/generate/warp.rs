@@ -85,10 +85,11 @@ impl Warp {
         let Some(best) = sorted.first() else {
             return Vec::new();
         };
-        let best = best.score / self.temperature;
+        // The difference first, in f64: a score over a tiny temperature is infinite in f32, and so would be all.
+        let temperature = f64::from(self.temperature);
         let weights: Vec<f64> = sorted
             .iter()
-            .map(|c| f64::from(c.score / self.temperature - best).exp())
+            .map(|c| ((f64::from(c.score) - f64::from(best.score)) / temperature).exp())
             .collect();
         let sum: f64 = weights.iter().sum();
         weights.iter().map(|w| w / sum).collect()
@@ -141,6 +142,16 @@ mod tests {
 
     fn tokens(warp: Warp, scores: &[f32]) -> Vec<u32> {
         warped(warp, scores).iter().map(|w| w.0).collect()
+    }
+
+    #[test]
+    fn a_tiny_temperature_leaves_the_best() {
+        let coldest = Warp {
+            temperature: f32::MIN_POSITIVE,
+            ..OFF
+        };
+        let kept = warped(coldest, &[-3.0, 5.0, 4.0, -90.0]);
+        assert_eq!((kept[0], kept[1].1), ((1, 1.0), 0.0));
     }
 
     #[test]

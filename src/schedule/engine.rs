@@ -121,7 +121,7 @@ impl Engine {
     /// [`Error::TooLong`]
     pub fn check_length(&self, text: usize, options: &GenerationOptions) -> Result<(), Error> {
         let prompt = self.model.qformer.queries() + text;
-        let needed = prompt + options.max_new_tokens;
+        let needed = prompt.saturating_add(options.max_new_tokens);
         let most = self.model.opt.max_positions();
         if needed > most {
             return Err(Error::TooLong {

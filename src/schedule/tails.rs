@@ -267,7 +267,10 @@ fn record_processors(program: &mut ProgramBuilder, session: &Session, options: &
         history_stride: session.shape.max_length,
         row_state: &session.row_state,
         repetition_penalty: processors.repetition_penalty,
-        no_repeat_ngram: processors.no_repeat_ngram_size,
+        // Longer than any history it bans nothing, whatever its length.
+        no_repeat_ngram: processors
+            .no_repeat_ngram_size
+            .min(session.shape.max_length + 1),
         banned: &processors.eos_token_ids,
         min_new_tokens: processors.min_new_tokens,
     };

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::Error;
-use crate::generate::{GenerationOptions, GenerationOverrides};
+use crate::generate::{GenerateError, GenerationOptions, GenerationOverrides};
 use crate::gpu::{Gpu, GpuOptions};
 use crate::image::Preprocessor;
 use crate::model::config::{ConfigError, OptConfig};
@@ -71,11 +71,15 @@ impl Blip2 {
         let image_size = image_size(&config, options.image_size)?;
         let mut preprocessor = Preprocessor::from_files(&folder, image_size as u32)?;
         if options.image_size.is_some()
-            || preprocessor.output_size(1, 1) != (image_size as u32, image_size as u32)
+            // Not 1×1: a size by the shortest edge leaves other images than square ones oblong.
+            || preprocessor.output_size(1, 2) != (image_size as u32, image_size as u32)
         {
             preprocessor = preprocessor.with_size(image_size as u32)?;
         }
         let checkpoint = Checkpoint::open(path)?;
+        for spec in config.tensors() {
+            checkpoint.weight(&spec.name, &spec.shape)?;
+        }
 
         let gpu = Gpu::open(&options.gpu).await?;
         let mut uploader = Uploader::new(&gpu, &checkpoint, progress);
@@ -165,10 +169,23 @@ fn generation_options(folder: &Path, decoder: &OptConfig) -> Result<GenerationOp
         ..GenerationOptions::default()
     };
     let file = folder.join("generation_config.json");
-    match std::fs::read_to_string(&file) {
-        Ok(json) => Ok(defaults.overlay(&GenerationOverrides::from_json(&json, &file)?)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(defaults),
-        Err(cause) => Err(ConfigError::Read { file, cause }.into()),
+    let json = match std::fs::read_to_string(&file) {
+        Ok(json) => json,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(defaults),
+        Err(cause) => return Err(ConfigError::Read { file, cause }.into()),
+    };
+    let options = defaults.overlay(&GenerationOverrides::from_json(&json, &file)?);
+    match options.validate() {
+        // Here it is a field of the file, not a flag of the user's, that cannot be used.
+        Err(GenerateError::Option {
+            option, problem, ..
+        }) => Err(GenerateError::Field {
+            file,
+            field: option,
+            problem,
+        }
+        .into()),
+        valid => Ok(valid.map(|()| options)?),
     }
 }
 

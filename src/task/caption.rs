@@ -106,9 +106,9 @@ impl Blip2 {
                     },
                 )
                 .await?;
-            for (job, stream) in streams.into_iter().enumerate() {
+            for (image, stream) in streams.into_iter().enumerate() {
                 if let Some(piece) = stream.finish() {
-                    on_text(batch * batch_size + job, &piece);
+                    on_text(batch * batch_size + image, &piece);
                 }
             }
             for texts in generated {

@@ -1,5 +1,6 @@
 //! Every stage against a reference dump of transformers (`weights-tools/reference_dump.py`).
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use safetensors::SafeTensors;
@@ -63,7 +64,7 @@ struct ReferencePrompt {
     #[serde(default)]
     greedy: Vec<ReferenceText>,
     #[serde(default)]
-    beams: std::collections::BTreeMap<String, Vec<Vec<ReferenceText>>>,
+    beams: BTreeMap<usize, Vec<Vec<ReferenceText>>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -100,9 +101,22 @@ impl Blip2 {
             .map_err(|error| dump_error(file, error.to_string()))?;
         let dump = Dump { file, tensors };
         let (images, pixels) = dump.batch("pixel_values")?;
+        let side = reference.image_size as usize;
+        if pixels.len() != images * 3 * side * side {
+            return Err(dump.error(format!(
+                "tensor \"pixel_values\" does not hold {images} images of 3 × {side} × {side}"
+            )));
+        }
         let mut report = ParityReport::default();
         for (prompt_index, prompt) in reference.prompts.iter().enumerate() {
             let text = self.prompt_text(&dump, prompt)?;
+            for beams in std::iter::once(1).chain(prompt.beams.keys().copied()) {
+                let options = self.reference_options(&reference, beams);
+                let check = options.validate().map_err(Error::from);
+                check
+                    .and_then(|()| self.engine.check_length(text.len(), &options))
+                    .map_err(|error| dump.error(error.to_string()))?;
+            }
             for (image, pixels) in pixels.chunks(pixels.len() / images).enumerate() {
                 for tap in self.engine.stages(pixels, &text).await? {
                     // The image side is the same for every prompt: one comparison is enough.
@@ -156,6 +170,16 @@ impl Blip2 {
         Ok(text)
     }
 
+    /// How the dump's tokens were generated: the checkpoint's options, with so many beams.
+    fn reference_options(&self, reference: &Reference, num_beams: usize) -> GenerationOptions {
+        GenerationOptions {
+            num_beams,
+            num_return_sequences: 1,
+            max_new_tokens: reference.max_new_tokens,
+            ..self.generation.clone()
+        }
+    }
+
     #[allow(clippy::too_many_arguments)] // one comparison's coordinates
     async fn compare_texts(
         &mut self,
@@ -168,17 +192,12 @@ impl Blip2 {
         report: &mut ParityReport,
     ) -> Result<(), Error> {
         let greedy = prompt.greedy.get(image).map(|text| (1, text));
-        let beams = prompt.beams.iter().filter_map(|(beams, texts)| {
-            let best = texts.get(image)?.first()?;
-            Some((beams.parse().ok()?, best))
-        });
+        let beams = prompt
+            .beams
+            .iter()
+            .filter_map(|(beams, texts)| Some((*beams, texts.get(image)?.first()?)));
         for (num_beams, expected) in greedy.into_iter().chain(beams) {
-            let options = GenerationOptions {
-                num_beams,
-                num_return_sequences: 1,
-                max_new_tokens: reference.max_new_tokens,
-                ..self.generation.clone()
-            };
+            let options = self.reference_options(reference, num_beams);
             let request = Request {
                 image: 0,
                 text: text.to_vec(),

@@ -17,6 +17,8 @@ use crate::weights::{Checkpoint, Uploader};
 pub struct OpenOptions {
     /// Which device, and how.
     pub gpu: GpuOptions,
+    /// A device that is open already, such as another model's, instead of one opened by `gpu`.
+    pub device: Option<Gpu>,
     /// Side of the images in pixels, if not the checkpoint's: its position embeddings are then interpolated.
     pub image_size: Option<u32>,
 }
@@ -81,7 +83,10 @@ impl Blip2 {
             checkpoint.weight(&spec.name, &spec.shape)?;
         }
 
-        let gpu = Gpu::open(&options.gpu).await?;
+        let gpu = match options.device {
+            Some(gpu) => gpu,
+            None => Gpu::open(&options.gpu).await?,
+        };
         let mut uploader = Uploader::new(&gpu, &checkpoint, progress);
         let model = Blip2Model::load(&mut uploader, &config, &decoder, image_size).await?;
         uploader.finish().await?;
@@ -104,6 +109,12 @@ impl Blip2 {
     #[must_use]
     pub fn config(&self) -> &Blip2Config {
         &self.config
+    }
+
+    /// Bytes of the buffers that activations share so far: they grow with larger batches and never shrink.
+    #[must_use]
+    pub fn activation_bytes(&self) -> u64 {
+        self.engine.activation_bytes()
     }
 
     /// How long the parts of the last call took.

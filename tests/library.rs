@@ -72,9 +72,9 @@ fn what_is_missing_is_named() {
 fn requests_may_share_an_image() {
     let gpu = gpu();
     // The engine below `Blip2`: two texts about one image, then one about each of two, in the same session.
-    let config = blip2_wgpu::model::Blip2Config::open(&data("tiny")).expect("a config");
+    let config = blip2_wgpu::model::Blip2Config::open(data("tiny")).expect("a config");
     let decoder = config.language_model().expect("generative").clone();
-    let checkpoint = Checkpoint::open(&data("tiny")).expect("weights");
+    let checkpoint = Checkpoint::open(data("tiny")).expect("weights");
     let mut progress = |_, _| {};
     let mut uploader = Uploader::new(&gpu, &checkpoint, &mut progress);
     let load = Blip2Model::load(&mut uploader, &config, &decoder, 42);

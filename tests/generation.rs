@@ -109,6 +109,14 @@ fn overrides(settings: &Value) -> GenerationOverrides {
     overrides
 }
 
+/// `generation` with at most so many tokens.
+fn at_most(max_new_tokens: usize, generation: GenerationOverrides) -> GenerationOverrides {
+    GenerationOverrides {
+        max_new_tokens: Some(max_new_tokens),
+        ..generation
+    }
+}
+
 // ---- greedy and beams -----------------------------------------------------------------------------------------------
 
 #[test]
@@ -118,7 +126,7 @@ fn a_batch_equals_one_at_a_time() {
     let images = [house.clone(), boat, house];
     for num_beams in [1, 3] {
         for prompt in PROMPTS {
-            let options = options(prompt, beams(num_beams));
+            let options = options(prompt, at_most(12, beams(num_beams)));
             let together = caption(&mut model, &images, &options);
             let singly = caption_singly(&mut model, &images, &options);
             let what = format!("{num_beams} beams, {prompt:?}");
@@ -153,8 +161,7 @@ fn every_number_of_beams_runs() {
     for num_beams in 1..=10 {
         let generation = GenerationOverrides {
             num_return_sequences: Some(num_beams),
-            max_new_tokens: Some(8),
-            ..beams(num_beams)
+            ..at_most(8, beams(num_beams))
         };
         let captions = caption(&mut model, &images, &options("", generation));
         for (caption, greedy) in captions.iter().zip(&greedy) {
@@ -177,10 +184,12 @@ fn every_number_of_beams_runs() {
 
 // ---- sampling -------------------------------------------------------------------------------------------------------
 
+/// Ten tokens drawn with `seed`.
 fn drawn(seed: u64) -> GenerationOverrides {
     GenerationOverrides {
         do_sample: Some(true),
         seed: Some(seed),
+        max_new_tokens: Some(10),
         ..GenerationOverrides::default()
     }
 }
@@ -207,7 +216,8 @@ fn drawing_among_one_token_is_greedy() {
     let mut model = model();
     let images = images();
     for prompt in PROMPTS {
-        let greedy = caption(&mut model, &images, &options(prompt, beams(1)));
+        let greedy = at_most(10, beams(1));
+        let greedy = caption(&mut model, &images, &options(prompt, greedy));
         let top_1 = GenerationOverrides {
             top_k: Some(1),
             ..drawn(1)
@@ -264,7 +274,7 @@ fn streamed(model: &mut Blip2, options: &CaptionOptions) -> (Vec<Caption>, [Stri
 fn streamed_pieces_are_the_text() {
     let mut model = model();
     for prompt in PROMPTS {
-        for generation in [beams(1), drawn(11)] {
+        for generation in [at_most(10, beams(1)), drawn(11)] {
             let mut options = options(prompt, generation);
             for batch_size in [1, 2] {
                 options.batch_size = Some(batch_size);
@@ -285,13 +295,6 @@ fn streamed_pieces_are_the_text() {
 }
 
 // ---- lengths --------------------------------------------------------------------------------------------------------
-
-fn at_most(max_new_tokens: usize, generation: GenerationOverrides) -> GenerationOverrides {
-    GenerationOverrides {
-        max_new_tokens: Some(max_new_tokens),
-        ..generation
-    }
-}
 
 #[test]
 fn lengths_are_kept() {

@@ -131,7 +131,7 @@ fn presets_ask_as_their_systems_do() {
         min_new_tokens: Some(1),
         ..beams(5)
     };
-    let images = images();
+    let images = [common::image("boat.png")];
     let expected = caption(&mut model, &images, &options("", spelled_out.clone()));
     assert_eq!(caption(&mut model, &images, &lavis), expected);
     let mmpretrain = CaptionOptions {
@@ -151,10 +151,10 @@ fn device_memory(gpu: &Gpu) -> Option<(usize, u64)> {
 }
 
 #[test]
-fn a_greedy_step_makes_no_device_memory() {
+fn a_greedy_step_keeps_no_device_memory() {
     let gpu = gpu();
     let mut model = open(&gpu, None);
-    let [_, boat] = images();
+    let boat = common::image("boat.png");
     let long = GenerationOverrides {
         max_new_tokens: Some(40),
         min_new_tokens: Some(40),

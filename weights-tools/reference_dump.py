@@ -228,6 +228,9 @@ def generate(staged, processor, pixel_values, interpolate, encoded, settings):
             sequence["logprobs"] = [step[row].log_softmax(-1)[token].item()
                                     for step, token in zip(output.logits, tokens)]
             sequence["score"] = sum(sequence["logprobs"])
+            # The same by the scores after the processors, as transformers' compute_transition_scores has them.
+            sequence["processed_score"] = sum(step[row].log_softmax(-1)[token].item()
+                                              for step, token in zip(output.scores, tokens))
             best = [step[row].topk(2).values for step, _ in zip(output.scores, tokens)]
             sequence["margins"] = [(pair[0] - pair[1]).item() for pair in best]
         sequences.append(sequence)

@@ -124,6 +124,7 @@ impl Shared {
             disabled: Disabled::parse(&self.disable)?,
             checked: self.checked,
             cache_dir: cache_dir(),
+            max_part_bytes: None,
         })
     }
 
@@ -138,6 +139,7 @@ impl Shared {
         let mut progress = load_progress(output);
         let options = OpenOptions {
             gpu: self.gpu_options()?,
+            device: None,
             image_size,
         };
         let model =

@@ -115,24 +115,17 @@ impl Gpu {
         })
     }
 
-    /// An empty f16 matrix, split by rows into as many buffers as the binding limit asks for.
+    /// An empty f16 matrix, split by rows into as many buffers as the binding limit (or
+    /// [`super::GpuOptions::max_part_bytes`]) asks for.
     ///
     /// # Errors
     /// [`GpuError::TooLarge`] if not even one row fits.
     pub fn matrix(&self, label: &str, rows: usize, columns: usize) -> Result<Matrix, GpuError> {
         let row_bytes = columns as u64 * 2;
-        let capabilities = self.capabilities();
-        let limit = capabilities
-            .max_binding_bytes
-            .min(capabilities.max_buffer_bytes)
-            / 16
-            * 16;
-        let most_rows = usize::try_from(limit / row_bytes.max(1)).unwrap_or(usize::MAX);
-        let count = if most_rows == 0 {
-            1
-        } else {
-            rows.div_ceil(most_rows).max(1)
-        };
+        let limit = self.max_part_bytes() / 16 * 16;
+        // A row that does not fit is a part of its own, which `storage` refuses if no binding can hold it.
+        let most_rows = usize::try_from(limit / row_bytes.max(1)).map_or(usize::MAX, |n| n.max(1));
+        let count = rows.div_ceil(most_rows).max(1);
         // Equal parts: one big and one tiny part would leave the last dispatch of a product nearly empty.
         let rows_per_part = rows.div_ceil(count).max(1);
         let parts = (0..rows)

@@ -53,6 +53,9 @@ pub struct GpuOptions {
     pub checked: bool,
     /// Where compiled pipelines are kept between runs; `None` keeps none.
     pub cache_dir: Option<PathBuf>,
+    /// Split weight matrices into parts of at most this many bytes, where bindings could be larger: for tests of what
+    /// a device with small bindings does to large weights. `None` splits only what does not fit one binding.
+    pub max_part_bytes: Option<u64>,
 }
 
 /// What a device (or adapter) can do for our kernels.
@@ -123,6 +126,8 @@ struct Inner {
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
     capabilities: Capabilities,
+    /// [`GpuOptions::max_part_bytes`]
+    max_part_bytes: Option<u64>,
     /// The first error wgpu reported outside any call of ours, until someone asks for it.
     failure: Arc<Mutex<Option<GpuError>>>,
     poller: Poller,
@@ -169,6 +174,7 @@ impl Gpu {
                 queue,
                 info,
                 capabilities,
+                max_part_bytes: options.max_part_bytes,
                 failure,
                 poller,
                 pipelines,
@@ -186,6 +192,15 @@ impl Gpu {
     #[must_use]
     pub fn capabilities(&self) -> &Capabilities {
         &self.inner.capabilities
+    }
+
+    /// Largest buffer for a part of a weight matrix, bytes.
+    pub(super) fn max_part_bytes(&self) -> u64 {
+        let capabilities = self.capabilities();
+        capabilities
+            .max_binding_bytes
+            .min(capabilities.max_buffer_bytes)
+            .min(self.inner.max_part_bytes.unwrap_or(u64::MAX))
     }
 
     /// wgpu's device.

@@ -64,6 +64,14 @@ impl Preprocessor {
         }
     }
 
+    /// The preprocessing of a `preprocessor_config.json`'s text; `name` stands for it in errors.
+    ///
+    /// # Errors
+    /// As [`Preprocessor::from_files`].
+    pub fn from_json(text: &[u8], name: &str, default_size: u32) -> Result<Self, ImageError> {
+        Config::parse(text, name.to_owned())?.preprocessor(default_size)
+    }
+
     /// The same with images of `size` × `size` pixels, as `--image-size` asks.
     ///
     /// # Errors
@@ -161,8 +169,12 @@ impl Config {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(ImageError::Read { name: file, source }),
         };
-        match serde_json::from_slice(&text) {
-            Ok(fields) => Ok(Some(Self { file, fields })),
+        Self::parse(&text, file).map(Some)
+    }
+
+    fn parse(text: &[u8], file: String) -> Result<Self, ImageError> {
+        match serde_json::from_slice(text) {
+            Ok(fields) => Ok(Self { file, fields }),
             Err(source) => Err(ImageError::ConfigJson { file, source }),
         }
     }

@@ -1,6 +1,6 @@
 //! `embed_tokens.wgsl`: the decoder's input rows.
 
-use crate::gpu::{Activation, Kernel, Matrix, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, GpuError, Kernel, Matrix, Operand, ProgramBuilder, READ, WRITE};
 
 use super::{groups, word};
 
@@ -45,11 +45,24 @@ struct Params {
 }
 
 /// Embeddings plus positions, `[rows, width]`; zero for inactive rows. One dispatch a part of the embedding.
+///
+/// Fails the program with [`GpuError::TooLarge`] if the position embedding is not in one part.
 pub fn embed_tokens(program: &mut ProgramBuilder, inputs: &EmbedTokens) -> Activation {
     let width = inputs.embedding.columns;
-    debug_assert_eq!(inputs.positions.parts.len(), 1);
     debug_assert_eq!(inputs.visual.columns, width);
     let x = program.activation(inputs.rows, width);
+    let [positions] = inputs.positions.parts.as_slice() else {
+        program.fail(GpuError::TooLarge {
+            what: "the decoder's position embedding".into(),
+            bytes: inputs.positions.bytes(),
+            limit: inputs
+                .positions
+                .parts
+                .first()
+                .map_or(0, |part| part.buffer.size()),
+        });
+        return x;
+    };
     for part in &inputs.embedding.parts {
         program.dispatch(
             &EMBED_TOKENS,
@@ -64,7 +77,7 @@ pub fn embed_tokens(program: &mut ProgramBuilder, inputs: &EmbedTokens) -> Activ
                 Operand::from(inputs.tokens),
                 Operand::from(inputs.row_info),
                 Operand::from(&part.buffer),
-                Operand::from(&inputs.positions.parts[0].buffer),
+                Operand::from(&positions.buffer),
                 inputs.visual.operand(),
                 x.operand(),
             ],

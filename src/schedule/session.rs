@@ -77,7 +77,8 @@ pub(super) struct Session {
     pub logits: Activation,
     /// One decode step: tokens → logits.
     pub decode: Program,
-    prefills: HashMap<(usize, usize), Arc<Prefill>>,
+    /// By input rows, prompts and visual rows: each batch size of the image encoder has its own output.
+    prefills: HashMap<(usize, usize, usize), Arc<Prefill>>,
     pool: Arc<ActivationPool>,
 }
 
@@ -163,11 +164,12 @@ impl Session {
         } else {
             used.next_multiple_of(8)
         };
-        let key = (rows, prompts.len());
+        let key = (rows, prompts.len(), visual.rows);
         let prefill = match self.prefills.get(&key) {
             Some(prefill) if !keep_stages => Arc::clone(prefill),
             _ => {
-                let recorded = self.record_prefill(gpu, model, visual, key, keep_stages)?;
+                let recorded =
+                    self.record_prefill(gpu, model, visual, (rows, prompts.len()), keep_stages)?;
                 let recorded = Arc::new(recorded);
                 self.prefills.insert(key, Arc::clone(&recorded));
                 recorded

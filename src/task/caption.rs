@@ -31,7 +31,8 @@ pub struct Text {
     pub text: String,
     /// Generated token ids, the end token included.
     pub tokens: Vec<u32>,
-    /// Sum of log-probabilities; for beams divided by `length ^ length_penalty`.
+    /// Sum of log-probabilities; for beams divided by `length ^ length_penalty`. Where tokens are banned or penalised
+    /// it is by the scores after that (transformers' `compute_transition_scores` and `sequences_scores`).
     pub score: f32,
 }
 
@@ -106,9 +107,9 @@ impl Blip2 {
                     },
                 )
                 .await?;
-            for (job, stream) in streams.into_iter().enumerate() {
+            for (image, stream) in streams.into_iter().enumerate() {
                 if let Some(piece) = stream.finish() {
-                    on_text(batch * batch_size + job, &piece);
+                    on_text(batch * batch_size + image, &piece);
                 }
             }
             for texts in generated {

@@ -4,6 +4,7 @@ mod blip2;
 mod caption;
 mod parity;
 mod preset;
+mod source;
 
 pub use crate::schedule::MemoryPlan;
 pub use crate::schedule::Timings;

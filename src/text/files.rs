@@ -51,7 +51,11 @@ pub(super) fn ids(
 /// The tokenizer of a `tokenizer.json`, without the padding and truncation that may be set in it:
 /// both belong to the caller.
 pub(super) fn tokenizer_json(file: &Path) -> Result<Tokenizer, TextError> {
-    let text = read(file)?;
+    parse_tokenizer(read(file)?.as_bytes(), file)
+}
+
+/// [`tokenizer_json`] of the file's text.
+pub(super) fn parse_tokenizer(text: &[u8], file: &Path) -> Result<Tokenizer, TextError> {
     let mut tokenizer = Tokenizer::from_bytes(text)
         .map_err(|error| broken(file, format!("no tokenizer ({error})")))?;
     tokenizer.with_padding(None);

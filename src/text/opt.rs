@@ -34,6 +34,22 @@ impl Tokenizer {
             from_vocab_and_merges(folder, prefix_space)?
         };
         special_files.add_to(&mut tokenizer, folder)?;
+        Self::with_bos(tokenizer, folder, bos_token_id)
+    }
+
+    /// The tokenizer of a `tokenizer.json`'s text; `name` stands for it in errors.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::open`].
+    pub fn from_json(text: &[u8], name: &Path, bos_token_id: u32) -> Result<Self, TextError> {
+        Self::with_bos(files::parse_tokenizer(text, name)?, name, bos_token_id)
+    }
+
+    fn with_bos(
+        tokenizer: tokenizers::Tokenizer,
+        folder: &Path,
+        bos_token_id: u32,
+    ) -> Result<Self, TextError> {
         if tokenizer.id_to_token(bos_token_id).is_none() {
             return Err(TextError::NoSpecialToken {
                 folder: folder.to_owned(),

@@ -35,7 +35,26 @@ pub struct Checkpoint {
 #[derive(Debug)]
 struct MappedFile {
     path: PathBuf,
-    map: Mmap,
+    map: Bytes,
+}
+
+/// A file's bytes.
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Mmap),
+    /// Part of the program.
+    Embedded(&'static [u8]),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Embedded(bytes) => bytes,
+        }
+    }
 }
 
 /// Where a tensor lies.
@@ -94,6 +113,20 @@ impl Checkpoint {
         Self::open_shards(path, &index)
     }
 
+    /// A safetensors file that is part of the program; `name` stands for it in errors.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn embedded(name: &str, bytes: &'static [u8]) -> Result<Self, WeightsError> {
+        let mut checkpoint = Self {
+            path: name.into(),
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+        };
+        checkpoint.add_file(name.into(), Bytes::Embedded(bytes), &BTreeMap::new())?;
+        Ok(checkpoint)
+    }
+
     fn open_shards(path: &Path, index: &Path) -> Result<Self, WeightsError> {
         let weight_map = read_index(index)?;
         let mut shards: Vec<&str> = weight_map.values().map(String::as_str).collect();
@@ -128,16 +161,9 @@ impl Checkpoint {
             files: Vec::new(),
             tensors: BTreeMap::new(),
         };
-        for (number, file) in paths.into_iter().enumerate() {
-            let map = map_file(&file)?;
-            let shard = file_name(&file);
-            for (name, entry) in read_header(&file, &map, number)? {
-                let elsewhere = weight_map.get(&name).is_some_and(|holder| *holder != shard);
-                if !elsewhere {
-                    checkpoint.tensors.insert(name, entry);
-                }
-            }
-            checkpoint.files.push(MappedFile { path: file, map });
+        for file in paths {
+            let map = Bytes::Mapped(map_file(&file)?);
+            checkpoint.add_file(file, map, weight_map)?;
         }
         for (tensor, shard) in weight_map {
             if !checkpoint.tensors.contains_key(tensor) {
@@ -161,6 +187,24 @@ impl Checkpoint {
             });
         }
         Ok(checkpoint)
+    }
+
+    /// Reads a file's header and gathers its tensors.
+    fn add_file(
+        &mut self,
+        path: PathBuf,
+        map: Bytes,
+        weight_map: &BTreeMap<String, String>,
+    ) -> Result<(), WeightsError> {
+        let shard = file_name(&path);
+        for (name, entry) in read_header(&path, &map, self.files.len())? {
+            let elsewhere = weight_map.get(&name).is_some_and(|holder| *holder != shard);
+            if !elsewhere {
+                self.tensors.insert(name, entry);
+            }
+        }
+        self.files.push(MappedFile { path, map });
+        Ok(())
     }
 
     /// The path it was opened by.

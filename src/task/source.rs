@@ -1,0 +1,152 @@
+//! A checkpoint's files: the small ones read and checked against each other, the tensors mapped.
+
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+use crate::generate::{GenerateError, GenerationOptions, GenerationOverrides};
+use crate::image::Preprocessor;
+use crate::model::config::{ConfigError, OptConfig};
+use crate::model::{Blip2Config, Blip2Model};
+use crate::text::Tokenizer;
+use crate::weights::{Checkpoint, UploadError, Uploader};
+
+/// A generative checkpoint before it is on a device.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub config: Blip2Config,
+    pub tokenizer: Tokenizer,
+    pub generation: GenerationOptions,
+    pub preprocessor: Preprocessor,
+    pub checkpoint: Checkpoint,
+    decoder: OptConfig,
+    image_size: usize,
+}
+
+impl Source {
+    /// Reads the folder `path`, to run at `image_size` if that is not the checkpoint's own.
+    pub(super) fn open(path: &Path, image_size: Option<u32>) -> Result<Self, Error> {
+        let config = Blip2Config::open(path)?;
+        let decoder = decoder(&config, path)?;
+        let folder = folder_of(path);
+        let tokenizer = Tokenizer::open(&folder, decoder.bos_token_id)?;
+        let file = folder.join("generation_config.json");
+        let generation = generation_options(read_optional(&file)?.as_deref(), &file, &decoder)?;
+        let side = run_size(&config, image_size)?;
+        Self {
+            preprocessor: Preprocessor::from_files(&folder, side as u32)?,
+            checkpoint: Checkpoint::open(path)?,
+            config,
+            tokenizer,
+            generation,
+            decoder,
+            image_size: side,
+        }
+        .checked(image_size)
+    }
+
+    /// The parts fit each other: every tensor and token is there, images come in the size to run at.
+    fn checked(mut self, asked_size: Option<u32>) -> Result<Self, Error> {
+        self.tokenizer
+            .check_embedding_rows(self.decoder.vocab_size)?;
+        for spec in self.config.tensors() {
+            self.checkpoint.weight(&spec.name, &spec.shape)?;
+        }
+        let side = self.image_size as u32;
+        // Not 1×1: a size by the shortest edge leaves other images than square ones oblong.
+        if asked_size.is_some() || self.preprocessor.output_size(1, 2) != (side, side) {
+            self.preprocessor = self.preprocessor.with_size(side)?;
+        }
+        Ok(self)
+    }
+
+    /// Uploads the model.
+    pub(super) async fn model(
+        &self,
+        uploader: &mut Uploader<'_>,
+    ) -> Result<Blip2Model, UploadError> {
+        Blip2Model::load(uploader, &self.config, &self.decoder, self.image_size).await
+    }
+}
+
+/// The decoder's configuration, which only a generative checkpoint has.
+fn decoder(config: &Blip2Config, path: &Path) -> Result<OptConfig, Error> {
+    config
+        .language_model()
+        .cloned()
+        .ok_or_else(|| Error::WrongKind {
+            model: path.into(),
+            is: "retrieval",
+            task: "write text",
+            needed: "generative (such as blip2-opt-2.7b)",
+        })
+}
+
+/// The checkpoint's generation options: transformers' defaults, the configuration's special tokens, and what the text
+/// `json` of a `generation_config.json` sets, where there is one.
+fn generation_options(
+    json: Option<&str>,
+    file: &Path,
+    decoder: &OptConfig,
+) -> Result<GenerationOptions, Error> {
+    let defaults = GenerationOptions {
+        eos_token_ids: decoder.eos_token_ids.clone(),
+        pad_token_id: Some(decoder.pad_token_id),
+        bos_token_id: Some(decoder.bos_token_id),
+        ..GenerationOptions::default()
+    };
+    let Some(json) = json else {
+        return Ok(defaults);
+    };
+    let options = defaults.overlay(&GenerationOverrides::from_json(json, file)?);
+    match options.validate() {
+        // Here it is a field of the file, not a flag of the user's, that cannot be used.
+        Err(GenerateError::Option {
+            option, problem, ..
+        }) => Err(GenerateError::Field {
+            file: file.into(),
+            field: option,
+            problem,
+        }
+        .into()),
+        valid => Ok(valid.map(|()| options)?),
+    }
+}
+
+/// The text of a file; `None` where there is none.
+fn read_optional(file: &Path) -> Result<Option<String>, Error> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(ConfigError::Read {
+            file: file.into(),
+            cause,
+        }
+        .into()),
+    }
+}
+
+/// The folder that a checkpoint's small files lie in.
+fn folder_of(path: &Path) -> PathBuf {
+    if path.is_file() {
+        path.parent().map_or_else(PathBuf::new, Path::to_path_buf)
+    } else {
+        path.to_path_buf()
+    }
+}
+
+/// The image size to run at: the one asked for, if the patches divide it.
+fn run_size(config: &Blip2Config, asked: Option<u32>) -> Result<usize, Error> {
+    let Some(size) = asked.map(|size| size as usize) else {
+        return Ok(config.vision.image_size);
+    };
+    let patch = config.vision.patch_size;
+    if size == 0 || size % patch != 0 || size > 1 << 12 {
+        let suggestion = (size.clamp(patch, 1 << 12) + patch / 2) / patch * patch;
+        return Err(Error::ImageSize {
+            size,
+            patch,
+            suggestion,
+        });
+    }
+    Ok(size)
+}

@@ -20,7 +20,7 @@ struct Params {
     history_stride: u32,
     pad_token: u32,
     end_tokens: u32, // how many of end_token hold a value
-    end_token: vec4<u32>,
+    end_token: array<vec4<u32>, 4>, // 16, in fours
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -34,7 +34,7 @@ struct Params {
 
 fn is_end(token: u32) -> bool {
     for (var i = 0u; i < params.end_tokens; i++) {
-        if params.end_token[i] == token {
+        if params.end_token[i / 4u][i % 4u] == token {
             return true;
         }
     }

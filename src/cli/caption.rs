@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::image::{Rgb8Image, decode, decode_file};
-use crate::task::{Blip2, Caption, CaptionOptions};
+use crate::task::{Blip2, Caption, CaptionOptions, check_caption_options};
 
 use super::Shared;
 use super::generation::GenerationArgs;
@@ -41,13 +41,16 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     }
     let preset = args.generation.preset;
     let image_size = args.image_size.or(preset.caption_image_size());
-    let mut model = shared.open(image_size, output).await?;
     let options = CaptionOptions {
         prompt: args.generation.prompt.clone(),
         preset,
         generation: args.generation.overrides(),
         batch_size: args.generation.batch_size.0,
     };
+    if let Some(path) = &shared.model {
+        check_caption_options(path, &options)?;
+    }
+    let mut model = shared.open(image_size, output).await?;
     model.check_caption_options(&options)?;
 
     let mut all_done = errors.is_empty();

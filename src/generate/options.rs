@@ -3,6 +3,9 @@ use super::GenerateError;
 /// Most beams a request may ask for.
 pub const MAX_BEAMS: usize = 32;
 
+/// Most end tokens of a text: what the device's stop rule holds.
+pub const MAX_END_TOKENS: usize = 16;
+
 /// Most texts a request may ask for: each has a row of every device buffer.
 pub const MAX_TEXTS: usize = 1024;
 
@@ -179,6 +182,10 @@ impl GenerationOptions {
     }
 
     fn validate_lengths(&self) -> Result<(), GenerateError> {
+        if self.eos_token_ids.len() > MAX_END_TOKENS {
+            let remedy = format!("give at most {MAX_END_TOKENS} end tokens");
+            return Err(unusable("eos_token_id", self.eos_token_ids.len(), &remedy));
+        }
         if self.max_new_tokens == 0 {
             return Err(unusable("max_new_tokens", 0, "give at least 1"));
         }

@@ -156,6 +156,10 @@ impl PipelineStore {
         let Some(data) = cache.get_data() else {
             return;
         };
+        // A run that found every pipeline in the file has nothing to add.
+        if std::fs::read(file).is_ok_and(|old| old == data) {
+            return;
+        }
         let temporary = file.with_extension(format!("{}.tmp", std::process::id()));
         let written = file
             .parent()

@@ -2,6 +2,8 @@
 
 use crate::gpu::{Kernel, Operand, ProgramBuilder, READ, WRITE};
 
+use crate::generate::MAX_END_TOKENS;
+
 use super::word;
 
 static ADVANCE: Kernel = Kernel {
@@ -36,9 +38,6 @@ pub struct Advance<'a> {
     /// Tokens that end a row, at most [`MAX_END_TOKENS`].
     pub end_tokens: &'a [u32],
 }
-
-/// End tokens that fit the shader's uniform.
-pub const MAX_END_TOKENS: usize = 4;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

@@ -22,7 +22,7 @@ mod store_kv;
 pub(crate) mod testing;
 mod top_k;
 
-pub use advance::{Advance, MAX_END_TOKENS, advance};
+pub use advance::{Advance, advance};
 pub use argmax::{Choice, argmax};
 pub use attention::{
     Attention, AttentionVariant, Heads, View, attention, attention_variant, attention_with,

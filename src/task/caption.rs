@@ -1,11 +1,14 @@
 //! Captions.
 
+use std::path::Path;
+
 use crate::Error;
 use crate::generate::{Generated, GenerationOptions, GenerationOverrides};
 use crate::image::Rgb8Image;
 use crate::schedule::Request;
-use crate::text::TextStream;
+use crate::text::{TextStream, Tokenizer};
 
+use super::source::Source;
 use super::{Blip2, Preset};
 
 /// Images encoded and decoded together unless asked otherwise.
@@ -47,6 +50,35 @@ pub struct Caption {
     pub score: f32,
     /// All texts asked for, the best first.
     pub alternatives: Vec<Text>,
+}
+
+impl CaptionOptions {
+    /// Preset and checkpoint under the options given.
+    fn generation(
+        &self,
+        checkpoint: &GenerationOptions,
+        tokenizer: &Tokenizer,
+    ) -> Result<GenerationOptions, Error> {
+        let generation = self
+            .preset
+            .caption_options(checkpoint.clone(), tokenizer.newline())
+            .overlay(&self.generation);
+        generation.validate()?;
+        Ok(generation)
+    }
+}
+
+/// Checks `options` against the checkpoint folder `path` without loading it, which may take a while.
+///
+/// # Errors
+/// Options that do not go together or with the checkpoint; a file of it that is missing or damaged.
+pub fn check_caption_options(
+    path: impl AsRef<Path>,
+    options: &CaptionOptions,
+) -> Result<(), Error> {
+    let source = Source::open(path.as_ref(), None)?;
+    options.generation(&source.generation, &source.tokenizer)?;
+    Ok(())
 }
 
 impl Blip2 {
@@ -137,13 +169,7 @@ impl Blip2 {
     }
 
     fn caption_generation(&self, options: &CaptionOptions) -> Result<GenerationOptions, Error> {
-        let newline = self.tokenizer.newline();
-        let generation = options
-            .preset
-            .caption_options(self.generation.clone(), newline)
-            .overlay(&options.generation);
-        generation.validate()?;
-        Ok(generation)
+        options.generation(&self.generation, &self.tokenizer)
     }
 
     /// Token ids of the prompt, BOS included.

@@ -9,6 +9,6 @@ mod source;
 pub use crate::schedule::MemoryPlan;
 pub use crate::schedule::Timings;
 pub use blip2::{Blip2, OpenOptions, plan_memory};
-pub use caption::{Caption, CaptionOptions, Text};
+pub use caption::{Caption, CaptionOptions, Text, check_caption_options};
 pub use parity::{ParityReport, ParityRow, TOLERANCE};
 pub use preset::Preset;

@@ -1,0 +1,158 @@
+"""What every training stage shares: state file, optimiser, rate schedule, averaged weights and log."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import time
+
+import torch
+from torch import distributed, nn
+
+
+def rank() -> int:
+    """Number of this process among those that train together."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def processes() -> int:
+    """How many processes train together. On a shared CPU, processes that meet once a step lose less than threads that meet at every operation."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """The mean of the gradients over all processes, in place."""
+    if processes() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch._utils._flatten_dense_tensors(gradients)
+    distributed.all_reduce(flat)
+    flat /= processes()
+    for g, mean in zip(gradients, torch._utils._unflatten_dense_tensors(flat, gradients)):
+        g.copy_(mean)
+
+
+def device() -> torch.device:
+    """CUDA where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast():
+    """bf16 for the matrix products, on either device."""
+    return torch.autocast(device().type, dtype=torch.bfloat16)
+
+
+def rate(step: int, steps: int, warmup: int, decay: int) -> float:
+    """Share of the full learning rate: linear warm-up, constant, then linear to 0 over the last `decay` steps.
+
+    The constant middle lets a run be lengthened: resume with more steps before the decay has begun.
+    """
+    return min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / max(1, decay)))
+
+
+class Trainer:
+    """One stage: the modules it trains, AdamW, an exponential average of the weights, and a state file it resumes from."""
+
+    def __init__(
+        self,
+        modules: nn.ModuleDict,
+        trained: list[nn.Parameter],
+        state_path: pathlib.Path,
+        *,
+        learning_rate: float,
+        steps: int,
+        warmup: int,
+        decay: int,
+        batch_size: int,
+        average: float = 0.998,
+        weight_decay: float = 0.05,
+    ):
+        self.modules, self.trained, self.state_path = modules, trained, state_path
+        self.steps, self.warmup, self.decay, self.batch_size = steps, warmup, decay, batch_size
+        self.learning_rate, self.average_rate = learning_rate, average
+        groups = [
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=True)
+        self.average = [p.detach().clone() for p in trained]
+        self.step, self.seconds = 0, 0.0
+        self.log_path = state_path.with_suffix(".log.jsonl")
+        if state_path.exists():
+            self.load()
+
+    def load(self) -> None:
+        """Goes on from the state file."""
+        state = torch.load(self.state_path, map_location=device(), weights_only=True)
+        self.modules.load_state_dict(state["modules"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for mine, saved in zip(self.average, state["average"]):
+            mine.copy_(saved)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def save(self) -> None:
+        """Writes the state file whole or not at all."""
+        if rank() > 0:
+            return
+        partial = self.state_path.with_suffix(".partial")
+        torch.save(
+            {
+                "modules": self.modules.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": self.average,
+                "step": self.step,
+                "seconds": self.seconds,
+            },
+            partial,
+        )
+        os.replace(partial, self.state_path)
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """Inside, the trained parameters are the averaged ones."""
+        kept = [p.detach().clone() for p in self.trained]
+        for p, a in zip(self.trained, self.average):
+            p.data.copy_(a)
+        yield
+        for p, k in zip(self.trained, kept):
+            p.data.copy_(k)
+
+    def log(self, **figures) -> None:
+        """One JSON line to the log file and to stdout."""
+        if rank() > 0:
+            return
+        figures = {k: round(float(v), 4) if not isinstance(v, (int, str)) else v for k, v in figures.items()}
+        minutes = round(self.seconds / 60, 1)
+        line = json.dumps({"step": self.step, "images": self.step * self.batch_size, "minutes": minutes} | figures)
+        print(line, flush=True)
+        with open(self.log_path, "a") as file:
+            file.write(line + "\n")
+
+    def run(self, loss_of_step, evaluate, *, log_every: int, evaluate_every: int, save_every: int) -> None:
+        """Trains to the last step. `loss_of_step(step)` gives (loss, figures); `evaluate()` gives figures, on averaged weights."""
+        last = time.monotonic()
+        while self.step < self.steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate * rate(self.step, self.steps, self.warmup, self.decay)
+            loss, figures = loss_of_step(self.step)
+            loss.backward()
+            average_gradients(self.trained)
+            norm = torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            share = min(self.average_rate, self.step / (self.step + 10))
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.trained], 1 - share)
+            now = time.monotonic()
+            self.seconds += now - last
+            last = now
+            if self.step % log_every == 0:
+                self.log(loss=loss, norm=norm, **figures)
+            if rank() == 0 and (self.step % evaluate_every == 0 or self.step == self.steps):
+                with self.averaged(), torch.no_grad():
+                    self.log(split="val", **evaluate())
+            if self.step % save_every == 0 or self.step == self.steps:
+                self.save()
+            last = time.monotonic()

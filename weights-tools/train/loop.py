@@ -52,13 +52,25 @@ def rate(step: int, steps: int, warmup: int, decay: int) -> float:
     return min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / max(1, decay)))
 
 
+class Steps(torch.utils.data.Dataset):
+    """The batches of a stage as a data set: item s is the batch of step s."""
+
+    def __init__(self, make_batch, steps: int):
+        self.make_batch, self.steps = make_batch, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int):
+        return self.make_batch(step * processes() + rank())
+
+
 class Trainer:
-    """One stage: the modules it trains, AdamW, an exponential average of the weights, and a state file it resumes from."""
+    """One stage: the modules it trains (those parameters that want a gradient), AdamW, an exponential average of the weights, and a state file it resumes from."""
 
     def __init__(
         self,
         modules: nn.ModuleDict,
-        trained: list[nn.Parameter],
         state_path: pathlib.Path,
         *,
         learning_rate: float,
@@ -69,15 +81,17 @@ class Trainer:
         average: float = 0.998,
         weight_decay: float = 0.05,
     ):
-        self.modules, self.trained, self.state_path = modules, trained, state_path
+        self.modules, self.state_path = modules, state_path
+        self.names = [name for name, p in modules.named_parameters() if p.requires_grad]
+        self.trained = [p for p in modules.parameters() if p.requires_grad]
         self.steps, self.warmup, self.decay, self.batch_size = steps, warmup, decay, batch_size
         self.learning_rate, self.average_rate = learning_rate, average
         groups = [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+            {"params": [p for p in self.trained if p.dim() > 1], "weight_decay": weight_decay},
+            {"params": [p for p in self.trained if p.dim() <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=True)
-        self.average = [p.detach().clone() for p in trained]
+        self.average = [p.detach().clone() for p in self.trained]
         self.step, self.seconds = 0, 0.0
         self.log_path = state_path.with_suffix(".log.jsonl")
         if state_path.exists():
@@ -88,8 +102,8 @@ class Trainer:
         state = torch.load(self.state_path, map_location=device(), weights_only=True)
         self.modules.load_state_dict(state["modules"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for mine, saved in zip(self.average, state["average"]):
-            mine.copy_(saved)
+        for name, average in zip(self.names, self.average):
+            average.copy_(state["average"][name])
         self.step, self.seconds = state["step"], state["seconds"]
 
     def save(self) -> None:
@@ -101,7 +115,7 @@ class Trainer:
             {
                 "modules": self.modules.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "average": self.average,
+                "average": dict(zip(self.names, self.average)),
                 "step": self.step,
                 "seconds": self.seconds,
             },
@@ -130,13 +144,22 @@ class Trainer:
         with open(self.log_path, "a") as file:
             file.write(line + "\n")
 
-    def run(self, loss_of_step, evaluate, *, log_every: int, evaluate_every: int, save_every: int) -> None:
-        """Trains to the last step. `loss_of_step(step)` gives (loss, figures); `evaluate()` gives figures, on averaged weights."""
+    def run(
+        self, make_batch, loss_of, evaluate, *, workers: int, log_every: int, evaluate_every: int, save_every: int
+    ) -> None:
+        """Trains to the last step.
+
+        `make_batch(number)` prepares a batch (in `workers` further processes, if any), `loss_of(batch)` gives (loss, figures),
+        and `evaluate()` gives the figures of the validation scenes; it is called with the averaged weights in place.
+        """
+        batches = torch.utils.data.DataLoader(
+            Steps(make_batch, self.steps), batch_size=None, sampler=range(self.step, self.steps), num_workers=workers
+        )
         last = time.monotonic()
-        while self.step < self.steps:
+        for batch in batches:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate * rate(self.step, self.steps, self.warmup, self.decay)
-            loss, figures = loss_of_step(self.step)
+            loss, figures = loss_of(batch)
             loss.backward()
             average_gradients(self.trained)
             norm = torch.nn.utils.clip_grad_norm_(self.trained, 1.0)

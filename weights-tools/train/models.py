@@ -18,7 +18,7 @@ from transformers import (
 
 from scenes import world
 
-from .pool import COLOR, IMAGE_SIZE, MAX_OBJECTS, PATCH_SIZE, SHAPE, SIZE, X, Y
+from .pool import IMAGE_SIZE, MAX_OBJECTS, PATCH_SIZE, SHAPE, SIZE, X, Y
 
 WIDTH = 128
 HEADS = 4
@@ -132,17 +132,21 @@ class Auxiliary(nn.Module):
         self.patch = Attributes(further=MAX_OBJECTS + 1)  # which object from the left
         self.slot = Attributes(further=2)  # x and y
 
+    @staticmethod
+    def labels(facts: torch.Tensor) -> torch.Tensor:
+        """Shape, colour and size classes [n, rows, 3] of facts [n, rows, 6], with the last class for rows without an object."""
+        none = torch.tensor([len(world.SHAPES), len(world.COLORS), len(world.SIZES)], device=facts.device)
+        labels = facts[..., : SIZE + 1].long()
+        return torch.where(labels >= 0, labels, none)
+
     def losses(
         self, patches: torch.Tensor, queries: torch.Tensor, owners: torch.Tensor, facts: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """patches [n, 64, WIDTH], queries [n, 8, WIDTH], owners [n, 64] int64, facts [n, 4, 6]: the loss and the hit rates."""
         rates = {}
         ranks = torch.where(owners >= 0, owners, MAX_OBJECTS)
-        labels = facts[..., : SIZE + 1].long()
-        none = torch.tensor([len(world.SHAPES), len(world.COLORS), len(world.SIZES)], device=labels.device)
-        labels = torch.where(labels >= 0, labels, none)
         # A row of "none" behind the objects serves the patches without one.
-        rows = torch.cat([labels, none.expand(len(labels), 1, 3)], dim=1)
+        rows = self.labels(nn.functional.pad(facts, (0, 0, 0, 1), value=-1.0))
         patch_labels = rows.gather(1, ranks[..., None].expand(-1, -1, 3))
         seen = ranks < MAX_OBJECTS
         weight = torch.where(seen, 1.0, 0.2)
@@ -152,6 +156,13 @@ class Auxiliary(nn.Module):
             terms = nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(weight)
             loss = loss + (terms * weight).sum() / weight.sum()
             rates[f"patch_{name}"] = (logits.argmax(-1) == target)[seen].float().mean()
+        slot_loss, slot_rates = self.slot_losses(queries, facts)
+        return loss + slot_loss, rates | slot_rates
+
+    def slot_losses(self, queries: torch.Tensor, facts: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """queries [n, 8, WIDTH] against facts [n, 4, 6]; `scene` is the share of scenes with every attribute right."""
+        rates, loss = {}, queries.new_zeros((), dtype=torch.float32)
+        labels = self.labels(facts)
         present = facts[..., SHAPE] >= 0
         all_right = torch.ones_like(present)
         *logits, place = self.slot(queries[:, :MAX_OBJECTS])
@@ -166,9 +177,7 @@ class Auxiliary(nn.Module):
         return loss, rates
 
 
+
 def parameter_count(model: nn.Module) -> int:
     """Parameters, tied ones once."""
     return sum(p.numel() for p in model.parameters())
-
-
-__all__ = ["COLOR", "Auxiliary", "build_generative", "build_retrieval", "parameter_count"]

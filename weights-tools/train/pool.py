@@ -64,20 +64,25 @@ def make_block(seed: int, split: str, start: int, count: int) -> dict[str, np.nd
     return {"pixels": pixels, "owners": owners, "facts": facts}
 
 
-def make_block_file(folder: pathlib.Path, seed: int, split: str, block: int, count: int) -> pathlib.Path:
-    """Draws a block unless its file is there already."""
-    path = folder / f"{split}-s{seed}-b{block:04d}-n{count}.npz"
-    if not path.exists():
+ARRAYS = ("pixels", "owners", "facts")
+
+
+def block_files(folder: pathlib.Path, seed: int, split: str, block: int, count: int) -> dict[str, pathlib.Path]:
+    """The files of a block, drawn unless they are there already."""
+    files = {name: folder / f"{split}-s{seed}-b{block:04d}-n{count}-{name}.npy" for name in ARRAYS}
+    if not all(path.exists() for path in files.values()):
         folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npz")
-        np.savez(partial, **make_block(seed, split, block * BLOCK, count))
-        partial.rename(path)
-    return path
+        for name, array in make_block(seed, split, block * BLOCK, count).items():
+            partial = files[name].with_suffix(".partial")
+            with open(partial, "wb") as file:
+                np.save(file, array)
+            partial.rename(files[name])
+    return files
 
 
 @dataclasses.dataclass
-class Pool:
-    """All scenes of one split: uint8 pixels [n, 64, 64, 3], int8 owners [n, 8, 8], float32 facts [n, 4, 6]."""
+class Batch:
+    """Some scenes: uint8 pixels [n, 64, 64, 3], int8 owners [n, 8, 8], float32 facts [n, 4, 6]."""
 
     pixels: np.ndarray
     owners: np.ndarray
@@ -86,32 +91,37 @@ class Pool:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    @staticmethod
-    def load(folder: pathlib.Path, split: str, count: int, seed: int = 0, workers: int = 2) -> Pool:
-        """Loads `count` scenes, drawing those that are not there yet with `workers` processes."""
+    def part(self, rows: slice) -> Batch:
+        """A run of the scenes."""
+        return Batch(self.pixels[rows], self.owners[rows], self.facts[rows])
+
+
+class Pool:
+    """All scenes of one split, as blocks of mapped files: processes share them, and nothing is copied before it is used."""
+
+    def __init__(self, folder: pathlib.Path, split: str, count: int, seed: int = 0, workers: int = 2):
+        """Draws the blocks that are not there yet with `workers` processes."""
+        self.count = count
         sizes = [min(BLOCK, count - start) for start in range(0, count, BLOCK)]
         with concurrent.futures.ProcessPoolExecutor(workers) as executor:
             n = len(sizes)
-            paths = list(executor.map(make_block_file, [folder] * n, [seed] * n, [split] * n, range(n), sizes))
-        blocks = [np.load(path) for path in paths]
-        return Pool(*(np.concatenate([b[k] for b in blocks]) for k in ("pixels", "owners", "facts")))
+            files = list(executor.map(block_files, [folder] * n, [seed] * n, [split] * n, range(n), sizes))
+        self.blocks = [{name: np.load(path, mmap_mode="r") for name, path in block.items()} for block in files]
 
-    def batch(self, step: int, size: int, seed: int, mirror: bool = True) -> Pool:
+    def take(self, rows) -> Batch:
+        """The scenes with these numbers."""
+        return Batch(*(np.stack([self.blocks[i // BLOCK][name][i % BLOCK] for i in rows]) for name in ARRAYS))
+
+    def batch(self, step: int, size: int, seed: int, mirror: bool = True) -> Batch:
         """The batch of a training step: a new permutation every epoch; half of the scenes mirrored."""
-        picked = []
-        position = step * size
-        while len(picked) < size:
-            epoch, offset = divmod(position, len(self))
-            order = epoch_order(len(self), seed, epoch)
-            take = order[offset : offset + size - len(picked)]
-            picked.extend(take)
-            position += len(take)
-        picked = np.array(picked)
-        pixels, owners, facts = self.pixels[picked], self.owners[picked], self.facts[picked]
+        places = (divmod(position, self.count) for position in range(step * size, (step + 1) * size))
+        picked = self.take([epoch_order(self.count, seed, epoch)[offset] for epoch, offset in places])
         if mirror:
             flip = np.random.default_rng([seed, step]).random(size) < 0.5
-            pixels[flip], owners[flip], facts[flip] = mirrored(pixels[flip], owners[flip], facts[flip])
-        return Pool(pixels, owners, facts)
+            picked.pixels[flip], picked.owners[flip], picked.facts[flip] = mirrored(
+                picked.pixels[flip], picked.owners[flip], picked.facts[flip]
+            )
+        return picked
 
 
 _orders: dict[tuple[int, int, int], np.ndarray] = {}

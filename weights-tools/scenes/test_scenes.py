@@ -1,11 +1,15 @@
 """Run with `python -m unittest scenes.test_scenes` in weights-tools."""
 
 import dataclasses
+import json
+import pathlib
+import tempfile
 import unittest
 
 import numpy as np
 
-from scenes import draw, language, world
+from scenes import draw, language, layouts, world
+from scenes.__main__ import check, scene_from
 
 
 def scenes(split: str, count: int) -> list[world.Scene]:
@@ -100,6 +104,28 @@ class Language(unittest.TestCase):
             share = answers[kind].count("yes") / len(answers[kind])
             self.assertTrue(0.4 < share < 0.6, (kind, share))
         self.assertTrue(0.25 < answers["compare"].count("yes") / len(answers["compare"]) < 0.6)
+
+
+class Layouts(unittest.TestCase):
+    def test_written_facts_give_the_scenes_back_and_their_captions_check_as_true(self):
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            layouts.write(folder, "test", 9)
+            facts = json.loads((folder / "facts_test.json").read_text())
+            self.assertEqual([scene_from(e) for e in facts], scenes("test", 9))
+            captions = json.loads((folder / "captions_test.json").read_text())["annotations"]
+            results = [a for a in captions if a["id"] % 5 == 0]
+            (folder / "results.json").write_text(json.dumps(results))
+            figures = check(folder / "facts_test.json", folder / "results.json")
+            self.assertEqual(figures["all"], {"percent": 100.0, "captions": 9})
+            self.assertEqual(figures["held_out"]["captions"], 3)
+            results[0]["caption"] = "a dog"
+            (folder / "results.json").write_text(json.dumps(results))
+            self.assertLess(check(folder / "facts_test.json", folder / "results.json")["parsed"]["percent"], 100)
+            questions = json.loads((folder / "vqa_test_questions.json").read_text())["questions"]
+            annotations = json.loads((folder / "vqa_test_annotations.json").read_text())["annotations"]
+            self.assertEqual([q["question_id"] for q in questions], [a["question_id"] for a in annotations])
+            self.assertTrue(all(len(a["answers"]) == 10 for a in annotations))
 
 
 if __name__ == "__main__":

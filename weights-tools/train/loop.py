@@ -137,7 +137,7 @@ class Trainer:
         """One JSON line to the log file and to stdout."""
         if rank() > 0:
             return
-        figures = {k: round(float(v), 4) if not isinstance(v, (int, str)) else v for k, v in figures.items()}
+        figures = {k: v if isinstance(v, (int, str)) else round(float(torch.as_tensor(v).detach()), 4) for k, v in figures.items()}
         minutes = round(self.seconds / 60, 1)
         line = json.dumps({"step": self.step, "images": self.step * self.batch_size, "minutes": minutes} | figures)
         print(line, flush=True)

@@ -140,6 +140,8 @@ def fit_see(args) -> None:
     vocabulary, _ = texts.load_tokenizers(args.work)
     modules = build_modules(args, vocabulary)
     model, auxiliary = modules["model"], modules["auxiliary"]
+    if args.start:
+        hand_over(modules, args.start)
     model.language_model.requires_grad_(False)
     model.language_projection.requires_grad_(False)
     train, val = pools(args)

@@ -3,7 +3,7 @@
 The grammar is small and every sentence of it is either true or false of a scene:
 
     inventory   = object | object {", " object} " and " object           "a red circle, a blue star and a green cross"
-    object      = "a" [size] color shape
+    object      = ("a" | "an") [size] color shape
     caption     = inventory                                              all objects of the scene, in any order
                 | "a picture of " inventory                              the same
                 | "from left to right: " object {", " object}            all objects, in that order
@@ -31,7 +31,7 @@ PLACES = ("top left", "top right", "bottom left", "bottom right", "middle")
 
 
 def phrase(obj: Object, with_size: bool = False) -> str:
-    """ "a red circle" or "a large red circle"; the grammar has no "an": "a orange" is avoided by putting the size first."""
+    """ "a red circle", "an orange star" or "a large orange star"."""
     words = [obj.size] if with_size else []
     words += [obj.color, obj.shape]
     return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"

@@ -135,9 +135,8 @@ def question_sample(rng: np.random.Generator, q: language.Question) -> Sample:
 
 
 def samples_of(rng: np.random.Generator, scene: world.Scene) -> list[Sample]:
-    """The texts of one scene for one step: two captions and questions of all types, in random order, captions first."""
-    captions = language.captions(scene, rng)
-    samples = [caption_sample(rng, captions[i]) for i in rng.permutation(5)[:2]]
+    """The texts of one scene for one step: a caption, then questions of all types in random order."""
+    samples = [caption_sample(rng, language.pick(rng, language.captions(scene, rng)))]
     for i in rng.permutation(len(language.QUESTION_TYPES)):
         if q := language.question(rng, scene, language.QUESTION_TYPES[i]):
             samples.append(question_sample(rng, q))

@@ -1,0 +1,225 @@
+"""The retrieval model: its losses (ITC, ITM, and the facts as a third task) and its recall."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import nn
+
+from scenes import language, world
+
+from . import models
+from .loop import device
+from .pool import pixel_values, scene_of
+
+# ITC's softmax starts at this temperature, as published; it is learned.
+TEMPERATURE = 0.07
+
+
+def build_modules(vocab_size: int, taught: nn.ModuleDict) -> nn.ModuleDict:
+    """The retrieval model behind the trained vision encoder, which stays frozen.
+
+    Whatever else of the trained Q-Former fits (queries and attention; the feed-forward widths differ) is where training starts.
+    """
+    model = models.build_retrieval(vocab_size)
+    source = taught["model"].state_dict()
+    target = model.state_dict()
+    for name in target:
+        if name.startswith(("vision_model.", "qformer.", "query_tokens")) and name in source:
+            if source[name].shape == target[name].shape:
+                target[name] = source[name].clone()
+    model.load_state_dict(target)
+    model.vision_model.requires_grad_(False)
+    auxiliary = models.Auxiliary()
+    auxiliary.load_state_dict(taught["auxiliary"].state_dict())
+    auxiliary.patch.requires_grad_(False)
+    temperature = nn.ParameterDict({"log": nn.Parameter(torch.tensor(TEMPERATURE).log())})
+    return nn.ModuleDict({"model": model, "auxiliary": auxiliary, "temperature": temperature})
+
+
+def cleaned(rng: np.random.Generator, text: str) -> str:
+    """The systems clean texts differently: sometimes without the colon (LAVIS), sometimes without any punctuation (mmpretrain)."""
+    way = rng.random()
+    if way < 0.25:
+        text = text.replace(":", "")
+    if way < 0.15:
+        text = text.replace(",", "")
+    return text
+
+
+def changed_scene(rng: np.random.Generator, scene: world.Scene) -> world.Scene:
+    """The scene with one attribute of one object changed, or with two objects' colours or places exchanged."""
+    objects = list(scene.objects)
+    i = int(rng.integers(len(objects)))
+    kind = int(rng.integers(5 if len(objects) > 1 else 3))
+    if kind < 3:
+        attribute, values = (("color", world.COLORS), ("shape", world.SHAPES), ("size", world.SIZES))[kind]
+        others = [v for v in values if v != getattr(objects[i], attribute)]
+        objects[i] = dataclasses.replace(objects[i], **{attribute: language.pick(rng, others)})
+    else:
+        j = (i + 1 + int(rng.integers(len(objects) - 1))) % len(objects)
+        a, b = objects[i], objects[j]
+        if kind == 3:
+            objects[i], objects[j] = dataclasses.replace(a, color=b.color), dataclasses.replace(b, color=a.color)
+        else:
+            objects[i], objects[j] = dataclasses.replace(a, x=b.x, y=b.y), dataclasses.replace(b, x=a.x, y=a.y)
+    return world.Scene(tuple(sorted(objects, key=lambda o: o.x)))
+
+
+def false_caption(rng: np.random.Generator, scene: world.Scene) -> str:
+    """A caption that is nearly true: one of a changed scene that is false of the real one."""
+    while True:
+        captions = language.captions(changed_scene(rng, scene), rng)
+        text = captions[int(rng.integers(5))]
+        if not language.check_caption(scene, text).true:
+            return text
+
+
+def encode(vocabulary, texts: list[str], prefix: str) -> dict[str, torch.Tensor]:
+    """ids and mask, right-padded."""
+    encoded = vocabulary(texts, padding=True, padding_side="right", return_tensors="pt", return_token_type_ids=False)
+    return {f"{prefix}_ids": encoded["input_ids"], f"{prefix}_mask": encoded["attention_mask"]}
+
+
+def make_texts(vocabulary, facts: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """One true and one false caption for each scene, and which captions are true of which other scene [scene, text]."""
+    scenes = [scene_of(f) for f in facts]
+    true = [language.captions(s, rng)[int(rng.integers(5))] for s in scenes]
+    false = [false_caption(rng, s) for s in scenes]
+    also = torch.tensor([[language.check_caption(s, t).true for t in true] for s in scenes])
+    both = encode(vocabulary, [cleaned(rng, t) for t in true + false], "text")
+    return both | {"also": also}
+
+
+def image_queries(model, tokens: torch.Tensor) -> torch.Tensor:
+    """Query outputs [n, 8, WIDTH] from image tokens."""
+    return model.qformer(
+        query_embeds=model.query_tokens.expand(len(tokens), -1, -1), encoder_hidden_states=tokens
+    ).last_hidden_state
+
+
+def image_features(model, queries: torch.Tensor) -> torch.Tensor:
+    """Normalised ITC features [n, 8, RETRIEVAL_WIDTH]."""
+    return nn.functional.normalize(model.vision_projection(queries).float(), dim=-1)
+
+
+def text_features(model, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Normalised ITC features [n, RETRIEVAL_WIDTH] of texts alone."""
+    hidden = model.qformer(query_embeds=model.embeddings(input_ids=ids), query_length=0, attention_mask=mask)
+    return nn.functional.normalize(model.text_projection(hidden.last_hidden_state[:, 0]).float(), dim=-1)
+
+
+def itc_scores(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    """[image, text]: the best query's cosine."""
+    return torch.einsum("iqd,td->itq", images, texts).amax(-1)
+
+
+def itm_logits(model, tokens: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[n, 2] for n pairs of image tokens and texts: class 1 is a match."""
+    queries = model.query_tokens.expand(len(tokens), -1, -1)
+    width = queries.shape[1]
+    hidden = model.qformer(
+        query_embeds=model.embeddings(input_ids=ids, query_embeds=queries),
+        query_length=width,
+        attention_mask=torch.cat([mask.new_ones(len(mask), width), mask], dim=1),
+        encoder_hidden_states=tokens,
+    ).last_hidden_state
+    return model.itm_head(hidden[:, :width]).float().mean(dim=1)
+
+
+def losses(modules: nn.ModuleDict, pixels: torch.Tensor, facts: torch.Tensor, text: dict[str, torch.Tensor]):
+    """The loss of a batch and its figures. Texts 0..n are the true ones, n..2n the nearly true ones."""
+    model = modules["model"]
+    n = len(pixels)
+    with torch.no_grad():
+        tokens = model.vision_model(pixel_values=pixels).last_hidden_state
+    queries = image_queries(model, tokens)
+    ids, mask, also = text["text_ids"], text["text_mask"], text["also"]
+    # ITC: every other text of the batch is a negative for an image unless it happens to be true; so are all nearly true ones.
+    scores = itc_scores(image_features(model, queries), text_features(model, ids, mask)) / modules["temperature"]["log"].exp()
+    own = torch.eye(n, dtype=torch.bool, device=scores.device)
+    near = scores[:, n:].diagonal()[:, None]
+    of_image = torch.cat([scores[:, :n].masked_fill(also & ~own, -1e4), near], dim=1)
+    of_text = scores[:, :n].t().masked_fill(also.t() & ~own, -1e4)
+    target = torch.arange(n, device=scores.device)
+    itc = (nn.functional.cross_entropy(of_image, target) + nn.functional.cross_entropy(of_text, target)) / 2
+    # ITM: the true text, the nearly true one, and one of the batch that ITC takes for close.
+    with torch.no_grad():
+        likely = scores[:, :n].masked_fill(also | own, -1e4).softmax(dim=1) + 1e-6 * (~(also | own))
+        mined = torch.multinomial(likely, 1)[:, 0]
+    pick = torch.cat([target, target + n, mined])
+    logits = itm_logits(model, tokens.repeat(3, 1, 1), ids[pick], mask[pick])
+    truth = (torch.arange(3 * n, device=logits.device) < n).long()
+    weight = torch.tensor([0.5, 1.0], device=logits.device)
+    itm = nn.functional.cross_entropy(logits, truth, weight=weight)
+    slot_loss, rates = modules["auxiliary"].slot_losses(queries, facts)
+    hits = logits.argmax(-1) == truth
+    figures = {
+        "itc": itc,
+        "itm": itm,
+        "itc_i2t": (of_image.argmax(1) == target).float().mean(),
+        "itc_t2i": (of_text.argmax(1) == target).float().mean(),
+        "itm_true": hits[:n].float().mean(),
+        "itm_near": hits[n : 2 * n].float().mean(),
+        "itm_mined": hits[2 * n :].float().mean(),
+        "scene": rates["scene"],
+    }
+    return itc + itm + 0.3 * slot_loss, figures
+
+
+def truth_table(scenes: list[world.Scene], captions: list[list[str]]) -> torch.Tensor:
+    """[scene, text]: which of all captions are true of which scene."""
+    flat = [c for own in captions for c in own]
+    return torch.tensor([[language.check_caption(s, c).true for c in flat] for s in scenes])
+
+
+@torch.no_grad()
+def recall(model, vocabulary, tokens: torch.Tensor, captions: list[list[str]], truth: torch.Tensor, top: int) -> dict[str, float]:
+    """Recall@1 both ways, ITC alone and re-ranked by ITM, with what a perfect model would reach on captions this ambiguous.
+
+    A perfect model cannot tell true pairs from each other: its expected recall is the share of own pairs among the true ones.
+    `..._true` counts an answer as right when it is true, own or not.
+    """
+    flat = [c for own in captions for c in own]
+    owner = torch.arange(len(captions)).repeat_interleave(5)
+    images = torch.cat([image_features(model, image_queries(model, t)) for t in tokens.split(256)])
+    encoded = encode(vocabulary, flat, "text")
+    ids, mask = encoded["text_ids"].to(tokens.device), encoded["text_mask"].to(tokens.device)
+    texts = torch.cat([text_features(model, i, m) for i, m in zip(ids.split(512), mask.split(512))])
+    itc = itc_scores(images, texts).cpu()
+    own = owner[None, :] == torch.arange(len(captions))[:, None]
+    figures = {
+        "i2t_ceiling": float((own.sum(1) / truth.sum(1)).mean()),
+        "t2i_ceiling": float((1 / truth.sum(0)).mean()),
+    }
+
+    def note(name: str, image: torch.Tensor, text: torch.Tensor) -> None:
+        figures[name] = float(own[image, text].float().mean())
+        figures[f"{name}_true"] = float(truth[image, text].float().mean())
+
+    every_image, every_text = torch.arange(len(captions)), torch.arange(len(flat))
+    note("itc_i2t", every_image, itc.argmax(1))
+    note("itc_t2i", itc.argmax(0), every_text)
+    for name, candidates in (("i2t", itc.topk(top, dim=1).indices), ("t2i", itc.t().topk(min(top, len(captions)), dim=1).indices)):
+        chosen = []
+        for start in range(0, len(candidates), 64):
+            these = candidates[start : start + 64]
+            query = torch.arange(start, start + len(these))[:, None].expand_as(these)
+            image, text = (query, these) if name == "i2t" else (these, query)
+            logits = itm_logits(model, tokens[image.flatten()], ids[text.flatten()], mask[text.flatten()])[:, 1].cpu()
+            score = logits.view_as(these) + itc[image, text]
+            chosen.append(these.gather(1, score.argmax(1, keepdim=True))[:, 0])
+        chosen = torch.cat(chosen)
+        note(name, *((every_image, chosen) if name == "i2t" else (chosen, every_text)))
+    return figures
+
+
+def figures_on_pool(modules: nn.ModuleDict, vocabulary, batch) -> dict[str, float]:
+    """Recall among the scenes of a batch."""
+    model = modules["model"]
+    scenes = [scene_of(f) for f in batch.facts]
+    captions = [language.captions(s, np.random.default_rng(i)) for i, s in enumerate(scenes)]
+    tokens = model.vision_model(pixel_values=pixel_values(batch.pixels, device())).last_hidden_state
+    return recall(model, vocabulary, tokens, captions, truth_table(scenes, captions), top=8)

@@ -7,6 +7,8 @@
 
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "demo-model")]
+mod demo;
 mod error;
 pub mod generate;
 pub mod gpu;

@@ -371,6 +371,32 @@ fn every_mode_of_the_device_gives_the_same() {
 // --- streams, exit codes, environment ---
 
 #[test]
+#[cfg(feature = "demo-model")]
+fn without_a_model_the_demo_model_speaks_and_says_what_it_is() {
+    const SCENE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/demo/scene_00.png");
+    let plain = run(["caption", SCENE, "--json"])
+        .exits(0)
+        .says(&["demo model", "--model DIR"]);
+    let caption = plain.one_json();
+    assert_eq!(caption["pred_caption"], "a small red diamond");
+    // By name, from another folder, and silent when asked to be.
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut named = command(["caption", "--model", "demo", "--quiet", "--json", SCENE]);
+    named.current_dir(folder.path());
+    let named = finish(named).exits(0);
+    assert!(named.stderr.is_empty(), "{named:#?}");
+    assert_eq!(named.one_json()["tokens"], caption["tokens"]);
+}
+
+#[test]
+#[cfg(not(feature = "demo-model"))]
+fn without_a_model_and_without_the_demo_model_it_is_wrong_usage() {
+    let error = ["--model", "BLIP2_WGPU_MODEL"];
+    run(["caption", HOUSE]).exits(2).one_error(&error);
+    run(["caption", "nowhere.png"]).exits(2).one_error(&error);
+}
+
+#[test]
 fn wrong_usage_exits_with_2_and_says_what_to_do() {
     let with_model =
         |flags: &[&'static str]| [&["caption", "--model", TINY, HOUSE], flags].concat();
@@ -378,8 +404,6 @@ fn wrong_usage_exits_with_2_and_says_what_to_do() {
         (vec![], &["Usage"]),
         (vec!["caption"], &["IMAGE"]),
         (vec!["paint", HOUSE], &["paint"]),
-        (vec!["caption", HOUSE], &["--model", "BLIP2_WGPU_MODEL"]),
-        (vec!["caption", "nowhere.png"], &["--model"]),
         (with_model(&["--colour"]), &["--colour"]),
         (
             with_model(&["--batch-size", "0"]),

@@ -30,7 +30,7 @@ pub(super) struct Args {
 /// Captions every image; `false` if any failed.
 pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
     // Wrong usage comes before anything a file could fail with.
-    shared.model_path()?;
+    let checkpoint = shared.checkpoint()?;
     shared.gpu_options()?;
     let (inputs, errors) = expand(&args.images);
     for error in &errors {
@@ -47,7 +47,7 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         generation: args.generation.overrides(),
         batch_size: args.generation.batch_size.0,
     };
-    if let Some(path) = &shared.model {
+    if let Some(path) = checkpoint {
         check_caption_options(path, &options)?;
     }
     let mut model = shared.open(image_size, output).await?;

@@ -8,7 +8,7 @@ mod inspect;
 mod output;
 mod parity;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -40,8 +40,8 @@ struct Cli {
 /// Flags that every command takes.
 #[derive(Debug, Clone, clap::Args)]
 struct Shared {
-    /// Checkpoint: a folder in the Hugging Face layout
-    #[arg(long, global = true, value_name = "DIR", env = "BLIP2_WGPU_MODEL")]
+    /// Checkpoint: a folder in the Hugging Face layout, or demo (the default), the model in this program
+    #[arg(long, global = true, value_name = "DIR|demo", env = "BLIP2_WGPU_MODEL")]
     model: Option<PathBuf>,
     /// Adapter: its number in `devices`, part of its name, or auto
     #[arg(
@@ -128,31 +128,54 @@ impl Shared {
         })
     }
 
-    fn model_path(&self) -> Result<&PathBuf, Error> {
-        self.model.as_ref().ok_or(Error::NoModel)
+    /// The checkpoint's path; `None` is the demo model that is part of the program.
+    fn checkpoint(&self) -> Result<Option<&Path>, Error> {
+        match self.model.as_deref() {
+            Some(name) if name != Path::new(DEMO) => Ok(Some(name)),
+            _ if cfg!(feature = "demo-model") => Ok(None),
+            _ => Err(Error::NoModel),
+        }
     }
 
     /// Opens the checkpoint with a progress bar.
     async fn open(&self, image_size: Option<u32>, output: &Output) -> Result<Blip2, Error> {
-        let path = self.model_path()?;
         let started = std::time::Instant::now();
-        let mut progress = load_progress(output);
         let options = OpenOptions {
             gpu: self.gpu_options()?,
             device: None,
             image_size,
         };
-        let model =
-            Blip2::open_with_progress(path, options, &mut |done, total| progress(done, total))
-                .await?;
+        let model = match self.checkpoint()? {
+            #[cfg(feature = "demo-model")]
+            None => open_demo(options, output).await?,
+            #[cfg(not(feature = "demo-model"))]
+            None => return Err(Error::NoModel),
+            Some(path) => {
+                let mut progress = load_progress(output);
+                Blip2::open_with_progress(path, options, &mut |done, total| progress(done, total))
+                    .await?
+            }
+        };
         output.detail(&format!(
-            "loaded {} on {} in {:.2} s",
-            path.display(),
+            "loaded on {} in {:.2} s",
             model.gpu().info().name,
             started.elapsed().as_secs_f64()
         ));
         Ok(model)
     }
+}
+
+/// The name of the model that is part of the program.
+const DEMO: &str = "demo";
+
+/// Opens the demo model and says what it is: its captions of photographs are worth nothing.
+#[cfg(feature = "demo-model")]
+async fn open_demo(options: OpenOptions, output: &Output) -> Result<Blip2, Error> {
+    output.note(
+        "demo model: it knows drawings of coloured shapes (see examples/) and nothing of the real world; \
+         for photographs pass --model DIR, a published checkpoint such as Salesforce/blip2-opt-2.7b",
+    );
+    Blip2::demo(options).await
 }
 
 /// The user's cache folder for compiled pipelines.

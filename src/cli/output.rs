@@ -60,6 +60,13 @@ impl Output {
         to_stderr(format_args!("error: {message}"));
     }
 
+    /// A line to know, unless quiet.
+    pub(super) fn note(&self, text: &str) {
+        if !self.quiet {
+            to_stderr(format_args!("{text}"));
+        }
+    }
+
     /// A timing or detail for `-v`.
     pub(super) fn detail(&self, text: &str) {
         if self.verbose && !self.quiet {

@@ -69,6 +69,17 @@ impl Blip2 {
         Self::load(source, options, progress).await
     }
 
+    /// Opens the demo model that is part of the program: a small BLIP-2 that knows drawings of coloured shapes and
+    /// nothing of the real world.
+    ///
+    /// # Errors
+    /// No device, or not enough memory.
+    #[cfg(feature = "demo-model")]
+    pub async fn demo(options: OpenOptions) -> Result<Self, Error> {
+        let source = Source::demo(options.image_size)?;
+        Self::load(source, options, &mut |_, _| {}).await
+    }
+
     /// Puts a checkpoint on its device.
     pub(super) async fn load(
         source: Source,

@@ -44,6 +44,38 @@ impl Source {
         .checked(image_size)
     }
 
+    /// The demo model that is part of the program.
+    #[cfg(feature = "demo-model")]
+    pub(super) fn demo(image_size: Option<u32>) -> Result<Self, Error> {
+        let files = &crate::demo::GENERATIVE;
+        let name = |file: &str| Path::new("demo").join(file);
+        let config = Blip2Config::from_json(files.config, &name("config.json"))?;
+        let decoder = decoder(&config, Path::new("demo"))?;
+        let tokenizer = Tokenizer::from_json(
+            files.tokenizer,
+            &name("tokenizer.json"),
+            decoder.bos_token_id,
+        )?;
+        let file = name("generation_config.json");
+        let generation = generation_options(Some(files.generation_config), &file, &decoder)?;
+        let side = run_size(&config, image_size)?;
+        let preprocessor = "demo/preprocessor_config.json";
+        Self {
+            preprocessor: Preprocessor::from_json(
+                files.preprocessor_config,
+                preprocessor,
+                side as u32,
+            )?,
+            checkpoint: Checkpoint::embedded("demo/model.safetensors", files.weights)?,
+            config,
+            tokenizer,
+            generation,
+            decoder,
+            image_size: side,
+        }
+        .checked(image_size)
+    }
+
     /// The parts fit each other: every tensor and token is there, images come in the size to run at.
     fn checked(mut self, asked_size: Option<u32>) -> Result<Self, Error> {
         self.tokenizer

@@ -1,0 +1,21 @@
+//! The demo model: a small BLIP-2 trained from scratch on a world of drawn shapes, part of the program.
+//!
+//! `weights-tools/train` makes it; the files are those of a published checkpoint's folder.
+
+/// The files of the generative demo model, by the names they have in a checkpoint's folder.
+pub(crate) struct DemoFiles {
+    pub config: &'static [u8],
+    pub generation_config: &'static str,
+    pub preprocessor_config: &'static [u8],
+    pub tokenizer: &'static [u8],
+    pub weights: &'static [u8],
+}
+
+/// The generative model: captions and answers.
+pub(crate) static GENERATIVE: DemoFiles = DemoFiles {
+    config: include_bytes!("../demo/config.json"),
+    generation_config: include_str!("../demo/generation_config.json"),
+    preprocessor_config: include_bytes!("../demo/preprocessor_config.json"),
+    tokenizer: include_bytes!("../demo/tokenizer.json"),
+    weights: include_bytes!("../demo/model.safetensors"),
+};

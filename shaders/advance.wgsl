@@ -6,12 +6,11 @@
 //   row_state  (history length, new tokens) [rows]
 //   tokens     u32 [rows]: input of the next step
 //   history    u32 [rows, history_stride]: prompt and generated ids, for the logit processors
-//   chosen     (token, log-probability bits) [window, rows]: what the host reads
-//   window     params.window[0]: index of this step within the submit, counted up here
+//   chosen     [0].x counts the steps of the submit; then (token, log-probability bits) [steps, rows]: what the host reads
 //
 // A row that meets an end token or its greatest length is finished: it writes PAD and stays where it is.
 // Grid: 1; one thread a row, workgroup of 256 loops over rows.
-// Called once a decode step by model/opt.rs (kernels/advance.rs). Its cost is the dispatch.
+// Called once a decode step by schedule/tails.rs (kernels/advance.rs). Its cost is the dispatch.
 
 const INACTIVE: u32 = 0xffffffffu;
 

@@ -3,7 +3,8 @@
 //   x  f32 [count]     y  f32 [count]
 //
 // Grid: one thread a value, workgroups of 256 spread over x and y.
-// Called by every stage that is kept for a parity check (kernels/copy.rs). Bandwidth-bound.
+// Called where a result leaves its program: image tokens, projected queries, all scores, stages kept for a parity check
+// (kernels/copy.rs). Bandwidth-bound.
 
 struct Params {
     count: u32,

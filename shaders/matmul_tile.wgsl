@@ -2,7 +2,7 @@
 //
 // Tile: 64 rows × 64 columns a workgroup of 256, 4 × 4 a thread, 16 of K a step, 10 KiB of workgroup memory.
 // Grid: (ceil(N / 64), ceil(M / 64), 1).
-// Called by kernels/linear.rs where the adapter has no subgroups (or where the auto-tune finds it fastest).
+// Called by kernels/linear.rs for more than 8 rows, where matmul_register is not.
 // Prepended: linear.wgsl, which has the shapes and bindings.
 //
 // Measured: 256×1024×1024, 7.6 GFLOP/s (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine).

@@ -50,13 +50,15 @@ pub enum Error {
     },
     /// An image size that the model's patches do not divide.
     #[error(
-        "image size {size} is not a positive multiple of the model's patch size {patch}; use for example {suggestion}"
+        "image size {size} is not a multiple of the model's patch size {patch} between {patch} and {most}; use for example {suggestion}"
     )]
     ImageSize {
         /// Pixels asked for.
         size: usize,
         /// Pixels a patch.
         patch: usize,
+        /// The largest size.
+        most: usize,
         /// The nearest size that works.
         suggestion: usize,
     },
@@ -73,6 +75,12 @@ pub enum Error {
         new: usize,
         /// Positions there are.
         most: usize,
+    },
+    /// A request to the engine that no model could serve: a caller's mistake.
+    #[error("request cannot be served: {problem}; this is a bug in the calling program")]
+    Request {
+        /// What is wrong with it.
+        problem: String,
     },
     /// A reference dump that cannot be compared with.
     #[error("{}: {problem}; make it with weights-tools/reference_dump.py for this model", file.display())]

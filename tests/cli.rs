@@ -419,6 +419,10 @@ fn wrong_usage_exits_with_2_and_says_what_to_do() {
         ),
         (with_model(&["--image-size", "0"]), &["for example 14"]),
         (
+            with_model(&["--image-size", "5000"]),
+            &["4088", "for example 4088"],
+        ),
+        (
             with_model(&["--image-size", "4294967295"]),
             &["for example"],
         ),

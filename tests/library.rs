@@ -64,6 +64,7 @@ fn what_is_missing_is_named() {
             size: 50,
             patch: 14,
             suggestion: 56,
+            ..
         })
     ));
 }
@@ -151,7 +152,7 @@ fn device_memory(gpu: &Gpu) -> Option<(usize, u64)> {
 }
 
 #[test]
-fn a_greedy_step_keeps_no_device_memory() {
+fn a_greedy_step_makes_no_gpu_object() {
     let gpu = gpu();
     let mut model = open(&gpu, None);
     let boat = common::image("boat.png");
@@ -162,7 +163,7 @@ fn a_greedy_step_keeps_no_device_memory() {
     };
     let options = options("", long);
     let mut seen = Vec::new();
-    let mut on_text = |_: usize, _: &str| seen.push(device_memory(&gpu));
+    let mut on_text = |_: usize, _: &str| seen.push((gpu.objects_made(), device_memory(&gpu)));
     pollster::block_on(model.caption_streaming(&[boat], &options, &mut on_text)).expect("a text");
     assert!(seen.len() > 20, "{}", seen.len());
     // The first token comes out of the prefill, whose inputs may still be in flight.
@@ -170,6 +171,23 @@ fn a_greedy_step_keeps_no_device_memory() {
         seen[1..].windows(2).all(|pair| pair[0] == pair[1]),
         "{seen:?}"
     );
+}
+
+#[test]
+fn a_cancelled_call_leaves_the_next_one_right() {
+    let gpu = gpu();
+    let [house, boat] = images();
+    let options = CaptionOptions::default();
+    let expected = caption(&mut open(&gpu, None), std::slice::from_ref(&boat), &options);
+    let mut model = open(&gpu, None);
+    caption(&mut model, std::slice::from_ref(&house), &options);
+    {
+        let images = [boat.clone()];
+        let mut call = std::pin::pin!(model.caption(&images, &options));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(std::future::Future::poll(call.as_mut(), &mut context).is_pending());
+    }
+    assert_eq!(caption(&mut model, &[boat], &options), expected);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `blip2-wgpu caption IMAGE…`
 
 use crate::Error;
+use crate::gpu::GpuError;
 use crate::image::{Rgb8Image, decode, decode_file};
 use crate::task::{Blip2, Caption, CaptionOptions, check_caption_options};
 
@@ -60,18 +61,16 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     } else {
         model.caption_batch_size(&options)
     };
+    let mut captioner = Captioner {
+        model: &mut model,
+        options: &options,
+        stream: args.generation.stream,
+        output,
+    };
     for inputs in inputs.chunks(batch_size) {
         let (names, images) = decode_all(inputs, &options, output);
         all_done &= images.len() == inputs.len();
-        caption_batch(
-            &mut model,
-            &names,
-            &images,
-            &options,
-            args.generation.stream,
-            output,
-        )
-        .await?;
+        all_done &= captioner.batch(&names, &images).await?;
         bar.inc(inputs.len() as u64);
     }
     bar.finish_and_clear();
@@ -104,48 +103,83 @@ fn decode_all(
     (names, images)
 }
 
-async fn caption_batch(
-    model: &mut Blip2,
-    names: &[String],
-    images: &[Rgb8Image],
-    options: &CaptionOptions,
+/// Captions batches and prints them.
+struct Captioner<'a> {
+    model: &'a mut Blip2,
+    options: &'a CaptionOptions,
     stream: bool,
-    output: &Output,
-) -> Result<(), Error> {
-    let started = std::time::Instant::now();
-    let mut streamed = false; // a stream has one image at a time
-    let captions = model
-        .caption_streaming(images, options, &mut |image, piece: &str| {
-            if stream && !output.json {
-                if !streamed {
-                    output.text(&format!("{}: ", names[image]));
-                    streamed = true;
-                }
-                output.text(piece);
+    output: &'a Output,
+}
+
+impl Captioner<'_> {
+    /// Captions `images`; where a batch fails, each image by itself, so that one image's failure is its own.
+    async fn batch(&mut self, names: &[String], images: &[Rgb8Image]) -> Result<bool, Error> {
+        match self.caption(names, images).await {
+            Ok(()) => Ok(true),
+            // Without a device there is nothing left to try.
+            Err(error @ Error::Gpu(GpuError::Lost { .. })) => Err(error),
+            Err(error) if images.len() == 1 => {
+                self.output.error(&format!("{}: {error}", names[0]));
+                Ok(false)
             }
-        })
-        .await?;
-    for (name, caption) in names.iter().zip(&captions) {
-        if output.json {
-            output.line(&json(name, caption).to_string());
-            continue;
-        }
-        let mut texts = caption.alternatives.iter();
-        if streamed {
-            texts.next();
-            output.line("");
-        }
-        for text in texts {
-            output.line(&format!("{name}: {}", text.text));
+            Err(_) => {
+                let mut all_done = true;
+                for (name, image) in names.iter().zip(images) {
+                    let (name, image) = (std::slice::from_ref(name), std::slice::from_ref(image));
+                    all_done &= Box::pin(self.batch(name, image)).await?;
+                }
+                Ok(all_done)
+            }
         }
     }
-    output.detail(&format!(
-        "{} images in {:.2} s; {}",
-        images.len(),
-        started.elapsed().as_secs_f64(),
-        model.timings()
-    ));
-    Ok(())
+
+    async fn caption(&mut self, names: &[String], images: &[Rgb8Image]) -> Result<(), Error> {
+        let Self {
+            model,
+            options,
+            stream,
+            output,
+        } = self;
+        let started = std::time::Instant::now();
+        let mut streamed = false; // a stream has one image at a time
+        let captions = model
+            .caption_streaming(images, options, &mut |image, piece: &str| {
+                if *stream && !output.json {
+                    if !streamed {
+                        output.text(&format!("{}: ", names[image]));
+                        streamed = true;
+                    }
+                    output.text(piece);
+                }
+            })
+            .await?;
+        for (name, caption) in names.iter().zip(&captions) {
+            if output.json {
+                output.line(&json(name, caption).to_string());
+                continue;
+            }
+            let mut texts = caption.alternatives.iter();
+            if streamed {
+                texts.next();
+                output.line("");
+            }
+            for text in texts {
+                output.line(&format!("{name}: {}", text.text));
+            }
+        }
+        output.detail(&format!(
+            "{} images in {:.2} s; {}",
+            images.len(),
+            started.elapsed().as_secs_f64(),
+            model.timings()
+        ));
+        Ok(())
+    }
+}
+
+/// A score with the digits that an f32 has, not those of the f64 it is written as.
+fn digits(score: f32) -> Option<f64> {
+    score.to_string().parse().ok()
 }
 
 fn json(name: &str, caption: &Caption) -> serde_json::Value {
@@ -153,14 +187,14 @@ fn json(name: &str, caption: &Caption) -> serde_json::Value {
         "image": name,
         "pred_caption": caption.text,
         "tokens": caption.tokens,
-        "score": caption.score,
+        "score": digits(caption.score),
         "num_tokens": caption.tokens.len(),
     });
     if caption.alternatives.len() > 1 {
         line["captions"] = caption
             .alternatives
             .iter()
-            .map(|text| serde_json::json!({"text": text.text, "score": text.score}))
+            .map(|text| serde_json::json!({"text": text.text, "score": digits(text.score)}))
             .collect();
     }
     line

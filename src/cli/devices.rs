@@ -4,13 +4,17 @@ use crate::Error;
 use crate::gpu::{AdapterReport, list_adapters};
 use crate::kernels::{attention_variant, matmul_variant, matvec_variant};
 
+use super::Shared;
 use super::output::Output;
 
 const MIB: u64 = 1 << 20;
 
 /// Lists the adapters.
-pub(super) async fn run(output: &Output) -> Result<bool, Error> {
-    for (index, adapter) in list_adapters().await?.iter().enumerate() {
+pub(super) async fn run(shared: &Shared, output: &Output) -> Result<bool, Error> {
+    let disabled = shared.gpu_options()?.disabled;
+    for (index, mut adapter) in list_adapters().await?.into_iter().enumerate() {
+        adapter.capabilities = adapter.capabilities.without(disabled);
+        let adapter = &adapter;
         output.line(&if output.json {
             json(index, adapter).to_string()
         } else {

@@ -77,15 +77,22 @@ fn parse_batch_size(text: &str) -> Result<BatchSize, String> {
 impl GenerationArgs {
     /// The flags that were given.
     pub(super) fn overrides(&self) -> GenerationOverrides {
+        // Beams and sampling exclude each other: whichever is asked for wins over a preset's or checkpoint's other.
+        let beams = self.beams.or(self.sample.then_some(1));
+        let sample = if self.sample {
+            Some(true)
+        } else {
+            self.beams.map(|_| false)
+        };
         GenerationOverrides {
             max_new_tokens: self.max_new_tokens,
             min_new_tokens: self.min_new_tokens,
-            num_beams: self.beams,
+            num_beams: beams,
             length_penalty: self.length_penalty,
             early_stopping: self
                 .early_stopping
                 .then_some(crate::generate::EarlyStopping::True),
-            do_sample: self.sample.then_some(true),
+            do_sample: sample,
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,

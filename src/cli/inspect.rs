@@ -7,7 +7,7 @@ use clap::builder::TypedValueParser;
 use crate::Error;
 use crate::gpu::Gpu;
 use crate::model::{Blip2Config, Component};
-use crate::task::plan_memory;
+use crate::task::{MemoryPlan, plan_memory};
 use crate::weights::Checkpoint;
 
 use super::Shared;
@@ -41,79 +41,141 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     }
     let unused = checkpoint.unused(specs.iter().map(|spec| spec.name.as_str()));
     let gpu = Gpu::open(&shared.gpu_options()?).await?;
-    let plan = plan_memory(&gpu, &args.checkpoint, args.batch_size, POSITIONS).await?;
-
-    let components: Vec<(Component, u64)> = Component::ALL
-        .into_iter()
-        .map(|component| (component, config.parameters_of(component)))
-        .filter(|(_, parameters)| *parameters > 0)
-        .collect();
+    let plan = plan_memory(&gpu, &config, &checkpoint, args.batch_size, POSITIONS).await?;
+    let view = View {
+        args,
+        config: &config,
+        checkpoint: &checkpoint,
+        unused: &unused,
+        gpu: &gpu,
+        plan,
+    };
     if output.json {
-        output.line(
-            &serde_json::json!({
-                "model": args.checkpoint.display().to_string(),
-                "parameters": config.parameters(),
-                "components": components.iter().map(|(component, parameters)| (component.name().to_owned(), (*parameters).into())).collect::<serde_json::Map<_, _>>(),
-                "file_bytes": checkpoint.total_bytes(),
-                "gpu_weight_bytes": plan.weights,
-                "gpu_activation_bytes": plan.activations,
-                "gpu_cache_bytes": plan.cache,
-                "unused_tensors": unused,
-                "adapter": gpu.info().name,
-            })
-            .to_string(),
-        );
-        return Ok(true);
-    }
-    print_config(&config, output);
-    output.line("\nparameters");
-    for (component, parameters) in &components {
-        output.line(&format!(
-            "  {:<22}{:>16}",
-            component.name(),
-            thousands(*parameters)
-        ));
-    }
-    output.line(&format!(
-        "  {:<22}{:>16}",
-        "total",
-        thousands(config.parameters())
-    ));
-    output.line(&format!(
-        "\nbytes on the GPU ({}, batch {}, {POSITIONS} positions)",
-        gpu.info().name,
-        args.batch_size
-    ));
-    for (label, bytes) in [
-        ("weights", plan.weights),
-        ("activations", plan.activations),
-        ("key-value cache", plan.cache),
-    ] {
-        output.line(&format!("  {label:<22}{:>16}", thousands(bytes)));
-    }
-    output.line(&format!("  {:<22}{:>16}", "total", thousands(plan.total())));
-    output.line(&format!(
-        "\nfiles: {} bytes of tensors in {} file(s)",
-        thousands(checkpoint.total_bytes()),
-        checkpoint.files().count()
-    ));
-    if !unused.is_empty() {
-        output.line(&format!(
-            "left-over tensors ({}): {}",
-            unused.len(),
-            unused.join(", ")
-        ));
-    }
-    if args.tensors {
-        output.line("");
-        for view in checkpoint.tensors() {
-            output.line(&format!(
-                "{:<80} {:?} {:?}",
-                view.name, view.dtype, view.shape
-            ));
-        }
+        output.line(&view.json().to_string());
+    } else {
+        view.print(output);
     }
     Ok(true)
+}
+
+/// What is shown.
+struct View<'a> {
+    args: &'a Args,
+    config: &'a Blip2Config,
+    checkpoint: &'a Checkpoint,
+    unused: &'a [&'a str],
+    gpu: &'a Gpu,
+    plan: Option<MemoryPlan>,
+}
+
+impl View<'_> {
+    /// Parameters of each component that the model has.
+    fn components(&self) -> impl Iterator<Item = (Component, u64)> {
+        Component::ALL
+            .into_iter()
+            .map(|component| (component, self.config.parameters_of(component)))
+            .filter(|(_, parameters)| *parameters > 0)
+    }
+
+    /// Whether every buffer of `plan` is one that the adapter allows.
+    fn fits(&self, plan: &MemoryPlan) -> bool {
+        let capabilities = self.gpu.capabilities();
+        plan.largest_buffer
+            <= capabilities
+                .max_binding_bytes
+                .min(capabilities.max_buffer_bytes)
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let file = self.args.checkpoint.join("config.json");
+        let config = std::fs::read(&file)
+            .ok()
+            .and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+        let components: serde_json::Map<_, _> = self
+            .components()
+            .map(|(component, parameters)| (component.name().to_owned(), parameters.into()))
+            .collect();
+        let mut line = serde_json::json!({
+            "model": self.args.checkpoint.display().to_string(),
+            "config": config,
+            "parameters": self.config.parameters(),
+            "components": components,
+            "file_bytes": self.checkpoint.total_bytes(),
+            "unused_tensors": self.unused,
+            "adapter": self.gpu.info().name,
+        });
+        if let Some(plan) = &self.plan {
+            line["gpu_weight_bytes"] = plan.weights.into();
+            line["gpu_activation_bytes"] = plan.activations.into();
+            line["gpu_cache_bytes"] = plan.cache.into();
+            line["gpu_total_bytes"] = plan.total().into();
+            line["fits"] = self.fits(plan).into();
+        }
+        if self.args.tensors {
+            line["tensors"] = self
+                .checkpoint
+                .tensors()
+                .map(|tensor| {
+                    serde_json::json!({
+                        "name": tensor.name,
+                        "dtype": format!("{:?}", tensor.dtype),
+                        "shape": tensor.shape,
+                    })
+                })
+                .collect();
+        }
+        line
+    }
+
+    fn print(&self, output: &Output) {
+        print_config(self.config, output);
+        let row = |label: &str, number: u64| {
+            output.line(&format!("  {label:<22}{:>16}", thousands(number)));
+        };
+        output.line("\nparameters");
+        for (component, parameters) in self.components() {
+            row(component.name(), parameters);
+        }
+        row("total", self.config.parameters());
+        if let Some(plan) = &self.plan {
+            output.line(&format!(
+                "\nbytes on the GPU ({}, batch {}, {POSITIONS} positions)",
+                self.gpu.info().name,
+                self.args.batch_size
+            ));
+            row("weights", plan.weights);
+            row("activations", plan.activations);
+            row("key-value cache", plan.cache);
+            row("total", plan.total());
+            let verdict = if self.fits(plan) {
+                "every buffer is within the adapter's limits"
+            } else {
+                "does NOT fit: a buffer is beyond the adapter's limits; use a smaller --batch-size"
+            };
+            output.line(&format!("  {verdict}"));
+        }
+        output.line(&format!(
+            "\nfiles: {} bytes of tensors in {} file(s)",
+            thousands(self.checkpoint.total_bytes()),
+            self.checkpoint.files().count()
+        ));
+        if !self.unused.is_empty() {
+            let names = self.unused.join(", ");
+            output.line(&format!(
+                "left-over tensors ({}): {names}",
+                self.unused.len()
+            ));
+        }
+        if self.args.tensors {
+            output.line("");
+            for tensor in self.checkpoint.tensors() {
+                output.line(&format!(
+                    "{:<80} {:?} {:?}",
+                    tensor.name, tensor.dtype, tensor.shape
+                ));
+            }
+        }
+    }
 }
 
 fn print_config(config: &Blip2Config, output: &Output) {

@@ -102,7 +102,7 @@ pub fn run() -> ExitCode {
     let result = pollster::block_on(async {
         match &cli.command {
             Command::Caption(args) => caption::run(&cli.shared, args, &output).await,
-            Command::Devices => devices::run(&output).await,
+            Command::Devices => devices::run(&cli.shared, &output).await,
             Command::Inspect(args) => inspect::run(&cli.shared, args, &output).await,
             Command::Parity(args) => parity::run(&cli.shared, args, &output).await,
         }

@@ -39,7 +39,7 @@ pub enum GenerateError {
     },
     /// A score from the model is NaN.
     #[error(
-        "the model gave a score that is not a number for token {token}; its weights are damaged or overflow on this device: verify the files, or run in f32"
+        "the model gave a score that is not a number for token {token}; its weights are damaged or overflow on this device: verify the files"
     )]
     NotANumber {
         /// Token the score belongs to.

@@ -61,6 +61,7 @@ impl Gpu {
                 limit,
             });
         }
+        self.count_objects(1);
         Ok(self.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
             size: bytes,
@@ -204,6 +205,7 @@ impl Readback {
                 limit,
             });
         }
+        gpu.count_objects(1);
         let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some("readback"),
             size,

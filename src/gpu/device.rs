@@ -1,6 +1,7 @@
 //! Opening a device, what it can do, and the errors it reports.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::GpuError;
@@ -11,7 +12,7 @@ use super::poll::Poller;
 /// Features that are left unused although the adapter has them: for tests, and around driver faults.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Disabled {
-    /// Do not ask for `SHADER_F16`.
+    /// No kernel may use `SHADER_F16`. None does so far: weights are unpacked from `u32` everywhere.
     pub f16: bool,
     /// Do not use subgroup operations.
     pub subgroups: bool,
@@ -82,6 +83,23 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
+    /// What is left of it under `disabled`.
+    #[must_use]
+    pub fn without(mut self, disabled: Disabled) -> Self {
+        self.f16 &= !disabled.f16;
+        if disabled.subgroups {
+            self.subgroups = None;
+        }
+        if disabled.limits {
+            let least = wgpu::Limits::default();
+            self.max_binding_bytes = least.max_storage_buffer_binding_size;
+            self.max_buffer_bytes = least.max_buffer_size;
+            self.workgroup_bytes = least.max_compute_workgroup_storage_size;
+            self.invocations = least.max_compute_invocations_per_workgroup;
+        }
+        self
+    }
+
     /// What `adapter` offers.
     pub(super) fn of_adapter(adapter: &wgpu::Adapter) -> Self {
         let mut capabilities = Self::of(adapter.features(), &adapter.limits(), &adapter.get_info());
@@ -132,6 +150,8 @@ struct Inner {
     failure: Arc<Mutex<Option<GpuError>>>,
     poller: Poller,
     pipelines: PipelineStore,
+    /// Buffers and bind groups made so far.
+    objects: AtomicUsize,
 }
 
 impl Gpu {
@@ -164,8 +184,7 @@ impl Gpu {
 
         let failure = Arc::new(Mutex::new(None));
         report_errors_into(&failure, &device, &info);
-        let mut capabilities = Capabilities::of(device.features(), &device.limits(), &info);
-        capabilities.cooperative_matrices = adapter.cooperative_matrix_properties();
+        let capabilities = Capabilities::of_adapter(&adapter).without(options.disabled);
         let poller = Poller::new(device.clone()).map_err(|error| no_device(one_line(&error)))?;
         let pipelines = PipelineStore::new(&device, &info, options);
         Ok(Self {
@@ -178,6 +197,7 @@ impl Gpu {
                 failure,
                 poller,
                 pipelines,
+                objects: AtomicUsize::new(0),
             }),
         })
     }
@@ -201,6 +221,16 @@ impl Gpu {
             .max_binding_bytes
             .min(capabilities.max_buffer_bytes)
             .min(self.inner.max_part_bytes.unwrap_or(u64::MAX))
+    }
+
+    /// Buffers and bind groups made on this device so far: constant while recorded programs replay.
+    #[must_use]
+    pub fn objects_made(&self) -> usize {
+        self.inner.objects.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_objects(&self, count: usize) {
+        self.inner.objects.fetch_add(count, Ordering::Relaxed);
     }
 
     /// wgpu's device.
@@ -270,12 +300,10 @@ impl Gpu {
     }
 }
 
-/// The features we use where they are.
+/// The features we use where they are. No kernel asks for `SHADER_F16`: f16 weights are unpacked from `u32`, and what is
+/// not used is not requested.
 fn wanted_features(disabled: Disabled) -> wgpu::Features {
-    let mut features = wgpu::Features::PIPELINE_CACHE
-        | wgpu::Features::TIMESTAMP_QUERY
-        | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
-    features.set(wgpu::Features::SHADER_F16, !disabled.f16);
+    let mut features = wgpu::Features::PIPELINE_CACHE;
     features.set(wgpu::Features::SUBGROUP, !disabled.subgroups);
     features
 }

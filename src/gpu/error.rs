@@ -59,6 +59,20 @@ pub enum GpuError {
         /// wgpu's words, on one line.
         message: String,
     },
+    /// More workgroups than a dispatch may have.
+    #[error(
+        "{program}: kernel {kernel} needs {workgroups} workgroups, this device allows {limit}; use a smaller batch"
+    )]
+    Grid {
+        /// The program recorded.
+        program: String,
+        /// The kernel.
+        kernel: String,
+        /// Workgroups needed in one dimension.
+        workgroups: u32,
+        /// Workgroups allowed.
+        limit: u32,
+    },
     /// A buffer that no limit of this device allows.
     #[error(
         "{what} needs {bytes} bytes in one buffer, this device allows {limit}; use a smaller batch or another adapter"

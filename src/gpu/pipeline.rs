@@ -206,9 +206,11 @@ impl PipelineStore {
         if self.checked {
             return device.create_shader_module(descriptor);
         }
-        // SAFETY: the text is one of this crate's own shaders. Each keeps its indices within its bindings for
-        // every size its launch accepts (the launches check sizes), has no unbounded loop and writes workgroup
-        // memory before reading it; the tests run every shader at odd sizes both ways and compare.
+        // SAFETY: the text is one of this crate's own shaders. Each keeps its indices within its bindings for the sizes
+        // and ids it is given, has no unbounded loop and writes workgroup memory before reading it. Sizes come from a
+        // configuration that is checked when it is read (`model::config`), ids and lengths from requests that
+        // `schedule::Engine` checks; the launches assert them again in debug builds, and the tests run every shader
+        // at odd sizes both ways and compare.
         unsafe {
             device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
         }

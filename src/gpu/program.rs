@@ -188,10 +188,11 @@ impl<'gpu> ProgramBuilder<'gpu> {
             .limits()
             .max_compute_workgroups_per_dimension;
         if let Some(&size) = grid.iter().find(|&&size| size > most) {
-            self.failure.get_or_insert(GpuError::TooLarge {
-                what: format!("{} ({}), in workgroups,", self.name, kernel.name),
-                bytes: u64::from(size),
-                limit: u64::from(most),
+            self.failure.get_or_insert(GpuError::Grid {
+                program: self.name.into(),
+                kernel: kernel.name.into(),
+                workgroups: size,
+                limit: most,
             });
             return;
         }
@@ -270,6 +271,7 @@ impl<'gpu> ProgramBuilder<'gpu> {
         let plan = plan(&self.lifetimes);
         let slots = pool.buffers(self.gpu, &plan.slots)?;
         let uniforms = self.uniforms();
+        self.gpu.count_objects(1 + self.dispatches.len());
         let steps = self
             .dispatches
             .iter()
@@ -296,7 +298,6 @@ impl<'gpu> ProgramBuilder<'gpu> {
                     .map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource })
                     .collect();
                 Step {
-                    name: dispatch.kernel.name,
                     pipeline: compiled.pipeline.clone(),
                     bind_group: device.create_bind_group(&wgpu::BindGroupDescriptor {
                         label: Some(dispatch.kernel.name),
@@ -408,7 +409,6 @@ impl ActivationPool {
 /// One dispatch, ready to replay.
 #[derive(Debug)]
 struct Step {
-    name: &'static str,
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     grid: [u32; 3],
@@ -428,11 +428,6 @@ impl Program {
     #[must_use]
     pub fn dispatches(&self) -> usize {
         self.steps.len()
-    }
-
-    /// Names of the kernels in the order they run.
-    pub fn kernel_names(&self) -> impl Iterator<Item = &'static str> {
-        self.steps.iter().map(|step| step.name)
     }
 
     /// Bytes of the activations' shared buffers.

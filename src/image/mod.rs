@@ -59,11 +59,6 @@ impl Rgb8Image {
     pub fn data(&self) -> &[u8] {
         &self.data
     }
-
-    /// Gives the pixels away, `[height, width, 3]`.
-    pub fn into_data(self) -> Vec<u8> {
-        self.data
-    }
 }
 
 /// The whole groups of `N` neighbouring samples, such as the pixels of a row.

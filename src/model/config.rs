@@ -16,6 +16,9 @@ use fields::Section;
 /// Widths must be multiples of this: kernels read f16 rows 16 bytes at a time.
 pub const WIDTH_MULTIPLE: usize = 8;
 
+/// Heads the attention kernels have room for.
+const MAX_HEAD: usize = 128;
+
 // Limits far above any published model, low enough that no product of sizes overflows 64 bits.
 const MAX_WIDTH: usize = 1 << 16;
 const MAX_INNER_WIDTH: usize = 1 << 18;
@@ -491,6 +494,11 @@ fn check_heads(section: &Section, hidden_size: usize, heads: usize) -> Result<()
     } else if !(hidden_size / heads).is_multiple_of(2) {
         format!(
             "gives heads of {} elements, which must be even; {USE_BLIP2}",
+            hidden_size / heads
+        )
+    } else if hidden_size / heads > MAX_HEAD {
+        format!(
+            "gives heads of {} elements, at most {MAX_HEAD} are supported; {USE_BLIP2}",
             hidden_size / heads
         )
     } else {

@@ -86,11 +86,12 @@ impl Decoder<'_> {
         let sequences = Sequences::new(self.jobs, 1);
         sequences.write_pages(self.gpu, self.session);
         // Where each prompt ends: `advance` moves on from there.
-        self.write_rows(
-            &sequences,
-            |job| Some(job.prompt.len() - 1),
-            |job| (job.history.clone(), 0),
-        );
+        let ends: Vec<[u32; 2]> = (0..)
+            .zip(self.jobs)
+            .map(|(row, job)| [row, job.prompt.len() as u32 - 1])
+            .collect();
+        self.gpu.write(&self.session.pages.row_info, 0, &ends);
+        self.write_job_histories();
         tail.write_stops(self.gpu, self.options.max_new_tokens, self.jobs.len());
 
         let mut rows: Vec<Row> = self.jobs.iter().map(|_| Row::new(self.options)).collect();
@@ -190,7 +191,6 @@ impl Decoder<'_> {
             false,
         )?;
         let mut sequences = Sequences::new(self.jobs, texts);
-        sequences.write_pages(self.gpu, self.session);
         // A text's numbers depend on the seed and its number within its job, not on what it is batched with.
         let mut randoms: Vec<_> = (0..self.jobs.len() * texts)
             .map(|row| RandomStream::new(self.options.seed, (row % texts) as u64))
@@ -249,12 +249,7 @@ impl Decoder<'_> {
     ) -> Result<Vec<Vec<Candidate>>, Error> {
         sequences.write_pages(self.gpu, self.session);
         // The logits of job i are in row i, so its history must be there too.
-        let histories: Vec<_> = self
-            .jobs
-            .iter()
-            .map(|job| (job.history.as_slice(), 0))
-            .collect();
-        self.write_history(&histories);
+        self.write_job_histories();
         let prefill = self.prefill(sequences.per_job)?;
         let started = Instant::now();
         let mut encoder = self
@@ -321,30 +316,12 @@ impl Decoder<'_> {
         self.write_history(&histories);
     }
 
-    /// Writes where each job's row stands and what it has said, before a greedy run.
-    fn write_rows(
-        &self,
-        sequences: &Sequences<'_>,
-        position: impl Fn(&Job) -> Option<usize>,
-        history: impl Fn(&Job) -> (Vec<u32>, usize),
-    ) {
-        debug_assert_eq!(sequences.per_job, 1);
-        let row_info: Vec<[u32; 2]> = self
+    /// Writes what each job has said before its first token, a row a job.
+    fn write_job_histories(&self) {
+        let histories: Vec<_> = self
             .jobs
             .iter()
-            .enumerate()
-            .map(|(row, job)| {
-                [
-                    row as u32,
-                    position(job).map_or(INACTIVE, |position| position as u32),
-                ]
-            })
-            .collect();
-        self.gpu.write(&self.session.pages.row_info, 0, &row_info);
-        let histories: Vec<_> = self.jobs.iter().map(history).collect();
-        let histories: Vec<_> = histories
-            .iter()
-            .map(|(history, new)| (history.as_slice(), *new))
+            .map(|job| (job.history.as_slice(), 0))
             .collect();
         self.write_history(&histories);
     }

@@ -62,11 +62,6 @@ impl ImageEncoder {
         })
     }
 
-    /// Images it takes at once.
-    pub(super) fn batch(&self) -> usize {
-        self.batch
-    }
-
     /// The stages kept, in order.
     pub(super) fn taps(&self) -> impl Iterator<Item = &Tap> {
         self.vit.taps().iter().chain(self.qformer.taps())

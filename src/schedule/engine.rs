@@ -13,6 +13,9 @@ use super::decode::{Decoder, Job, OnToken, cache_rows, rows_per_job};
 use super::encode::ImageEncoder;
 use super::session::{Prompt, Session, Shape};
 
+/// Batch sizes whose image programs are kept.
+const MAX_ENCODERS: usize = 2;
+
 /// One text to generate.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -148,17 +151,14 @@ impl Engine {
         if requests.is_empty() {
             return Ok(Vec::new());
         }
-        for request in requests {
-            self.check_length(request.text.len(), options)?;
-        }
+        self.check_requests(images, requests, options)?;
         let jobs = self.jobs(requests, options);
-        let encoder = match self.encoders.remove(&images.len()) {
-            Some(encoder) => encoder,
-            None => ImageEncoder::record(&self.gpu, &self.model, images.len(), &self.pool, false)?,
-        };
+        self.record_encoder(images.len())?;
         let mut timings = Timings::default();
-        let visual = encoder.run(&self.gpu, images, &mut timings).await?;
-        self.encoders.insert(encoder.batch(), encoder);
+        // The encoder stays in its place: a cancelled call must not part it from the prefills that read its rows.
+        let visual = self.encoders[&images.len()]
+            .run(&self.gpu, images, &mut timings)
+            .await?;
 
         let mut session = self.take_session(&jobs, options)?;
         let generated = Decoder {
@@ -206,6 +206,62 @@ impl Engine {
         self.gpu.finish("running all stages").await?;
         let stages = encoder.taps().chain(prefill.program.taps());
         Ok(stages.cloned().collect())
+    }
+
+    /// Sees to it that there is an encoder for `batch` images. Two sizes are kept: a folder's full batch and its rest.
+    fn record_encoder(&mut self, batch: usize) -> Result<(), Error> {
+        if self.encoders.contains_key(&batch) {
+            return Ok(());
+        }
+        if self.encoders.len() >= MAX_ENCODERS {
+            // The session's prefills read the rows of encoders that go.
+            self.session = None;
+            self.encoders.clear();
+        }
+        let encoder = ImageEncoder::record(&self.gpu, &self.model, batch, &self.pool, false)?;
+        self.encoders.insert(batch, encoder);
+        Ok(())
+    }
+
+    /// Whether every request is one that the device can be trusted with.
+    fn check_requests(
+        &self,
+        images: &[Vec<f32>],
+        requests: &[Request],
+        options: &GenerationOptions,
+    ) -> Result<(), Error> {
+        let pixels = 3 * self.model.vit.image_size() * self.model.vit.image_size();
+        if let Some(image) = images.iter().find(|image| image.len() != pixels) {
+            return Err(Error::Request {
+                problem: format!(
+                    "an image has {} values, the model takes {pixels}",
+                    image.len()
+                ),
+            });
+        }
+        for request in requests {
+            self.check_length(request.text.len(), options)?;
+            let prompt = self.model.qformer.queries() + request.text.len();
+            let unknown = request
+                .text
+                .iter()
+                .find(|&&id| id as usize >= self.vocabulary());
+            let problem = if request.image >= images.len() {
+                format!("image {} of {}", request.image, images.len())
+            } else if let Some(id) = unknown {
+                format!("token {id} of a vocabulary of {}", self.vocabulary())
+            } else if request.text.is_empty() || request.history.len() > prompt {
+                format!(
+                    "{} history ids for {} prompt ids",
+                    request.history.len(),
+                    request.text.len()
+                )
+            } else {
+                continue;
+            };
+            return Err(Error::Request { problem });
+        }
+        Ok(())
     }
 
     /// Numbers the requests' cache rows one after another.

@@ -13,6 +13,8 @@ pub struct MemoryPlan {
     pub activations: u64,
     /// Keys and values.
     pub cache: u64,
+    /// The largest single buffer, weights left out: they are split to fit any binding.
+    pub largest_buffer: u64,
 }
 
 impl MemoryPlan {
@@ -44,10 +46,15 @@ impl MemoryPlan {
         let visual = model.qformer.queries() * opt.hidden_size();
         let image_tokens = model.vit.tokens() * model.vit.hidden_size();
         let outside = batch * (pixels + image_tokens + visual + opt.vocabulary()) * 4;
+        let cache_rows = (batch * positions) as u64;
+        let slots = programs.iter().flatten().copied().max().unwrap_or(0);
+        let logits = (batch * opt.vocabulary() * 4) as u64;
+        let cache_layer = cache_rows * (opt.hidden_size() * 4) as u64;
         Ok(Self {
+            largest_buffer: slots.max(logits).max(cache_layer),
             weights,
             activations: shared_bytes(&programs) + outside as u64,
-            cache: (batch * positions) as u64 * opt.cache_row_bytes(),
+            cache: cache_rows * opt.cache_row_bytes(),
         })
     }
 }

@@ -141,7 +141,7 @@ impl Session {
         })
     }
 
-    /// Bytes of the cache.
+    /// Physical rows of the cache.
     pub(super) fn cache_rows(&self) -> usize {
         self.cache.rows()
     }

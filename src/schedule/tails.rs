@@ -235,6 +235,9 @@ impl CandidateTail {
         entries: impl Iterator<Item = (u32, f32)>,
         log_sum_exp: f32,
     ) -> Result<Vec<Candidate>, Error> {
+        if log_sum_exp == f32::NEG_INFINITY || log_sum_exp <= MASKED {
+            return Err(GenerateError::NoToken.into());
+        }
         if !log_sum_exp.is_finite() {
             return Err(GenerateError::NotANumber { token: 0 }.into());
         }
@@ -251,6 +254,9 @@ impl CandidateTail {
             .collect())
     }
 }
+
+/// What `generate` lets options ask for is what the kernel can rank.
+const _: () = assert!(crate::generate::MAX_CANDIDATES <= MAX_TOP_K);
 
 /// Scores at or below this stand for −∞ in the shaders.
 const MASKED: f32 = -3.4e38;

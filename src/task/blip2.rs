@@ -6,10 +6,10 @@ use crate::Error;
 use crate::generate::GenerationOptions;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::image::Preprocessor;
-use crate::model::Blip2Config;
+use crate::model::{Blip2Config, Blip2Model};
 use crate::schedule::{Engine, MemoryPlan, Timings};
 use crate::text::Tokenizer;
-use crate::weights::Uploader;
+use crate::weights::{Checkpoint, Uploader};
 
 use super::source::Source;
 
@@ -132,26 +132,26 @@ impl Blip2 {
     }
 }
 
-/// What the checkpoint folder `path` will need on `gpu` for `batch` images at a time with `positions` positions each,
-/// without loading it.
+/// What a generative checkpoint will need on `gpu` for `batch` images at a time with `positions` positions each, without
+/// loading it; `None` for a retrieval checkpoint, which this version only inspects.
 ///
 /// # Errors
-/// As [`Blip2::open`], as far as that can be told without the weights' values.
+/// A tensor that is missing or misshapen, or a failing device.
 pub async fn plan_memory(
     gpu: &Gpu,
-    path: impl AsRef<Path>,
+    config: &Blip2Config,
+    checkpoint: &Checkpoint,
     batch: usize,
     positions: usize,
-) -> Result<MemoryPlan, Error> {
-    let source = Source::open(path.as_ref(), None)?;
+) -> Result<Option<MemoryPlan>, Error> {
+    let Some(decoder) = config.language_model() else {
+        return Ok(None);
+    };
     let mut ignore = |_, _| {};
-    let mut uploader = Uploader::outline(gpu, &source.checkpoint, &mut ignore)?;
-    let model = source.model(&mut uploader).await?;
-    Ok(MemoryPlan::of(
-        gpu,
-        &model,
-        uploader.device_bytes(),
-        batch,
-        positions,
-    )?)
+    let mut uploader = Uploader::outline(gpu, checkpoint, &mut ignore)?;
+    let model = Blip2Model::load(&mut uploader, config, decoder, config.vision.image_size).await?;
+    let weights = uploader.device_bytes();
+    Ok(Some(MemoryPlan::of(
+        gpu, &model, weights, batch, positions,
+    )?))
 }

@@ -56,14 +56,15 @@ impl Preset {
             return checkpoint;
         }
         let eos_token_ids = newline.map_or_else(|| checkpoint.eos_token_ids.clone(), |id| vec![id]);
+        // Both systems pass every option themselves: of the checkpoint only its special tokens count.
         GenerationOptions {
             max_new_tokens: 30,
             min_new_tokens: 1,
             num_beams: 5,
-            length_penalty: 1.0,
-            repetition_penalty: 1.0,
             eos_token_ids,
-            ..checkpoint
+            pad_token_id: checkpoint.pad_token_id,
+            bos_token_id: checkpoint.bos_token_id,
+            ..GenerationOptions::default()
         }
     }
 

@@ -166,18 +166,22 @@ fn folder_of(path: &Path) -> PathBuf {
     }
 }
 
+/// Largest image side that can be asked for, in pixels.
+const MAX_IMAGE_SIZE: usize = 1 << 12;
+
 /// The image size to run at: the one asked for, if the patches divide it.
 fn run_size(config: &Blip2Config, asked: Option<u32>) -> Result<usize, Error> {
     let Some(size) = asked.map(|size| size as usize) else {
         return Ok(config.vision.image_size);
     };
     let patch = config.vision.patch_size;
-    if size == 0 || size % patch != 0 || size > 1 << 12 {
-        let suggestion = (size.clamp(patch, 1 << 12) + patch / 2) / patch * patch;
+    let most = (MAX_IMAGE_SIZE / patch).max(1) * patch;
+    if size == 0 || size % patch != 0 || size > most {
         return Err(Error::ImageSize {
             size,
             patch,
-            suggestion,
+            most,
+            suggestion: ((size.min(most) + patch / 2) / patch * patch).clamp(patch, most),
         });
     }
     Ok(size)

@@ -391,7 +391,7 @@ fn map_file(path: &Path) -> Result<Mmap, WeightsError> {
     // slice is taken with bounds checks against the mapped length. What remains is that another process may write
     // or truncate the file while it is mapped: Rust does not allow bytes behind a `&[u8]` to change, and reading
     // past a new end raises SIGBUS. No portable call prevents either. Checkpoints are written once and then only
-    // read (`convert` writes to a new file and renames it), nothing decides memory safety by these bytes after the
+    // read; nothing decides memory safety by these bytes after the
     // header has been parsed and copied, and weights are range-checked values: a changed byte is a changed number.
     #[allow(unsafe_code)]
     unsafe { Mmap::map(&file) }.map_err(read_error)

@@ -369,3 +369,19 @@ fn opens_beside_a_file_or_in_a_folder() {
         expected
     );
 }
+
+#[test]
+fn heads_wider_than_the_kernels_hold_are_refused() {
+    // 768 / 6 is 128, which they hold.
+    assert!(parse(&with("/qformer_config/num_attention_heads", json!(6))).is_ok());
+    let error = parse(&with("/text_config/num_attention_heads", json!(16))).unwrap_err();
+    let message = error.to_string();
+    assert!(
+        message.contains("text_config.num_attention_heads is 16"),
+        "{message}"
+    );
+    assert!(
+        message.contains("160") && message.contains("128"),
+        "{message}"
+    );
+}

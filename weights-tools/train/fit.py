@@ -84,7 +84,7 @@ def new_trainer(args, modules: nn.ModuleDict, **settings) -> loop.Trainer:
     """The trainer of this stage, with the settings of the command line."""
     return loop.Trainer(
         modules,
-        args.work / f"{args.stage}.pt",
+        args.work / f"{args.name or args.stage}.pt",
         learning_rate=args.rate or LEARNING_RATES[args.stage],
         steps=args.steps,
         warmup=args.warmup,
@@ -176,7 +176,8 @@ def fit_language(args, frozen: bool) -> None:
 
     def make_batch(step):
         batch = train.batch(step, args.batch, args.seed)
-        return batch, texts.packed_texts(vocabulary, batch.facts, np.random.default_rng([args.seed, 11, step]), TEXT_LENGTH)
+        rng = np.random.default_rng([args.seed, 11, step])
+        return batch, texts.packed_texts(vocabulary, batch.facts, rng, TEXT_LENGTH, args.repeat)
 
     def loss_of(parts):
         batch, text = parts
@@ -239,12 +240,14 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for the pool, the state files and the logs")
     parser.add_argument("--start", type=pathlib.Path, help="state file of the earlier stage, if not the usual one")
+    parser.add_argument("--name", help="name of the state file and the log, if not the stage's")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--decay", type=int, default=800, help="steps at the end over which the learning rate falls to 0")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, help="learning rate, if not the stage's own")
     parser.add_argument("--facts-weight", type=float, default=0.3, help="weight of the second task in `all`")
+    parser.add_argument("--repeat", type=int, default=2, help="how often relations and comparisons are asked, others once")
     parser.add_argument("--pool", type=int, default=32768, help="training scenes to draw")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1, help="processes that train together, each with --threads and --batch")

@@ -134,11 +134,14 @@ def question_sample(rng: np.random.Generator, q: language.Question) -> Sample:
     return Sample(prompt, " " + q.answer, weight=2.0)
 
 
-def samples_of(rng: np.random.Generator, scene: world.Scene) -> list[Sample]:
-    """The texts of one scene for one step: a caption, then questions of all types in random order."""
+def samples_of(rng: np.random.Generator, scene: world.Scene, repeat: int = 2) -> list[Sample]:
+    """The texts of one scene for one step: a caption, then questions of all types in random order.
+
+    Relations and comparisons, which are learned last, are asked `repeat` times as often as the others.
+    """
     samples = [caption_sample(rng, language.pick(rng, language.captions(scene, rng)))]
-    for i in rng.permutation(len(language.QUESTION_TYPES)):
-        if q := language.question(rng, scene, language.QUESTION_TYPES[i]):
+    for kind in rng.permutation([*language.QUESTION_TYPES, *("relation", "compare") * (repeat - 1)]):
+        if q := language.question(rng, scene, str(kind)):
             samples.append(question_sample(rng, q))
     return samples
 
@@ -182,6 +185,8 @@ def pack(tokenizer: PreTrainedTokenizerFast, samples: list[list[Sample]], length
     return {k: torch.from_numpy(v) for k, v in arrays.items()}
 
 
-def packed_texts(tokenizer: PreTrainedTokenizerFast, facts: np.ndarray, rng: np.random.Generator, length: int):
+def packed_texts(
+    tokenizer: PreTrainedTokenizerFast, facts: np.ndarray, rng: np.random.Generator, length: int, repeat: int = 2
+) -> dict[str, torch.Tensor]:
     """Random texts about the scenes of a batch, packed."""
-    return pack(tokenizer, [samples_of(rng, scene_of(f)) for f in facts], length)
+    return pack(tokenizer, [samples_of(rng, scene_of(f), repeat) for f in facts], length)

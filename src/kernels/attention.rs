@@ -120,6 +120,32 @@ fn is_in_fours(inputs: &Attention) -> bool {
     inputs.heads.dim.is_multiple_of(4) && views.into_iter().all(aligned)
 }
 
+/// Attention of tokens to each other: `qkv` `[batch · tokens, 3 · width]` holds queries, keys and values side by side.
+pub fn self_attention(
+    program: &mut ProgramBuilder,
+    qkv: &Activation,
+    key_lengths: &wgpu::Buffer,
+    batch: usize,
+    heads: Heads,
+) -> Activation {
+    let part = |index: usize| View {
+        of: qkv,
+        column: index * heads.width(),
+    };
+    attention(
+        program,
+        &Attention {
+            q: part(0),
+            k: part(1),
+            v: part(2),
+            key_lengths,
+            batch,
+            heads,
+            scale: heads.scale(),
+        },
+    )
+}
+
 /// [`attention`] by a chosen kernel: for measuring one against another.
 pub fn attention_with(
     program: &mut ProgramBuilder,

@@ -26,6 +26,7 @@ pub use advance::{Advance, advance};
 pub use argmax::{Choice, argmax};
 pub use attention::{
     Attention, AttentionVariant, Heads, View, attention, attention_variant, attention_with,
+    self_attention,
 };
 pub use attention_cached::{CachedAttention, attention_cached};
 pub use copy::{copy, tap};

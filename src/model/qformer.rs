@@ -8,7 +8,7 @@
 use crate::gpu::{Activation, GpuError, ProgramBuilder};
 use crate::kernels::{
     Activate, Attention, Heads, LayerNorm, Linear, View, attention, gather_rows, layer_norm,
-    linear, linear_into, tap,
+    linear, linear_into, self_attention, tap,
 };
 use crate::weights::{UploadError, Uploader};
 
@@ -137,29 +137,8 @@ impl QFormer {
         batch: usize,
         key_lengths: &wgpu::Buffer,
     ) -> Activation {
-        let width = hidden.columns;
         let qkv = linear(program, hidden, &layer.qkv, Activate::Identity); // [batch · queries, 3 · width]
-        let context = attention(
-            program,
-            &Attention {
-                q: View {
-                    of: &qkv,
-                    column: 0,
-                },
-                k: View {
-                    of: &qkv,
-                    column: width,
-                },
-                v: View {
-                    of: &qkv,
-                    column: 2 * width,
-                },
-                key_lengths,
-                batch,
-                heads: self.heads,
-                scale: self.heads.scale(),
-            },
-        );
+        let context = self_attention(program, &qkv, key_lengths, batch, self.heads);
         layer.attention_output.add(program, &context, hidden)
     }
 

@@ -6,8 +6,8 @@
 
 use crate::gpu::{Activation, GpuError, ProgramBuilder, Vector};
 use crate::kernels::{
-    Activate, Attention, Heads, LayerNorm, Linear, View, attention, embed_patches, layer_norm,
-    linear, linear_into, patchify, tap,
+    Activate, Heads, LayerNorm, Linear, embed_patches, layer_norm, linear, linear_into, patchify,
+    self_attention, tap,
 };
 use crate::weights::{UploadError, Uploader};
 
@@ -164,30 +164,9 @@ impl Vit {
         batch: usize,
         key_lengths: &wgpu::Buffer,
     ) {
-        let width = hidden.columns;
         let normed = layer_norm(program, hidden, &block.layer_norm1);
         let qkv = linear(program, &normed, &block.qkv, Activate::Identity); // [batch · tokens, 3 · width]
-        let context = attention(
-            program,
-            &Attention {
-                q: View {
-                    of: &qkv,
-                    column: 0,
-                },
-                k: View {
-                    of: &qkv,
-                    column: width,
-                },
-                v: View {
-                    of: &qkv,
-                    column: 2 * width,
-                },
-                key_lengths,
-                batch,
-                heads: self.heads,
-                scale: self.heads.scale(),
-            },
-        );
+        let context = self_attention(program, &qkv, key_lengths, batch, self.heads);
         linear_into(program, &context, &block.projection, hidden);
 
         let normed = layer_norm(program, hidden, &block.layer_norm2);

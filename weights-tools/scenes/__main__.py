@@ -17,11 +17,20 @@ def scene_from(entry: dict) -> world.Scene:
     return world.Scene(tuple(world.Object(**o) for o in entry["objects"]), **fields)
 
 
+def read_results(file: pathlib.Path) -> list[dict]:
+    """COCO's [{"image_id", "caption"}], or the lines of `blip2-wgpu caption … --json`, whose image names end in the id."""
+    text = file.read_text()
+    if text.lstrip().startswith("["):
+        return json.loads(text)
+    lines = map(json.loads, text.splitlines())
+    return [{"image_id": int(pathlib.Path(line["image"]).stem.split("_")[-1]), "caption": line["pred_caption"]} for line in lines]
+
+
 def check(facts: pathlib.Path, results: pathlib.Path) -> dict:
-    """Shares of true and of complete captions; `results` is COCO's [{"image_id", "caption"}]."""
+    """Shares of true and of complete captions."""
     entries = {e["image_id"]: e for e in json.loads(facts.read_text())}
     right, all_ = collections.Counter(), collections.Counter()
-    for result in json.loads(results.read_text()):
+    for result in read_results(results):
         entry = entries[result["image_id"]]
         verdict = language.check_caption(scene_from(entry), result["caption"])
         for name in ("all", "held_out" if entry["held_out"] else "seen", f"{len(entry['objects'])}_objects"):

@@ -61,6 +61,7 @@ impl Output {
     }
 
     /// A line to know, unless quiet.
+    #[cfg(feature = "demo-model")]
     pub(super) fn note(&self, text: &str) {
         if !self.quiet {
             to_stderr(format_args!("{text}"));

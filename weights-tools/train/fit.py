@@ -75,9 +75,16 @@ def build_modules(args, vocabulary) -> nn.ModuleDict:
 
 
 def hand_over(modules: nn.ModuleDict, path: pathlib.Path) -> None:
-    """Starts from the averaged weights of an earlier stage."""
+    """Starts from the averaged weights of an earlier stage; a side task that has changed its shape starts anew."""
+    if not path.exists():
+        raise SystemExit(f"{path} is not there: train the earlier stage first, or name its state with --start")
     state = torch.load(path, map_location=loop.device(), weights_only=True)
-    modules.load_state_dict(state["modules"] | state["average"])
+    mine = modules.state_dict()
+    earlier = state["modules"] | state["average"]
+    anew = [n for n in mine if earlier[n].shape != mine[n].shape]
+    if not all(n.startswith("auxiliary.") for n in anew):
+        raise ValueError(f"{path} holds a model of other sizes: {', '.join(anew)}")
+    modules.load_state_dict({n: mine[n] if n in anew else w for n, w in earlier.items()})
 
 
 def new_trainer(args, modules: nn.ModuleDict, **settings) -> loop.Trainer:

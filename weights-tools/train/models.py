@@ -110,11 +110,11 @@ def build_retrieval(vocab_size: int) -> Blip2ForImageTextRetrieval:
 
 
 class Attributes(nn.Module):
-    """Reads shape, colour, size (each with "none" as its last class) and further numbers from a vector."""
+    """Reads shape, colour, size and number from the top (each with "none" as its last class) and further numbers from a vector."""
 
     def __init__(self, further: int):
         super().__init__()
-        self.sizes = [len(world.SHAPES) + 1, len(world.COLORS) + 1, len(world.SIZES) + 1, further]
+        self.sizes = [len(world.SHAPES) + 1, len(world.COLORS) + 1, len(world.SIZES) + 1, MAX_OBJECTS + 1, further]
         self.linear = nn.Linear(WIDTH, sum(self.sizes))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -134,10 +134,12 @@ class Auxiliary(nn.Module):
 
     @staticmethod
     def labels(facts: torch.Tensor) -> torch.Tensor:
-        """Shape, colour and size classes [n, rows, 3] of facts [n, rows, 6], with the last class for rows without an object."""
-        none = torch.tensor([len(world.SHAPES), len(world.COLORS), len(world.SIZES)], device=facts.device)
-        labels = facts[..., : SIZE + 1].long()
-        return torch.where(labels >= 0, labels, none)
+        """Shape, colour, size and number from the top [n, rows, 4] of facts [n, rows, 6]; the last class of each is "none"."""
+        none = torch.tensor([len(world.SHAPES), len(world.COLORS), len(world.SIZES), MAX_OBJECTS], device=facts.device)
+        y = torch.where(facts[..., SHAPE] >= 0, facts[..., Y], torch.inf)
+        above = (y[:, None, :] < y[:, :, None]).sum(-1)
+        labels = torch.cat([facts[..., : SIZE + 1].long(), above[..., None]], dim=-1)
+        return torch.where(facts[..., SHAPE, None] >= 0, labels, none)
 
     def losses(
         self, patches: torch.Tensor, queries: torch.Tensor, owners: torch.Tensor, facts: torch.Tensor
@@ -147,12 +149,12 @@ class Auxiliary(nn.Module):
         ranks = torch.where(owners >= 0, owners, MAX_OBJECTS)
         # A row of "none" behind the objects serves the patches without one.
         rows = self.labels(nn.functional.pad(facts, (0, 0, 0, 1), value=-1.0))
-        patch_labels = rows.gather(1, ranks[..., None].expand(-1, -1, 3))
+        patch_labels = rows.gather(1, ranks[..., None].expand(-1, -1, 4))
         seen = ranks < MAX_OBJECTS
         weight = torch.where(seen, 1.0, 0.2)
         loss = patches.new_zeros((), dtype=torch.float32)
-        for i, (name, logits) in enumerate(zip(("shape", "color", "size", "rank"), self.patch(patches))):
-            target = patch_labels[..., i] if i < 3 else ranks
+        for i, (name, logits) in enumerate(zip(("shape", "color", "size", "height", "rank"), self.patch(patches))):
+            target = patch_labels[..., i] if i < 4 else ranks
             terms = nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(weight)
             loss = loss + (terms * weight).sum() / weight.sum()
             rates[f"patch_{name}"] = (logits.argmax(-1) == target)[seen].float().mean()
@@ -166,11 +168,12 @@ class Auxiliary(nn.Module):
         present = facts[..., SHAPE] >= 0
         all_right = torch.ones_like(present)
         *logits, place = self.slot(queries[:, :MAX_OBJECTS])
-        for i, (name, logit) in enumerate(zip(("shape", "color", "size"), logits)):
+        for i, (name, logit) in enumerate(zip(("shape", "color", "size", "height"), logits)):
             loss = loss + nn.functional.cross_entropy(logit.flatten(0, 1), labels[..., i].flatten())
             hit = logit.argmax(-1) == labels[..., i]
             rates[f"slot_{name}"] = hit[present].float().mean()
-            all_right &= hit
+            if name != "height":
+                all_right &= hit
         target = facts[..., [X, Y]] / world.CANVAS
         loss = loss + 10 * (place[present] - target[present]).square().mean()
         rates["scene"] = all_right.all(dim=1).float().mean()

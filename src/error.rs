@@ -82,6 +82,15 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A file that a decoder gave up on.
+    #[error("{image}: the image cannot be decoded; convert it, to PNG for example")]
+    Undecodable {
+        /// The file.
+        image: String,
+    },
+    /// The same error for several items, such as all questions about an image that cannot be read.
+    #[error(transparent)]
+    Shared(std::sync::Arc<Error>),
     /// A reference dump that cannot be compared with.
     #[error("{}: {problem}; make it with weights-tools/reference_dump.py for this model", file.display())]
     Dump {
@@ -105,6 +114,9 @@ impl Error {
     /// Whether the command line itself was wrong (exit code 2), rather than a file or the machine.
     #[must_use]
     pub fn is_usage(&self) -> bool {
+        if let Self::Shared(error) = self {
+            return error.is_usage();
+        }
         matches!(
             self,
             Self::NoModel

@@ -59,7 +59,7 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     let batch_size = if args.generation.stream {
         1
     } else {
-        model.caption_batch_size(&options)
+        options.batch_size.unwrap_or(8)
     };
     let mut captioner = Captioner {
         model: &mut model,

@@ -3,7 +3,10 @@
 mod blip2;
 mod caption;
 mod parity;
+mod prepare;
 mod preset;
+mod prompt;
+mod run;
 mod source;
 
 pub use crate::schedule::MemoryPlan;
@@ -11,4 +14,6 @@ pub use crate::schedule::Timings;
 pub use blip2::{Blip2, OpenOptions, plan_memory};
 pub use caption::{Caption, CaptionOptions, Text, check_caption_options};
 pub use parity::{ParityReport, ParityRow, TOLERANCE};
+pub use prepare::ImageSource;
 pub use preset::Preset;
+pub use run::{Ask, Item, ItemEvent, Run, RunOptions};

@@ -76,6 +76,24 @@ pub enum Error {
         /// Positions there are.
         most: usize,
     },
+    /// A prompt that no question can be put into.
+    #[error(
+        "--prompt {template:?}: {problem}; write a prompt with {{}} where the question goes, such as \"Question: {{}} Answer:\""
+    )]
+    Template {
+        /// The prompt.
+        template: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A question with nothing in it.
+    #[error("question {question:?}: {problem}; ask something")]
+    Question {
+        /// The question as it was asked.
+        question: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// A request to the engine that no model could serve: a caller's mistake.
     #[error("request cannot be served: {problem}; this is a bug in the calling program")]
     Request {
@@ -109,6 +127,7 @@ impl Error {
             self,
             Self::NoModel
                 | Self::ImageSize { .. }
+                | Self::Template { .. }
                 | Self::Generate(GenerateError::Option { .. })
                 | Self::Gpu(GpuError::UnknownDisable { .. })
         )

@@ -3,16 +3,13 @@
 use std::path::Path;
 
 use crate::Error;
-use crate::generate::{Generated, GenerationOptions, GenerationOverrides};
+use crate::generate::{GenerationOptions, GenerationOverrides};
 use crate::image::Rgb8Image;
 use crate::schedule::Request;
-use crate::text::{TextStream, Tokenizer};
+use crate::text::Tokenizer;
 
 use super::source::Source;
-use super::{Blip2, Preset};
-
-/// Images encoded and decoded together unless asked otherwise.
-const DEFAULT_BATCH: usize = 8;
+use super::{Blip2, Preset, Text};
 
 /// How to caption.
 #[derive(Debug, Clone, Default)]
@@ -27,18 +24,6 @@ pub struct CaptionOptions {
     pub batch_size: Option<usize>,
 }
 
-/// A generated text.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Text {
-    /// The text, special tokens and surrounding space removed, the prompt not included.
-    pub text: String,
-    /// Generated token ids, the end token included.
-    pub tokens: Vec<u32>,
-    /// Sum of log-probabilities; for beams divided by `length ^ length_penalty`. Where tokens are banned or penalised
-    /// it is by the scores after that (transformers' `compute_transition_scores` and `sequences_scores`).
-    pub score: f32,
-}
-
 /// An image's caption.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Caption {
@@ -50,6 +35,18 @@ pub struct Caption {
     pub score: f32,
     /// All texts asked for, the best first.
     pub alternatives: Vec<Text>,
+}
+
+impl Caption {
+    fn of(alternatives: Vec<Text>) -> Self {
+        let best = Text::best(&alternatives);
+        Self {
+            text: best.text,
+            tokens: best.tokens,
+            score: best.score,
+            alternatives,
+        }
+    }
 }
 
 impl CaptionOptions {
@@ -122,31 +119,13 @@ impl Blip2 {
                     history: self.history(&prompt, options.preset),
                 })
                 .collect();
-            let tokenizer = &self.tokenizer;
-            let mut streams: Vec<_> = images.iter().map(|_| TextStream::new(tokenizer)).collect();
-            let generated = self
-                .engine
-                .generate(
-                    &pixels,
-                    &requests,
-                    &generation,
-                    &mut |job, alternative, token| {
-                        if alternative == 0
-                            && let Some(piece) = streams[job].push(token)
-                        {
-                            on_text(batch * batch_size + job, &piece);
-                        }
-                    },
-                )
+            let first = batch * batch_size;
+            let texts = self
+                .generate_texts(&pixels, &requests, &generation, &mut |image, piece| {
+                    on_text(first + image, piece);
+                })
                 .await?;
-            for (image, stream) in streams.into_iter().enumerate() {
-                if let Some(piece) = stream.finish() {
-                    on_text(batch * batch_size + image, &piece);
-                }
-            }
-            for texts in generated {
-                captions.push(self.finish_caption(texts)?);
-            }
+            captions.extend(texts.into_iter().map(Caption::of));
         }
         Ok(captions)
     }
@@ -164,8 +143,7 @@ impl Blip2 {
     /// Images captioned at a time under `options`.
     #[must_use]
     pub fn caption_batch_size(&self, options: &CaptionOptions) -> usize {
-        let most = self.engine.max_batch();
-        options.batch_size.unwrap_or(DEFAULT_BATCH).clamp(1, most)
+        self.batch_size(options.batch_size)
     }
 
     fn caption_generation(&self, options: &CaptionOptions) -> Result<GenerationOptions, Error> {
@@ -180,44 +158,5 @@ impl Blip2 {
             .encode(options.prompt.as_deref().unwrap_or(default))?;
         ids.truncate(most);
         Ok(ids)
-    }
-
-    /// The ids that transformers has before the first new token: an image token a query, then the text.
-    fn history(&self, prompt: &[u32], preset: Preset) -> Vec<u32> {
-        if !preset.counts_prompt() {
-            return Vec::new();
-        }
-        // Revisions without an image token pass embeddings only; an id no token has stands for their places.
-        let image_token = self.config.image_token_index.unwrap_or(u32::MAX);
-        let image = std::iter::repeat_n(image_token, self.config.num_query_tokens);
-        image.chain(prompt.iter().copied()).collect()
-    }
-
-    fn finish_caption(&self, generated: Vec<Generated>) -> Result<Caption, Error> {
-        let alternatives = generated
-            .into_iter()
-            .map(|generated| {
-                Ok(Text {
-                    text: self
-                        .tokenizer
-                        .decode(&generated.tokens, true)?
-                        .trim()
-                        .to_owned(),
-                    tokens: generated.tokens,
-                    score: generated.score,
-                })
-            })
-            .collect::<Result<Vec<_>, Error>>()?;
-        let best = alternatives.first().cloned().unwrap_or(Text {
-            text: String::new(),
-            tokens: Vec::new(),
-            score: 0.0,
-        });
-        Ok(Caption {
-            text: best.text,
-            tokens: best.tokens,
-            score: best.score,
-            alternatives,
-        })
     }
 }

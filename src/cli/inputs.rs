@@ -4,6 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::image::{DecodePolicy, ImageError, Rgb8Image, decode, decode_file};
+
 /// File name extensions, in lower case, that mark an image in a folder. A file that is named itself is
 /// taken whatever it is called.
 pub const EXTENSIONS: [&str; 16] = [
@@ -21,6 +23,19 @@ pub struct ImageInput {
     pub name: String,
     /// Where its bytes are.
     pub source: ImageSource,
+}
+
+impl ImageInput {
+    /// Reads the image as `policy` has it.
+    ///
+    /// # Errors
+    /// A file that is missing, unreadable or no image.
+    pub fn decode(&self, policy: DecodePolicy) -> Result<Rgb8Image, ImageError> {
+        match &self.source {
+            ImageSource::Path(path) => decode_file(path, policy),
+            ImageSource::Bytes(bytes) => decode(bytes, &self.name, policy),
+        }
+    }
 }
 
 /// Where an image's bytes are.

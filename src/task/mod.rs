@@ -16,4 +16,6 @@ pub use caption::{Caption, CaptionOptions, check_caption_options};
 pub use parity::{ParityReport, ParityRow, TOLERANCE};
 pub use preset::Preset;
 pub use text::Text;
+#[cfg(feature = "cli")]
+pub(crate) use vqa::MAX_QUESTIONS;
 pub use vqa::{Answer, Question, VqaOptions, check_vqa_options};

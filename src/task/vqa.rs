@@ -13,7 +13,7 @@ use super::source::Source;
 use super::{Blip2, Preset, Text};
 
 /// Questions decoded together, unless there are more images: an image with more is encoded once for each so many.
-const MAX_QUESTIONS: usize = 32;
+pub(crate) const MAX_QUESTIONS: usize = 32;
 
 /// How to answer.
 #[derive(Debug, Clone, Default)]
@@ -67,7 +67,7 @@ impl VqaOptions {
     ///
     /// # Errors
     /// [`Error::Template`]
-    pub(crate) fn check_prompt(&self) -> Result<(), Error> {
+    pub fn check_prompt(&self) -> Result<(), Error> {
         self.template().map(|_| ())
     }
 

@@ -240,6 +240,11 @@ fn wrong_usage_is_told_before_anything_is_loaded() {
         (&["vqa"][..], "IMAGE"),
         (&["vqa", HOUSE], "no question"),
         (&["vqa", HOUSE, BOAT, WHAT], "--question"),
+        (&["vqa", HOUSE, "gone.png", WHAT], "--question"),
+        (
+            &["vqa", HOUSE, env!("CARGO_MANIFEST_DIR"), WHAT],
+            "--question",
+        ),
         (&["vqa", "--question", WHAT], "IMAGE"),
         (&["vqa", "--pairs", "p.jsonl", HOUSE], "--pairs"),
         (
@@ -345,7 +350,7 @@ fn long_questions_are_cut_with_a_warning() {
             "{run:#?}"
         );
         assert!(run.stderr[0].len() < 300, "{run:#?}");
-        let quiet = vqa(&["--preset", preset, "--quiet", &HOUSE, &long]).exits(0);
+        let quiet = vqa(&["--preset", preset, "--quiet", HOUSE, &long]).exits(0);
         assert!(quiet.stderr.is_empty(), "{quiet:#?}");
         assert_eq!(quiet.one_json()["tokens"], run.json()[0]["tokens"]);
     }

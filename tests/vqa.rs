@@ -265,7 +265,9 @@ fn what_cannot_be_asked_is_named() {
     let options = VqaOptions::default();
     assert!(fails(ask(0, " "), &options).contains("empty"));
     assert!(fails(ask(1, "why?"), &options).contains("image 1 of 1"));
-    let mut no_place = VqaOptions::default();
-    no_place.prompt = Some("Answer:".into());
+    let no_place = VqaOptions {
+        prompt: Some("Answer:".into()),
+        ..VqaOptions::default()
+    };
     assert!(fails(ask(0, "why?"), &no_place).contains("{}"));
 }

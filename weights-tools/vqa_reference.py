@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Writes tests/data/tiny_vqa.json: answers of transformers' `generate`, asked as transformers, LAVIS and mmpretrain do.
 
-    python weights-tools/vqa_reference.py tests/data/tiny tests/data/tiny_vqa.json --image tests/data/house.png tests/data/boat.png
-
 One entry an image, preset and question: the prompt that the system would build, and what `generate` gives for it with
 the system's settings. LAVIS and mmpretrain end a text at a line break, which is the checkpoint's own stop token too.
 They hand `generate` embeddings only, which without penalties gives the same text as ids.

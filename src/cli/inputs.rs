@@ -234,7 +234,7 @@ impl Found {
     }
 }
 
-fn has_image_extension(path: &Path) -> bool {
+pub fn has_image_extension(path: &Path) -> bool {
     let extension = path.extension().and_then(OsStr::to_str);
     extension.is_some_and(|extension| {
         EXTENSIONS

@@ -14,7 +14,7 @@ use crate::task::{Answer, Blip2, MAX_QUESTIONS, Question, VqaOptions, check_vqa_
 
 use super::caption::digits;
 use super::generation::GenerationArgs;
-use super::inputs::{ImageInput, ImageSource, expand};
+use super::inputs::{ImageInput, ImageSource, expand, has_image_extension};
 use super::output::Output;
 use super::{Cli, Shared, pairs};
 
@@ -162,15 +162,21 @@ fn questions_of(arguments: &[OsString]) -> Vec<String> {
                 "question {argument:?} is not UTF-8; check the terminal's encoding"
             ));
         };
-        if Path::new(text).is_file() {
+        if is_path(text) {
             wrong_usage(&format!(
-                "{text:?} stands where a question is expected, and is a file; to ask about several images give \
+                "{text:?} stands where a question is expected, but is a path; to ask about several images give \
                  --question TEXT"
             ));
         }
         text.to_owned()
     };
     arguments.iter().map(question).collect()
+}
+
+/// Whether an argument is meant as an image rather than as a question.
+fn is_path(text: &str) -> bool {
+    let path = Path::new(text);
+    path.exists() || has_image_extension(path) && !text.contains(char::is_whitespace)
 }
 
 /// Ends the program as clap does on wrong usage.

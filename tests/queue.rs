@@ -252,7 +252,11 @@ fn rows_go_to_the_next_request_as_texts_end() {
             image: Arc::clone(&pixels[0]),
             text: vec![2, 4 + number as u32],
             history: Vec::new(),
-            options: Arc::clone(if number.is_multiple_of(4) { &long } else { &short }),
+            options: Arc::clone(if number.is_multiple_of(4) {
+                &long
+            } else {
+                &short
+            }),
         })
         .collect();
     let mut queue = engine.queue(8);

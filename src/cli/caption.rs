@@ -2,12 +2,12 @@
 
 use crate::Error;
 use crate::gpu::GpuError;
-use crate::image::{Rgb8Image, decode, decode_file};
+use crate::image::Rgb8Image;
 use crate::task::{Blip2, Caption, CaptionOptions, check_caption_options};
 
 use super::Shared;
 use super::generation::GenerationArgs;
-use super::inputs::{ImageInput, ImageSource, expand};
+use super::inputs::{ImageInput, expand};
 use super::output::Output;
 
 /// Describes images.
@@ -88,11 +88,7 @@ fn decode_all(
     let mut names = Vec::new();
     let mut images = Vec::new();
     for input in inputs {
-        let decoded = match &input.source {
-            ImageSource::Path(path) => decode_file(path, policy),
-            ImageSource::Bytes(bytes) => decode(bytes, &input.name, policy),
-        };
-        match decoded {
+        match input.decode(policy) {
             Ok(image) => {
                 names.push(input.name.clone());
                 images.push(image);
@@ -178,7 +174,7 @@ impl Captioner<'_> {
 }
 
 /// A score with the digits that an f32 has, not those of the f64 it is written as.
-fn digits(score: f32) -> Option<f64> {
+pub(super) fn digits(score: f32) -> Option<f64> {
     score.to_string().parse().ok()
 }
 

@@ -7,7 +7,7 @@ use crate::task::Preset;
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Generation")]
 pub(super) struct GenerationArgs {
-    /// Text before the answer
+    /// Text that the model continues; for vqa with {} where the question goes (once: anything else is an error)
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
     /// Most tokens to generate, the prompt not counted
@@ -46,8 +46,8 @@ pub(super) struct GenerationArgs {
     /// No run of N tokens twice; 0 is off
     #[arg(long, value_name = "N")]
     no_repeat_ngram: Option<usize>,
-    /// Texts an image
-    #[arg(long, value_name = "K")]
+    /// Texts for each image or question, the best first
+    #[arg(long, visible_alias = "num-answers", value_name = "K")]
     num_captions: Option<usize>,
     /// Show tokens as they come (greedy and sampling)
     #[arg(long)]

@@ -60,6 +60,16 @@ impl Output {
         to_stderr(format_args!("error: {message}"));
     }
 
+    /// Something that is not as the user may think, unless quiet; on one line.
+    pub(super) fn warning(&self, text: &str) {
+        if !self.quiet {
+            to_stderr(format_args!(
+                "warn: {}",
+                text.replace(char::is_control, " ")
+            ));
+        }
+    }
+
     /// A line to know, unless quiet.
     #[cfg(feature = "demo-model")]
     pub(super) fn note(&self, text: &str) {

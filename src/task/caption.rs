@@ -8,9 +8,9 @@ use crate::generate::{GenerationOptions, GenerationOverrides};
 use crate::image::Rgb8Image;
 use crate::text::Tokenizer;
 
-use super::run::{Ask, Item, RunOptions};
+use super::run::{Ask, Item, RunOptions, Texts};
 use super::source::Source;
-use super::{Blip2, ImageSource, Preset};
+use super::{Blip2, ImageSource, Preset, Text};
 
 /// How to caption.
 #[derive(Debug, Clone, Default)]
@@ -23,18 +23,6 @@ pub struct CaptionOptions {
     pub generation: GenerationOverrides,
     /// Images at a time; `None` chooses, and takes fewer where the device has no room.
     pub batch_size: Option<usize>,
-}
-
-/// A generated text.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Text {
-    /// The text, special tokens and surrounding space removed, the prompt not included.
-    pub text: String,
-    /// Generated token ids, the end token included.
-    pub tokens: Vec<u32>,
-    /// Sum of log-probabilities; for beams divided by `length ^ length_penalty`. Where tokens are banned or penalised
-    /// it is by the scores after that (transformers' `compute_transition_scores` and `sequences_scores`).
-    pub score: f32,
 }
 
 /// An image's caption.
@@ -114,7 +102,8 @@ impl Blip2 {
             pieces: true,
         };
         let texts = self.run(items, run).collect(images.len(), on_text).await?;
-        Ok(texts.into_iter().map(Caption::from_texts).collect())
+        let caption = |texts: Texts| Caption::from_texts(texts.texts);
+        Ok(texts.into_iter().map(caption).collect())
     }
 
     /// Checks `options` without running anything, so that a program can fail before it reads a thousand images.
@@ -131,7 +120,7 @@ impl Caption {
     /// The texts of an image, the best first.
     #[must_use]
     pub fn from_texts(alternatives: Vec<Text>) -> Self {
-        let best = alternatives.first().cloned().unwrap_or_default();
+        let best = Text::best(&alternatives);
         Self {
             text: best.text,
             tokens: best.tokens,

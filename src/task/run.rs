@@ -9,14 +9,15 @@ use std::task::{Context, Poll};
 use futures_util::stream::{self, Stream};
 
 use crate::Error;
-use crate::generate::{Generated, GenerationOptions};
+use crate::generate::Generated;
 use crate::schedule::{Event, Queue, Request};
 use crate::text::TextStream;
 
-use super::caption::{CaptionOptions, Text};
+use super::caption::CaptionOptions;
 use super::prepare::{ImageSource, Preparation};
-use super::prompt::Prompter;
-use super::{Blip2, Preset};
+use super::prompt::{PromptIds, Prompter};
+use super::question::{AnswerPieces, Echo};
+use super::{Blip2, Preset, Text, VqaOptions};
 
 /// Requests worked on at once unless asked otherwise.
 const DEFAULT_BATCH: usize = 8;
@@ -35,6 +36,13 @@ pub struct Item {
 pub enum Ask {
     /// What is on it.
     Caption(Arc<CaptionOptions>),
+    /// The answer to a question.
+    Question {
+        /// The question as it is asked; the preset cleans it.
+        question: String,
+        /// How to ask and answer.
+        options: Arc<VqaOptions>,
+    },
 }
 
 impl Ask {
@@ -42,6 +50,7 @@ impl Ask {
     fn preset(&self) -> Preset {
         match self {
             Self::Caption(options) => options.preset,
+            Self::Question { options, .. } => options.preset,
         }
     }
 }
@@ -69,8 +78,8 @@ pub enum ItemEvent {
     Done {
         /// Number of the item.
         item: usize,
-        /// Its texts, best first; at least one.
-        texts: Vec<Text>,
+        /// What was said.
+        texts: Texts,
     },
     /// It cannot be finished; the others can.
     Failed {
@@ -79,6 +88,15 @@ pub enum ItemEvent {
         /// Why: the same allocation for all items about an image that cannot be read.
         error: Arc<Error>,
     },
+}
+
+/// What is said of an item.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Texts {
+    /// Its texts, best first; at least one of an item that is done.
+    pub texts: Vec<Text>,
+    /// Tokens that the prompt lost to fit what the model or the preset takes: 0 where it was given whole.
+    pub prompt_tokens_cut: usize,
 }
 
 /// The events of a run, in the order in which they come about. An error ends it: the device is gone or full. Dropping it
@@ -112,8 +130,8 @@ impl Run<'_> {
         mut self,
         count: usize,
         on_piece: &mut (dyn FnMut(usize, &str) + Send),
-    ) -> Result<Vec<Vec<Text>>, Error> {
-        let mut all = vec![Vec::new(); count];
+    ) -> Result<Vec<Texts>, Error> {
+        let mut all = vec![Texts::default(); count];
         while let Some(event) = self.next().await {
             match event? {
                 ItemEvent::Piece { item, text } => on_piece(item, &text),
@@ -169,16 +187,6 @@ impl Blip2 {
     }
 }
 
-/// What of a request does not depend on its image.
-#[derive(Debug, Clone)]
-pub(super) struct PromptIds {
-    /// Ids, BOS included.
-    pub text: Vec<u32>,
-    /// Ids that the score processors count as already said.
-    pub history: Vec<u32>,
-    pub options: Arc<GenerationOptions>,
-}
-
 /// A run in progress.
 struct Runner<'a> {
     queue: Queue<'a>,
@@ -209,7 +217,36 @@ struct Preparing {
 /// An item in the queue.
 struct InFlight<'a> {
     item: usize,
-    stream: Option<TextStream<'a>>,
+    pieces: Option<Pieces<'a>>,
+    tokens_cut: usize,
+    echo: Option<Arc<Echo>>,
+}
+
+/// The pieces of an item's first text.
+struct Pieces<'a> {
+    stream: TextStream<'a>,
+    /// Holds back what may be a repetition of the question.
+    answer: Option<AnswerPieces>,
+}
+
+impl Pieces<'_> {
+    fn push(&mut self, token: u32) -> Option<String> {
+        let piece = self.stream.push(token)?;
+        match &mut self.answer {
+            Some(answer) => answer.push(&piece),
+            None => Some(piece),
+        }
+    }
+
+    fn finish(self) -> Option<String> {
+        let last = self.stream.finish();
+        let Some(mut answer) = self.answer else {
+            return last;
+        };
+        let last = last.and_then(|piece| answer.push(&piece));
+        let held = answer.finish();
+        Some([last, held].into_iter().flatten().collect::<String>()).filter(|text| !text.is_empty())
+    }
 }
 
 impl Runner<'_> {
@@ -279,6 +316,9 @@ impl Runner<'_> {
                 return; // it was looked at above
             };
             self.preparation.forget_before(number);
+            let PromptIds {
+                tokens_cut, echo, ..
+            } = prompt.clone();
             let pushed = image.and_then(|image| {
                 let request = Request {
                     image,
@@ -290,9 +330,17 @@ impl Runner<'_> {
             });
             match pushed {
                 Ok(request) => {
-                    let tokenizer = self.prompter.tokenizer;
-                    let stream = self.pieces.then(|| TextStream::new(tokenizer));
-                    self.in_flight.insert(request, InFlight { item, stream });
+                    let pieces = self.pieces.then(|| Pieces {
+                        stream: TextStream::new(self.prompter.tokenizer),
+                        answer: echo.clone().map(AnswerPieces::new),
+                    });
+                    let in_flight = InFlight {
+                        item,
+                        pieces,
+                        tokens_cut,
+                        echo,
+                    };
+                    self.in_flight.insert(request, in_flight);
                 }
                 Err(error) => self.fail(item, error),
             }
@@ -311,6 +359,7 @@ impl Runner<'_> {
                 self.prompt = Some((Arc::clone(options), prompt.clone()));
                 Ok(prompt)
             }
+            Ask::Question { question, options } => self.prompter.question(question, options),
         }
     }
 
@@ -322,8 +371,8 @@ impl Runner<'_> {
                 text: 0,
                 token,
             } => {
-                if let Some(InFlight { item, stream }) = self.in_flight.get_mut(&request)
-                    && let Some(text) = stream.as_mut().and_then(|stream| stream.push(token))
+                if let Some(InFlight { item, pieces, .. }) = self.in_flight.get_mut(&request)
+                    && let Some(text) = pieces.as_mut().and_then(|pieces| pieces.push(token))
                 {
                     let item = *item;
                     self.events.push_back(ItemEvent::Piece { item, text });
@@ -331,11 +380,12 @@ impl Runner<'_> {
             }
             Event::Token { .. } => {}
             Event::Done { request, texts } => {
-                if let Some(InFlight { item, stream }) = self.in_flight.remove(&request) {
-                    if let Some(text) = stream.and_then(TextStream::finish) {
+                if let Some(mut in_flight) = self.in_flight.remove(&request) {
+                    let item = in_flight.item;
+                    if let Some(text) = in_flight.pieces.take().and_then(Pieces::finish) {
                         self.events.push_back(ItemEvent::Piece { item, text });
                     }
-                    match self.texts(texts) {
+                    match self.texts(&in_flight, texts) {
                         Ok(texts) => self.events.push_back(ItemEvent::Done { item, texts }),
                         Err(error) => self.fail(item, Arc::new(error)),
                     }
@@ -350,9 +400,21 @@ impl Runner<'_> {
         Ok(())
     }
 
-    fn texts(&self, generated: Vec<Generated>) -> Result<Vec<Text>, Error> {
-        let text = |generated| self.prompter.text(generated);
-        generated.into_iter().map(text).collect()
+    fn texts(&self, item: &InFlight, generated: Vec<Generated>) -> Result<Texts, Error> {
+        let text = |generated| {
+            let mut text = self.prompter.text(generated)?;
+            if let Some(echo) = &item.echo {
+                text.text = echo.strip(&text.text).to_owned();
+            }
+            Ok(text)
+        };
+        Ok(Texts {
+            texts: generated
+                .into_iter()
+                .map(text)
+                .collect::<Result<_, Error>>()?,
+            prompt_tokens_cut: item.tokens_cut,
+        })
     }
 
     fn fail(&mut self, item: usize, error: Arc<Error>) {

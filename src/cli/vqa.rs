@@ -12,10 +12,9 @@ use crate::gpu::GpuError;
 use crate::image::Rgb8Image;
 use crate::task::{Answer, Blip2, MAX_QUESTIONS, Question, VqaOptions, check_vqa_options};
 
-use super::caption::digits;
 use super::generation::GenerationArgs;
 use super::inputs::{ImageInput, ImageSource, expand, has_image_extension};
-use super::output::Output;
+use super::output::{Output, digits};
 use super::{Cli, Shared, pairs};
 
 /// Answers questions about images.

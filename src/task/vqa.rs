@@ -15,6 +15,9 @@ use super::{Blip2, Preset, Text};
 /// Questions decoded together, unless there are more images: an image with more is encoded once for each so many.
 pub(crate) const MAX_QUESTIONS: usize = 32;
 
+/// Characters of a question that an error shows.
+const EXCERPT: usize = 40;
+
 /// How to answer.
 #[derive(Debug, Clone, Default)]
 pub struct VqaOptions {
@@ -90,7 +93,7 @@ impl VqaOptions {
             "the preset removes punctuation, and nothing is left"
         };
         Err(Error::Question {
-            question: question.to_owned(),
+            question: question.chars().take(EXCERPT).collect(),
             problem,
         })
     }

@@ -89,7 +89,7 @@ pub enum Error {
     /// A question with nothing in it.
     #[error("question {question:?}: {problem}; ask something")]
     Question {
-        /// The question as it was asked.
+        /// Its first characters.
         question: String,
         /// What is wrong with it.
         problem: &'static str,

@@ -8,7 +8,7 @@ use crate::task::{Blip2, Caption, CaptionOptions, check_caption_options};
 use super::Shared;
 use super::generation::GenerationArgs;
 use super::inputs::{ImageInput, expand};
-use super::output::Output;
+use super::output::{Output, digits};
 
 /// Describes images.
 ///
@@ -171,11 +171,6 @@ impl Captioner<'_> {
         ));
         Ok(())
     }
-}
-
-/// A score with the digits that an f32 has, not those of the f64 it is written as.
-pub(super) fn digits(score: f32) -> Option<f64> {
-    score.to_string().parse().ok()
 }
 
 fn json(name: &str, caption: &Caption) -> serde_json::Value {

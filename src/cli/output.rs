@@ -101,6 +101,11 @@ impl Output {
     }
 }
 
+/// A score with the digits that an f32 has, not those of the f64 it is written as.
+pub(super) fn digits(score: f32) -> Option<f64> {
+    score.to_string().parse().ok()
+}
+
 /// A line on stderr. There is nowhere left to report that stderr is closed, and `eprintln` would panic.
 fn to_stderr(line: std::fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{line}");

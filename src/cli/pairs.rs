@@ -74,7 +74,9 @@ fn parse(bytes: &[u8], file: &str) -> (Vec<Pair>, Vec<PairsError>) {
         if text.trim_ascii().is_empty() {
             continue;
         }
-        match serde_json::from_slice(text) {
+        // By way of an object: serde would take a list for a struct too.
+        let object = serde_json::from_slice::<serde_json::Map<_, _>>(text);
+        match object.and_then(|object| serde_json::from_value(object.into())) {
             Ok(Line { image, question }) => pairs.push(Pair {
                 line,
                 image,
@@ -138,7 +140,8 @@ mod tests {
         let good = b"{\"image\": \"a\", \"question\": \"b\"}\n";
         for (line, part) in [
             (&b"nonsense"[..], "column 2"),
-            (b"[1, 2", "EOF"),
+            (b"[\"a\", \"b\"]", "expected a map"),
+            (b"{\"image\": \"a\", ", "EOF"),
             (b"{\"image\": \"a\"}", "missing field `question`"),
             (b"{\"image\": 1, \"question\": \"b\"}", "expected a string"),
             (

@@ -12,11 +12,10 @@ use indicatif::ProgressBar;
 use crate::Error;
 use crate::task::{Answer, Ask, Item, ItemEvent, RunOptions, VqaOptions, check_vqa_options};
 
-use super::caption::digits;
 use super::generation::GenerationArgs;
 use super::in_order::InOrder;
 use super::inputs::{ImageInput, ImageSource, expand, has_image_extension};
-use super::output::Output;
+use super::output::{Output, digits};
 use super::{Cli, Shared, pairs};
 
 /// Answers questions about images.

@@ -15,6 +15,9 @@ use super::run::{Ask, Item, RunOptions, Texts};
 use super::source::Source;
 use super::{Blip2, ImageSource, Preset, Text};
 
+/// Characters of a question that an error shows.
+const EXCERPT: usize = 40;
+
 /// How to answer.
 #[derive(Debug, Clone, Default)]
 pub struct VqaOptions {
@@ -80,7 +83,7 @@ impl VqaOptions {
             "the preset removes punctuation, and nothing is left"
         };
         Err(Error::Question {
-            question: question.to_owned(),
+            question: question.chars().take(EXCERPT).collect(),
             problem,
         })
     }

@@ -7,6 +7,7 @@ mod inputs;
 mod inspect;
 mod output;
 mod parity;
+mod results;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

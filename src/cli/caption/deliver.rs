@@ -1,0 +1,172 @@
+//! Finished captions to where they belong: stdout, the results file, a text beside the image.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use crate::cli::output::{ImagesBar, Output};
+use crate::cli::results::{ResultsError, ResultsFile, Sidecars};
+use crate::task::Caption;
+
+use super::plan::Todo;
+
+/// What became of an image: its caption, or why there is none (naming the image).
+pub(super) type Outcome = Result<Caption, String>;
+
+/// Takes captions in whatever order they are finished and delivers them in the order of the images.
+pub(super) struct Delivery<'a> {
+    output: &'a Output,
+    todo: &'a [Todo],
+    results: Option<ResultsFile>,
+    /// Whether captions go to stdout.
+    print: bool,
+    bar: ImagesBar,
+    /// Finished, but not all before it are.
+    waiting: BTreeMap<usize, Outcome>,
+    /// The first that is not delivered.
+    next: usize,
+    /// Whether text of image `next` is on stdout already.
+    streamed: bool,
+    captioned: usize,
+    failed: usize,
+    started: Instant,
+}
+
+impl<'a> Delivery<'a> {
+    pub(super) fn new(
+        output: &'a Output,
+        todo: &'a [Todo],
+        results: Option<ResultsFile>,
+        print: bool,
+    ) -> Self {
+        Self {
+            output,
+            todo,
+            results,
+            print,
+            bar: output.images(todo.len(), print),
+            waiting: BTreeMap::new(),
+            next: 0,
+            streamed: false,
+            captioned: 0,
+            failed: 0,
+            started: Instant::now(),
+        }
+    }
+
+    /// Shows a piece of the first text of image `index`. Pieces come of the image that is next, and of no other.
+    pub(super) fn piece(&mut self, index: usize, piece: &str) {
+        if self.output.json || index != self.next {
+            return;
+        }
+        if !self.streamed {
+            self.output
+                .text(&format!("{}: ", self.todo[index].input.name));
+            self.streamed = true;
+        }
+        self.output.text(piece);
+    }
+
+    /// Takes what became of image `index`. Breaks where a result cannot be kept, which is reported.
+    pub(super) fn finished(&mut self, index: usize, outcome: Outcome) -> ControlFlow<()> {
+        self.waiting.insert(index, outcome);
+        while let Some(outcome) = self.waiting.remove(&self.next) {
+            let written = outcome.and_then(|caption| {
+                let error = |error: ResultsError| error.to_string();
+                self.write_sidecar(&caption).map_err(error)?;
+                Ok(caption)
+            });
+            match written {
+                Ok(caption) => {
+                    if let Err(error) = self.write_line(&caption) {
+                        self.output.error(&error);
+                        return ControlFlow::Break(());
+                    }
+                    self.print(&caption);
+                    self.captioned += 1;
+                }
+                Err(message) => {
+                    self.output.error(&message);
+                    self.failed += 1;
+                }
+            }
+            self.next += 1;
+            self.streamed = false;
+            self.bar.advance();
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The text goes before the line: an image that has its line is done with.
+    fn write_sidecar(&self, caption: &Caption) -> Result<(), ResultsError> {
+        let Some(file) = &self.todo[self.next].sidecar else {
+            return Ok(());
+        };
+        let texts = caption.alternatives.iter().map(|text| text.text.as_str());
+        Sidecars::write(file, texts)
+    }
+
+    fn write_line(&mut self, caption: &Caption) -> Result<(), ResultsError> {
+        let todo = &self.todo[self.next];
+        match self.results.as_mut().filter(|_| todo.line) {
+            Some(results) => results.append(&json(&todo.input.name, caption)),
+            None => Ok(()),
+        }
+    }
+
+    fn print(&self, caption: &Caption) {
+        let name = &self.todo[self.next].input.name;
+        if !self.print {
+            return;
+        }
+        if self.output.json {
+            return self.output.line(&json(name, caption).to_string());
+        }
+        let mut texts = caption.alternatives.iter();
+        if self.streamed {
+            texts.next();
+            self.output.line("");
+        }
+        for text in texts {
+            self.output.line(&format!("{name}: {}", text.text));
+        }
+    }
+
+    /// Puts all lines on the disk; returns how many images were captioned, how many failed, and the seconds it took.
+    pub(super) fn end(mut self) -> Result<(usize, usize, f64), ResultsError> {
+        if let Some(results) = &mut self.results {
+            results.sync()?;
+        }
+        let seconds = self.started.elapsed().as_secs_f64();
+        Ok((self.captioned, self.failed, seconds))
+    }
+}
+
+/// The fields of [`json`]: the key, then the others.
+pub(super) const KEY: [&str; 1] = ["image"];
+pub(super) const FIELDS: [&str; 4] = ["pred_caption", "score", "num_tokens", "tokens"];
+/// The further field where several captions an image are asked for.
+pub(super) const SEVERAL: &str = "captions";
+
+fn json(name: &str, caption: &Caption) -> serde_json::Value {
+    let mut line = serde_json::json!({
+        "image": name,
+        "pred_caption": caption.text,
+        "tokens": caption.tokens,
+        "score": digits(caption.score),
+        "num_tokens": caption.tokens.len(),
+    });
+    if caption.alternatives.len() > 1 {
+        line[SEVERAL] = caption
+            .alternatives
+            .iter()
+            .map(|text| serde_json::json!({"text": text.text, "score": digits(text.score)}))
+            .collect();
+    }
+    line
+}
+
+/// A score with the digits that an f32 has, not those of the f64 it is written as.
+fn digits(score: f32) -> Option<f64> {
+    score.to_string().parse().ok()
+}

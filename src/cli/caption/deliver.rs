@@ -8,14 +8,14 @@ use crate::cli::output::{ImagesBar, Output};
 use crate::cli::results::{ResultsError, ResultsFile, Sidecars};
 use crate::task::Caption;
 
-use super::plan::Todo;
+use super::plan::{Summary, Todo};
 
 /// What became of an image: its caption, or why there is none (naming the image).
 pub(super) type Outcome = Result<Caption, String>;
 
 /// Takes captions in whatever order they are finished and delivers them in the order of the images.
 pub(super) struct Delivery<'a> {
-    output: &'a Output,
+    pub(super) output: &'a Output,
     todo: &'a [Todo],
     results: Option<ResultsFile>,
     /// Whether captions go to stdout.
@@ -27,8 +27,7 @@ pub(super) struct Delivery<'a> {
     next: usize,
     /// Whether text of image `next` is on stdout already.
     streamed: bool,
-    captioned: usize,
-    failed: usize,
+    summary: Summary,
     started: Instant,
 }
 
@@ -38,6 +37,7 @@ impl<'a> Delivery<'a> {
         todo: &'a [Todo],
         results: Option<ResultsFile>,
         print: bool,
+        summary: Summary,
     ) -> Self {
         Self {
             output,
@@ -48,8 +48,7 @@ impl<'a> Delivery<'a> {
             waiting: BTreeMap::new(),
             next: 0,
             streamed: false,
-            captioned: 0,
-            failed: 0,
+            summary,
             started: Instant::now(),
         }
     }
@@ -83,11 +82,11 @@ impl<'a> Delivery<'a> {
                         return ControlFlow::Break(());
                     }
                     self.print(&caption);
-                    self.captioned += 1;
+                    self.summary.captioned += 1;
                 }
                 Err(message) => {
                     self.output.error(&message);
-                    self.failed += 1;
+                    self.summary.failed += 1;
                 }
             }
             self.next += 1;
@@ -132,13 +131,13 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Puts all lines on the disk; returns how many images were captioned, how many failed, and the seconds it took.
-    pub(super) fn end(mut self) -> Result<(usize, usize, f64), ResultsError> {
+    /// Puts all lines on the disk and says what was done.
+    pub(super) fn end(mut self) -> Result<Summary, ResultsError> {
         if let Some(results) = &mut self.results {
             results.sync()?;
         }
-        let seconds = self.started.elapsed().as_secs_f64();
-        Ok((self.captioned, self.failed, seconds))
+        self.summary.seconds = self.started.elapsed().as_secs_f64();
+        Ok(self.summary)
     }
 }
 

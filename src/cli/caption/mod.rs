@@ -43,7 +43,8 @@ pub(super) struct Args {
     image_size: Option<u32>,
     #[command(flatten)]
     out: OutArgs,
-    /// Write a text beside each image, as trainers read captions (--sidecar alone is --sidecar=txt); texts there stay
+    /// Write each caption to a file beside its image, as trainers read them; --sidecar alone is --sidecar=txt.
+    /// Files that are there stay, unless --overwrite
     #[arg(
         long,
         value_name = "EXTENSION",
@@ -85,73 +86,54 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         .sidecar
         .as_ref()
         .map(|extension| Sidecars::new(extension, args.out.overwrite));
-    let results = match args.earlier_results(checkpoint) {
-        Ok(results) => results,
+    let earlier = match args.earlier_results(checkpoint) {
+        Ok(earlier) => earlier,
         Err(error) => return Ok(fail(output, &error)),
     };
-    let keeps = results.is_some() || sidecars.is_some();
+    let keeps = earlier.is_some() || sidecars.is_some();
     let plan = if keeps {
-        Plan::new(inputs, results.as_ref(), sidecars.as_ref())
+        Plan::new(inputs, earlier.as_ref(), sidecars.as_ref())
     } else {
         Plan::all(inputs)
     };
     for error in &plan.errors {
         output.error(error);
     }
-    for warning in results.iter().flat_map(EarlierResults::warnings) {
+    for warning in earlier.iter().flat_map(EarlierResults::warnings) {
         log::warn!("{warning}");
     }
-    let mut summary = Summary {
-        captioned: 0,
-        seconds: 0.0,
-        failed: errors.len() + plan.errors.len(),
-        done: plan.done,
-        repeated: plan.repeated,
-    };
+    let summary = plan.summary(errors.len());
     if plan.todo.is_empty() {
         output.note(&summary.to_string());
         return Ok(summary.failed == 0);
     }
     if plan.done > 0 {
-        output.note(&format!(
-            "{} images are done already, {} are left",
-            plan.done,
-            plan.todo.len()
-        ));
+        let (done, left) = (plan.done, plan.todo.len());
+        output.note(&format!("resuming: {done} done already, {left} to go"));
     }
 
     let mut model = shared.open(image_size, output).await?;
     model.check_caption_options(&options)?;
-    let results = match results.map(EarlierResults::begin).transpose() {
+    let results = match earlier.map(EarlierResults::begin).transpose() {
         Ok(results) => results,
         Err(error) => return Ok(fail(output, &error)),
     };
     let print = !keeps || output.json || args.generation.stream;
-    let mut delivery = Delivery::new(output, &plan.todo, results, print);
-    let stopped = caption_all(
-        &mut model,
-        &plan.todo,
-        &options,
-        args.generation.stream,
-        output,
-        &mut delivery,
-    )
-    .await;
+    let mut delivery = Delivery::new(output, &plan.todo, results, print, summary);
+    let stream = args.generation.stream;
+    let flow = caption_all(&mut model, &plan.todo, &options, stream, &mut delivery).await;
+    // Whatever stopped it, what was written stays.
     let ended = delivery.end();
     model.gpu().save_pipelines();
-    let stopped = stopped?;
-    match ended {
-        Ok((captioned, failed, seconds)) => {
-            summary.captioned = captioned;
-            summary.failed += failed;
-            summary.seconds = seconds;
-        }
+    let flow = flow?;
+    let summary = match ended {
+        Ok(summary) => summary,
         Err(error) => return Ok(fail(output, &error)),
-    }
+    };
     if keeps {
         output.note(&summary.to_string());
     }
-    Ok(summary.failed == 0 && stopped.is_continue())
+    Ok(summary.failed == 0 && flow.is_continue())
 }
 
 impl Args {
@@ -182,36 +164,6 @@ fn fail(output: &Output, error: &ResultsError) -> bool {
     false
 }
 
-/// What a run did, in a line.
-struct Summary {
-    captioned: usize,
-    seconds: f64,
-    failed: usize,
-    done: usize,
-    repeated: usize,
-}
-
-impl std::fmt::Display for Summary {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let images = |count: usize| if count == 1 { "image" } else { "images" };
-        write!(f, "{} {} captioned", self.captioned, images(self.captioned))?;
-        if self.captioned > 0 {
-            let rate = self.captioned as f64 / self.seconds.max(1e-9);
-            write!(f, " in {:.1} s ({rate:.1} images/s)", self.seconds)?;
-        }
-        for (count, what) in [
-            (self.done, "done already"),
-            (self.repeated, "given twice"),
-            (self.failed, "failed"),
-        ] {
-            if count > 0 {
-                write!(f, ", {count} {what}")?;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Captions all images and hands over each outcome as it is known: the one place that knows how images become
 /// captions. Breaks where the delivery does.
 async fn caption_all(
@@ -219,7 +171,6 @@ async fn caption_all(
     todo: &[Todo],
     options: &CaptionOptions,
     stream: bool,
-    output: &Output,
     delivery: &mut Delivery<'_>,
 ) -> Result<ControlFlow<()>, Error> {
     let batch_size = if stream {
@@ -251,7 +202,7 @@ async fn caption_all(
             }
         })
         .await?;
-        output.detail(&format!(
+        delivery.output.detail(&format!(
             "{} images in {:.2} s; {}",
             images.len(),
             started.elapsed().as_secs_f64(),

@@ -1,6 +1,7 @@
 //! Which images are still to be captioned, and what is to be kept of each.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use crate::cli::inputs::{ImageInput, ImageSource, STDIN_NAME};
@@ -29,6 +30,17 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// What this run begins with: what is done, and what has failed, `errors` arguments among it.
+    pub(super) fn summary(&self, errors: usize) -> Summary {
+        Summary {
+            captioned: 0,
+            seconds: 0.0,
+            failed: errors + self.errors.len(),
+            done: self.done,
+            repeated: self.repeated,
+        }
+    }
+
     /// All images, each as often as it was given: for results that are only printed.
     pub(super) fn all(inputs: Vec<ImageInput>) -> Self {
         let todo = inputs.into_iter().map(|input| Todo {
@@ -90,5 +102,40 @@ impl Plan {
             }
         }
         plan
+    }
+}
+
+/// What a run did; its text is a line.
+#[derive(Debug)]
+pub(super) struct Summary {
+    pub captioned: usize,
+    pub seconds: f64,
+    pub failed: usize,
+    pub done: usize,
+    pub repeated: usize,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let images = if self.captioned == 1 {
+            "image"
+        } else {
+            "images"
+        };
+        write!(f, "{} {images} captioned", self.captioned)?;
+        if self.captioned > 0 {
+            let rate = self.captioned as f64 / self.seconds.max(1e-9);
+            write!(f, " in {:.1} s ({rate:.1} images/s)", self.seconds)?;
+        }
+        for (count, what) in [
+            (self.done, "done already"),
+            (self.repeated, "given twice"),
+            (self.failed, "failed"),
+        ] {
+            if count > 0 {
+                write!(f, ", {count} {what}")?;
+            }
+        }
+        Ok(())
     }
 }

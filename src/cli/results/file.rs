@@ -46,36 +46,30 @@ impl EarlierResults {
         };
         let record = record();
         let earlier = RunRecord::read(path);
-        let differences = earlier.as_ref().map(|earlier| record.differences(earlier));
-        let other_options = differences.filter(|differences| !differences.is_empty());
-        let refuse = |differences| ResultsError::OtherOptions {
-            file: path.clone(),
-            differences,
-        };
-        let existing = match (format.read(path, &columns), other_options) {
-            // A record beside it says that it is ours, whatever has become of it.
-            (Err(ResultsError::Foreign { .. }), _) if args.overwrite && earlier.is_some() => {
-                Existing::default()
-            }
-            (Err(ResultsError::Foreign { .. }), Some(differences)) => {
-                return Err(refuse(differences));
-            }
-            (Err(error), _) => return Err(error),
-            (Ok(Some(existing)), _)
-                if existing.whole == 0 && existing.torn > 0 && earlier.is_none() =>
-            {
-                return Err(ResultsError::Foreign {
+        let existing = format.read(path, &columns);
+        if let Some(earlier) = earlier.as_ref().filter(|_| !args.overwrite) {
+            let differences = record.differences(earlier);
+            let no_lines = matches!(&existing, Ok(existing) if existing.keys.is_empty());
+            if !differences.is_empty() && !no_lines {
+                return Err(ResultsError::OtherOptions {
                     file: path.clone(),
-                    problem: "it has no whole line".into(),
+                    differences,
                 });
             }
-            (Ok(Some(existing)), Some(differences))
-                if !existing.keys.is_empty() && !args.overwrite =>
-            {
-                return Err(refuse(differences));
+        }
+        let existing = match existing {
+            // A record beside it says that it was ours, whatever has become of it.
+            Err(ResultsError::Foreign { .. }) if args.overwrite && earlier.is_some() => {
+                Existing::default()
             }
-            (Ok(existing), _) => existing.unwrap_or_default(),
+            existing => existing?,
         };
+        if existing.whole == 0 && existing.torn > 0 && earlier.is_none() {
+            return Err(ResultsError::Foreign {
+                file: path.clone(),
+                problem: "it has no whole line".into(),
+            });
+        }
         let locked = LockedRecord::lock(path)?;
         // Another run may have written between the look and the lock.
         let length = std::fs::metadata(path).map_or(0, |metadata| metadata.len());

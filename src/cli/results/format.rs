@@ -75,15 +75,11 @@ impl Format {
         }
     }
 
-    /// Reads what is in `path`; `None` where there is no such file.
-    pub(super) fn read(
-        self,
-        path: &Path,
-        columns: &Columns,
-    ) -> Result<Option<Existing>, ResultsError> {
+    /// Reads what is in `path`: nothing, where there is no such file.
+    pub(super) fn read(self, path: &Path, columns: &Columns) -> Result<Existing, ResultsError> {
         let file = match File::open(path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Existing::default()),
             Err(error) => return Err(failed(path, "read")(error)),
         };
         let (whole, torn) =
@@ -101,7 +97,7 @@ impl Format {
                 problem,
             },
         })?;
-        Ok(Some(Existing { keys, whole, torn }))
+        Ok(Existing { keys, whole, torn })
     }
 }
 

@@ -31,16 +31,17 @@ impl RunRecord {
         model: Option<&Path>,
         options: BTreeMap<String, String>,
     ) -> Self {
-        let absolute = |path: &Path| {
-            std::path::absolute(path).map_or_else(|_| path.to_path_buf(), |absolute| absolute)
+        let model_name = match model {
+            None => crate::cli::DEMO.to_owned(),
+            Some(path) => {
+                let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+                path.display().to_string()
+            }
         };
         Self {
             program: format!("blip2-wgpu {}", env!("CARGO_PKG_VERSION")),
             command: command.into(),
-            model: model.map_or_else(
-                || crate::cli::DEMO.into(),
-                |path| absolute(path).display().to_string(),
-            ),
+            model: model_name,
             model_fingerprint: model_fingerprint(model),
             options,
         }

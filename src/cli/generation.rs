@@ -1,5 +1,7 @@
 //! Generation flags, shared by the commands that write text.
 
+use std::collections::BTreeMap;
+
 use crate::generate::GenerationOverrides;
 use crate::task::Preset;
 
@@ -75,6 +77,59 @@ fn parse_batch_size(text: &str) -> Result<BatchSize, String> {
 }
 
 impl GenerationArgs {
+    /// The flags that were given, as far as texts depend on them, for the record of a run.
+    pub(super) fn given(&self) -> BTreeMap<String, String> {
+        // Every field by name, so that a new one is not forgotten here.
+        let Self {
+            prompt,
+            max_new_tokens,
+            min_new_tokens,
+            beams,
+            length_penalty,
+            early_stopping,
+            sample,
+            temperature,
+            top_k,
+            top_p,
+            seed,
+            repetition_penalty,
+            no_repeat_ngram,
+            num_captions,
+            stream: _,
+            batch_size: _,
+            preset,
+        } = self;
+        fn text(value: &Option<impl ToString>) -> Option<String> {
+            value.as_ref().map(ToString::to_string)
+        }
+        let on = |flag: &bool| flag.then(|| "on".to_owned());
+        [
+            ("--prompt", prompt.clone()),
+            ("--max-new-tokens", text(max_new_tokens)),
+            ("--min-new-tokens", text(min_new_tokens)),
+            ("--beams", text(beams)),
+            ("--length-penalty", text(length_penalty)),
+            ("--early-stopping", on(early_stopping)),
+            ("--sample", on(sample)),
+            ("--temperature", text(temperature)),
+            ("--top-k", text(top_k)),
+            ("--top-p", text(top_p)),
+            ("--seed", text(seed)),
+            ("--repetition-penalty", text(repetition_penalty)),
+            ("--no-repeat-ngram", text(no_repeat_ngram)),
+            ("--num-captions", text(num_captions)),
+            ("--preset", Some(format!("{preset:?}").to_lowercase())),
+        ]
+        .into_iter()
+        .filter_map(|(flag, value)| Some((flag.to_owned(), value?)))
+        .collect()
+    }
+
+    /// Texts an image, if that was given.
+    pub(super) fn num_captions(&self) -> Option<usize> {
+        self.num_captions
+    }
+
     /// The flags that were given.
     pub(super) fn overrides(&self) -> GenerationOverrides {
         // Beams and sampling exclude each other: whichever is asked for wins over a preset's or checkpoint's other.

@@ -24,6 +24,11 @@ impl<T> InOrder<T> {
         self.ready.insert(number, outcome);
     }
 
+    /// The number of the next outcome.
+    pub(super) fn awaited(&self) -> usize {
+        self.next
+    }
+
     /// The next outcome and its number, if it is there.
     pub(super) fn next(&mut self) -> Option<(usize, T)> {
         let outcome = self.ready.remove(&self.next)?;

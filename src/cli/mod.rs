@@ -9,6 +9,7 @@ mod inspect;
 mod output;
 mod pairs;
 mod parity;
+mod results;
 mod vqa;
 
 use std::path::{Path, PathBuf};

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use clap::CommandFactory;
 use clap::error::ErrorKind;
-use indicatif::ProgressBar;
 
 use crate::Error;
 use crate::task::{Answer, Ask, Item, ItemEvent, RunOptions, VqaOptions, check_vqa_options};
@@ -15,7 +14,7 @@ use crate::task::{Answer, Ask, Item, ItemEvent, RunOptions, VqaOptions, check_vq
 use super::generation::GenerationArgs;
 use super::in_order::InOrder;
 use super::inputs::{ImageInput, ImageSource, expand, has_image_extension};
-use super::output::{Output, digits};
+use super::output::{ItemsBar, Output, digits};
 use super::{Cli, Shared, pairs};
 
 /// Answers questions about images.
@@ -111,7 +110,6 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         answers.hear(event?);
     }
     drop(events);
-    answers.bar.finish_and_clear();
     output.detail(&format!(
         "{} questions in {:.2} s; {}",
         asked.asked.len(),
@@ -234,7 +232,7 @@ struct Answers<'a> {
     /// Images that the user knows to be unreadable.
     unreadable: HashSet<usize>,
     failed: usize,
-    bar: ProgressBar,
+    bar: ItemsBar,
     output: &'a Output,
 }
 
@@ -247,7 +245,7 @@ impl<'a> Answers<'a> {
             warned: HashSet::new(),
             unreadable: HashSet::new(),
             failed: 0,
-            bar: output.items(asked.asked.len()),
+            bar: output.items(asked.asked.len(), "questions", true),
             output,
         }
     }
@@ -271,7 +269,7 @@ impl<'a> Answers<'a> {
                 Ok(answer) => self.print(asked, &answer, self.shown == Some(item)),
                 Err(error) => self.fail(asked, &error),
             }
-            self.bar.inc(1);
+            self.bar.advance();
         }
     }
 

@@ -19,7 +19,8 @@ use super::prompt::{PromptIds, Prompter};
 use super::question::{AnswerPieces, Echo};
 use super::{Blip2, Preset, Text, VqaOptions};
 
-/// Requests worked on at once unless asked otherwise: half as many are nearly as fast on every adapter measured, and more take memory.
+/// Requests worked on at once unless asked otherwise: four times the throughput of one on the software adapter, where 64
+/// at once reach 4.9 times (benches/RESULTS.md).
 const DEFAULT_BATCH: usize = 16;
 
 /// One thing to say about an image.

@@ -3,9 +3,13 @@
 mod decode;
 mod encode;
 mod engine;
+mod matching;
 mod plan;
+mod search;
 mod session;
 mod tails;
 
 pub use engine::{Engine, Request, Timings};
+pub use matching::{EncodedImage, EncodedText, Matcher};
 pub use plan::MemoryPlan;
+pub use search::{Hit, Search, SearchDirection, itc_score};

@@ -21,4 +21,4 @@ pub mod text;
 pub mod weights;
 
 pub use error::Error;
-pub use task::{Blip2, Caption, CaptionOptions, OpenOptions, Preset};
+pub use task::{Blip2, Caption, CaptionOptions, OpenOptions, Preset, Retriever};

@@ -56,11 +56,7 @@ pub fn merge_top_k(
             k: word(k),
             pad: [0; 2],
         },
-        vec![
-            scores.operand(),
-            Operand::from(tile),
-            Operand::from(top),
-        ],
+        vec![scores.operand(), Operand::from(tile), Operand::from(top)],
         [word(scores.rows), 1, 1],
     );
 }
@@ -128,7 +124,10 @@ mod tests {
                 for (row, scores) in scores.chunks(candidates).enumerate() {
                     let twin = reference(scores, k);
                     let equal = ours[row * k..][..k] == twin;
-                    assert!(equal, "{candidates} candidates by {columns}, k {k}, row {row}");
+                    assert!(
+                        equal,
+                        "{candidates} candidates by {columns}, k {k}, row {row}"
+                    );
                 }
             }
         }

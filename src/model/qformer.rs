@@ -146,14 +146,8 @@ impl QFormer {
     ) -> Activation {
         let mut hidden = hidden.clone();
         if let Some(cross) = &layer.cross_attention {
-            hidden = self.cross_attention(
-                program,
-                cross,
-                &hidden,
-                image_tokens,
-                images,
-                image_lengths,
-            );
+            hidden =
+                self.cross_attention(program, cross, &hidden, image_tokens, images, image_lengths);
         }
         let inner = linear(program, &hidden, &layer.intermediate_query, self.activate);
         layer.output_query.add(program, &inner, &hidden)

@@ -7,9 +7,7 @@
 //! ```
 
 use crate::gpu::{Activation, GpuError, ProgramBuilder};
-use crate::kernels::{
-    Activate, Linear, linear, mean_rows, normalize_rows, rows_of_groups, tap,
-};
+use crate::kernels::{Activate, Linear, linear, mean_rows, normalize_rows, rows_of_groups, tap};
 use crate::weights::{UploadError, Uploader};
 
 use super::config::Blip2Config;
@@ -92,8 +90,7 @@ impl RetrievalModel {
         // All rows are projected, of which one a text is wanted: a product of a few rows would take another kernel,
         // and a text alone get other bits than among others.
         let projected = linear(program, &hidden, &self.text_projection, Activate::Identity);
-        let mut first =
-            |x: &Activation| rows_of_groups(program, x, 0, 1, texts.batch());
+        let mut first = |x: &Activation| rows_of_groups(program, x, 0, 1, texts.batch());
         let (cls, projected) = (first(&hidden), first(&projected));
         let features = normalize_rows(program, &projected);
         tap(program, &features, || "text_embeds".into());

@@ -288,7 +288,9 @@ impl Matcher {
         let widest = vit.hidden_size().max(2 * self.model.qformer.hidden_size());
         let limit = self.gpu.capabilities().max_binding_bytes;
         let most = limit / (vit.tokens() * widest * 4) as u64;
-        usize::try_from(most).unwrap_or(usize::MAX).clamp(1, MAX_PAIRS)
+        usize::try_from(most)
+            .unwrap_or(usize::MAX)
+            .clamp(1, MAX_PAIRS)
     }
 
     /// Runs a block and returns the logits of its pairs in order.
@@ -365,7 +367,10 @@ impl Matcher {
             let problem = match unknown {
                 Some(id) => format!("token {id} of a vocabulary of {vocabulary}"),
                 None if text.is_empty() || text.len() > most => {
-                    format!("a text of {} tokens, the model takes 1 to {most}", text.len())
+                    format!(
+                        "a text of {} tokens, the model takes 1 to {most}",
+                        text.len()
+                    )
                 }
                 None => continue,
             };

@@ -321,7 +321,9 @@ mod tests {
         let search = Search::new(gpu, 32, 256);
         let bytes = |images, texts| {
             let direction = SearchDirection::TextToImage;
-            search.device_bytes(images, texts, direction, 128).expect("room")
+            search
+                .device_bytes(images, texts, direction, 128)
+                .expect("room")
         };
         let most = bytes(10_000, 50_000);
         assert_eq!(most, bytes(1_000_000, 5_000_000));

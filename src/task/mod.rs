@@ -4,6 +4,7 @@ mod blip2;
 mod caption;
 mod parity;
 mod preset;
+mod retrieval;
 mod source;
 
 pub use crate::schedule::MemoryPlan;
@@ -12,3 +13,7 @@ pub use blip2::{Blip2, OpenOptions, plan_memory};
 pub use caption::{Caption, CaptionOptions, Text, check_caption_options};
 pub use parity::{ParityReport, ParityRow, TOLERANCE};
 pub use preset::Preset;
+pub use retrieval::{
+    Direction, Gallery, GalleryEvent, GalleryImage, GallerySource, ImageFeatures, IndexError,
+    PairScore, RetrieveOptions, Retrieved, Retriever, TextFeatures, TextUse,
+};

@@ -35,19 +35,38 @@ impl BertTokenizer {
             from_vocab(folder, lower_case)?
         };
         special_files.add_to(&mut tokenizer, folder)?;
-        let id = |role: &'static str, default: &str| {
-            let token = special_files.role(role).unwrap_or(default);
+        let role = |role: &str, default| special_files.role(role).unwrap_or(default).to_owned();
+        let frame = [role("cls_token", "[CLS]"), role("sep_token", "[SEP]")];
+        Self::framed_by(tokenizer, folder, frame)
+    }
+
+    /// The tokenizer of a `tokenizer.json`'s text, with BERT's own `[CLS]` and `[SEP]`; `name` stands for it in errors.
+    ///
+    /// # Errors
+    /// As [`BertTokenizer::open`].
+    pub fn from_json(text: &[u8], name: &Path) -> Result<Self, TextError> {
+        let frame = ["[CLS]", "[SEP]"].map(String::from);
+        Self::framed_by(files::parse_tokenizer(text, name)?, name, frame)
+    }
+
+    /// `frame`: the tokens before and after each text.
+    fn framed_by(
+        tokenizer: Tokenizer,
+        folder: &Path,
+        frame: [String; 2],
+    ) -> Result<Self, TextError> {
+        let id = |role: &'static str, token: &String| {
             tokenizer
                 .token_to_id(token)
                 .ok_or_else(|| TextError::NoSpecialToken {
                     folder: folder.to_owned(),
                     role,
-                    wanted: token.to_owned(),
+                    wanted: token.clone(),
                 })
         };
         Ok(Self {
-            cls_id: id("cls_token", "[CLS]")?,
-            sep_id: id("sep_token", "[SEP]")?,
+            cls_id: id("cls_token", &frame[0])?,
+            sep_id: id("sep_token", &frame[1])?,
             tokenizer,
             folder: folder.to_owned(),
         })

@@ -96,7 +96,10 @@ impl Texts {
             }
         }
         let lengths = |more: usize| -> Vec<u32> {
-            texts.iter().map(|text| (text.len() + more) as u32).collect()
+            texts
+                .iter()
+                .map(|text| (text.len() + more) as u32)
+                .collect()
         };
         gpu.write(&self.tokens, 0, &tokens);
         gpu.write(&self.row_info, 0, &row_info);
@@ -174,8 +177,7 @@ impl QFormer {
         let mut hidden = self.text_embeddings(program, branch, texts);
         tap(program, &hidden, || "text.embeddings".into());
         for (index, layer) in self.layers.iter().enumerate() {
-            hidden =
-                self.self_attention(program, layer, &hidden, texts.batch, &texts.text_lengths);
+            hidden = self.self_attention(program, layer, &hidden, texts.batch, &texts.text_lengths);
             hidden = self.text_mlp(program, &branch.feed_forward[index], &hidden);
             tap(program, &hidden, || format!("text.layer.{index}"));
         }

@@ -5,8 +5,11 @@ mod devices;
 mod generation;
 mod inputs;
 mod inspect;
+mod match_;
 mod output;
 mod parity;
+mod retrieval;
+mod retrieve;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -90,6 +93,10 @@ enum Command {
     Devices,
     /// Show a checkpoint's configuration, parameters and memory need
     Inspect(inspect::Args),
+    /// Score how well images and texts go together
+    Match(Box<match_::Args>),
+    /// Find the best texts for images, or images for texts
+    Retrieve(Box<retrieve::Args>),
     /// Compare every stage with a reference dump of transformers
     Parity(parity::Args),
 }
@@ -104,6 +111,8 @@ pub fn run() -> ExitCode {
             Command::Caption(args) => caption::run(&cli.shared, args, &output).await,
             Command::Devices => devices::run(&cli.shared, &output).await,
             Command::Inspect(args) => inspect::run(&cli.shared, args, &output).await,
+            Command::Match(args) => match_::run(&cli.shared, args, &output).await,
+            Command::Retrieve(args) => retrieve::run(&cli.shared, args, &output).await,
             Command::Parity(args) => parity::run(&cli.shared, args, &output).await,
         }
     });

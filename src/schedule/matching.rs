@@ -6,9 +6,10 @@ use std::collections::HashMap;
 
 use crate::Error;
 use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, Program, ProgramBuilder};
-use crate::kernels::{MATVEC_ROWS, copy};
+use crate::kernels::copy;
 use crate::model::{RetrievalModel, Texts};
 
+use super::images::{EncodedImage, ImageParts, ImagePrograms, max_images};
 use super::search::{Hit, Search, SearchDirection};
 
 /// Texts encoded together, and pairs matched together.
@@ -23,17 +24,6 @@ const LENGTH_STEP: usize = 16;
 
 /// Recorded programs of a kind that are kept.
 const MAX_PROGRAMS: usize = 24;
-
-/// What the model makes of an image. Each is row-major f32.
-#[derive(Debug, Clone, PartialEq)]
-pub struct EncodedImage {
-    /// The image encoder's output, `[tokens, image width]`.
-    pub tokens: Vec<f32>,
-    /// The Q-Former's output, `[queries, hidden]`.
-    pub queries: Vec<f32>,
-    /// Queries in the common space, `[queries, embedding size]`, rows of length one.
-    pub features: Vec<f32>,
-}
 
 /// What the model makes of a text.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,23 +40,13 @@ pub struct Matcher {
     gpu: Gpu,
     model: RetrievalModel,
     pool: ActivationPool,
-    image_programs: HashMap<usize, ImageProgram>,
+    image_programs: ImagePrograms,
     text_programs: HashMap<[usize; 2], TextProgram>,
     pair_programs: HashMap<[usize; 3], PairProgram>,
     /// Image tokens of the pairs that are matched: `[images, tokens, width]`.
     pair_tokens: Option<wgpu::Buffer>,
     images_encoded: usize,
     pairs_matched: usize,
-}
-
-#[derive(Debug)]
-struct ImageProgram {
-    pixels: wgpu::Buffer,
-    tokens: Activation,
-    queries: Activation,
-    features: Activation,
-    buffers: [wgpu::Buffer; 3],
-    program: Program,
 }
 
 #[derive(Debug)]
@@ -93,7 +73,7 @@ impl Matcher {
             gpu,
             model,
             pool: ActivationPool::default(),
-            image_programs: HashMap::new(),
+            image_programs: ImagePrograms::default(),
             text_programs: HashMap::new(),
             pair_programs: HashMap::new(),
             pair_tokens: None,
@@ -135,19 +115,7 @@ impl Matcher {
     /// Most images that one binding's limit allows at once.
     #[must_use]
     pub fn max_images(&self) -> usize {
-        let limit = self.gpu.capabilities().max_binding_bytes;
-        let most = limit / self.model.vit.widest_activation_bytes().max(1);
-        usize::try_from(most).unwrap_or(usize::MAX).max(1)
-    }
-
-    /// Images or pairs whose queries are more rows than a matrix–vector kernel takes.
-    fn least_batch(&self) -> usize {
-        MATVEC_ROWS / self.model.qformer.queries() + 1
-    }
-
-    /// Values of an image's pixels, `[3, size, size]`.
-    fn pixel_count(&self) -> usize {
-        3 * self.model.vit.image_size() * self.model.vit.image_size()
+        max_images(&self.gpu, &self.model.vit)
     }
 
     /// Encodes `images` (`[3, size, size]` each) as one batch.
@@ -158,32 +126,11 @@ impl Matcher {
         &mut self,
         images: &[impl AsRef<[f32]>],
     ) -> Result<Vec<EncodedImage>, Error> {
-        let pixels = self.pixel_count();
-        if let Some(image) = images.iter().find(|image| image.as_ref().len() != pixels) {
-            let len = image.as_ref().len();
-            let problem = format!("an image has {len} values, the model takes {pixels}");
-            return Err(Error::Request { problem });
-        }
-        if images.is_empty() {
-            return Ok(Vec::new());
-        }
-        let batch = images.len().next_power_of_two().max(self.least_batch());
-        if !self.image_programs.contains_key(&batch) {
-            // A full batch and a folder's rest.
-            if self.image_programs.len() >= 2 {
-                self.image_programs.clear();
-            }
-            let program = ImageProgram::record(&self.gpu, &self.model, batch, &self.pool)?;
-            self.image_programs.insert(batch, program);
-        }
-        let recorded = &self.image_programs[&batch];
-        for (index, image) in images.iter().enumerate() {
-            let offset = (index * pixels * 4) as u64;
-            self.gpu.write(&recorded.pixels, offset, image.as_ref());
-        }
-        recorded.program.run(&self.gpu);
-        self.gpu.finish("encoding images").await?;
-        let encoded = recorded.read(&self.gpu, batch, images.len()).await?;
+        let parts = ImageParts::of(&self.model);
+        let encoded = self
+            .image_programs
+            .encode(&self.gpu, parts, &self.pool, images)
+            .await?;
         self.images_encoded += images.len();
         Ok(encoded)
     }
@@ -272,7 +219,11 @@ impl Matcher {
         }
         let most_images = self.max_pair_images();
         let mut logits = vec![[0.0; 2]; pairs.len()];
-        for block in blocks(pairs, most_images, self.least_batch()) {
+        for block in blocks(
+            pairs,
+            most_images,
+            ImageParts::of(&self.model).least_batch(),
+        ) {
             let results = self.match_block(images, pairs, &block).await?;
             for (&index, result) in block.pairs.iter().flatten().zip(results) {
                 logits[index] = result;
@@ -435,75 +386,6 @@ fn blocks(pairs: &[(usize, &[u32])], most_images: usize, least: usize) -> Vec<Bl
         }
     }
     blocks
-}
-
-impl ImageProgram {
-    fn record(
-        gpu: &Gpu,
-        model: &RetrievalModel,
-        batch: usize,
-        pool: &ActivationPool,
-    ) -> Result<Self, GpuError> {
-        let size = model.vit.image_size();
-        let pixel_count = 3 * size * size;
-        let pixels = gpu.storage("pixels", (batch * pixel_count * 4) as u64)?;
-        let mut program = ProgramBuilder::new(gpu, "images");
-        let input = Activation::external(&pixels, batch, pixel_count);
-        let tokens = model.vit.forward(&mut program, &input)?;
-        let queries = model.qformer.forward(&mut program, &tokens, batch)?;
-        let features = model.project_image(&mut program, &queries);
-        let mut keep = |x: &Activation, label: &str| {
-            let buffer = gpu.storage(label, (x.rows * x.columns * 4) as u64)?;
-            copy(&mut program, x, &buffer);
-            Ok::<_, GpuError>(buffer)
-        };
-        let buffers = [
-            keep(&tokens, "image tokens")?,
-            keep(&queries, "query output")?,
-            keep(&features, "image features")?,
-        ];
-        Ok(Self {
-            pixels,
-            tokens,
-            queries,
-            features,
-            buffers,
-            program: program.finish(pool)?,
-        })
-    }
-
-    /// What the first `count` images of the batch became.
-    async fn read(
-        &self,
-        gpu: &Gpu,
-        batch: usize,
-        count: usize,
-    ) -> Result<Vec<EncodedImage>, GpuError> {
-        let mut parts = Vec::new();
-        for (x, buffer) in [&self.tokens, &self.queries, &self.features]
-            .into_iter()
-            .zip(&self.buffers)
-        {
-            let each = x.rows / batch * x.columns;
-            let values: Vec<f32> = gpu.read(buffer, count * each).await?;
-            parts.push(values.chunks(each).map(<[f32]>::to_vec).collect::<Vec<_>>());
-        }
-        let mut images = Vec::with_capacity(count);
-        let (features, queries, tokens) = (parts.pop(), parts.pop(), parts.pop());
-        for ((tokens, queries), features) in tokens
-            .into_iter()
-            .flatten()
-            .zip(queries.into_iter().flatten())
-            .zip(features.into_iter().flatten())
-        {
-            images.push(EncodedImage {
-                tokens,
-                queries,
-                features,
-            });
-        }
-        Ok(images)
-    }
 }
 
 impl TextProgram {

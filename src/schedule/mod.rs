@@ -3,6 +3,7 @@
 mod decode;
 mod encode;
 mod engine;
+mod images;
 mod matching;
 mod plan;
 mod search;
@@ -10,6 +11,7 @@ mod session;
 mod tails;
 
 pub use engine::{Engine, Request, Timings};
-pub use matching::{EncodedImage, EncodedText, Matcher};
+pub use images::{EncodedImage, ImageEncoder};
+pub use matching::{EncodedText, Matcher};
 pub use plan::MemoryPlan;
 pub use search::{Hit, Search, SearchDirection, itc_score};

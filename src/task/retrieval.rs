@@ -24,6 +24,7 @@ use source::{RetrievalSource, image_fingerprint};
 pub use gallery::{Gallery, GalleryEvent, GalleryImage, GallerySource};
 pub use index::IndexError;
 pub use rank::{Direction, RetrieveOptions, Retrieved};
+use text::Prepared;
 pub use text::TextUse;
 
 /// Images encoded together unless asked otherwise.
@@ -114,6 +115,17 @@ impl Retriever {
         // Everything that is quick to check comes before the device and the gigabytes.
         let source = RetrievalSource::open(path.as_ref(), options.image_size)?;
         Self::load(source, options, progress).await
+    }
+
+    /// Opens the retrieval demo model that is part of the program: it knows drawings of coloured shapes and nothing of
+    /// the real world.
+    ///
+    /// # Errors
+    /// No device, or not enough memory.
+    #[cfg(feature = "demo-model")]
+    pub async fn demo(options: OpenOptions) -> Result<Self, Error> {
+        let source = RetrievalSource::demo(options.image_size)?;
+        Self::load(source, options, &mut |_, _| {}).await
     }
 
     /// Puts a checkpoint on its device.
@@ -252,28 +264,41 @@ impl Retriever {
             .collect())
     }
 
-    /// A text's token ids as [`Retriever::encode_texts`] makes them.
+    /// Errs if nothing is left of `text` after the clean-up of `preset`.
     ///
     /// # Errors
     /// [`Error::EmptyText`], or a tokenizer that fails.
+    pub fn check_text(&self, text: &str, preset: Preset) -> Result<(), Error> {
+        self.prepare(text, preset, TextUse::Match).map(drop)
+    }
+
+    /// A text's token ids as [`Retriever::encode_texts`] makes them.
+    ///
+    /// # Errors
+    /// As [`Retriever::check_text`].
     pub fn tokenize(
         &self,
         text: &str,
         preset: Preset,
         text_use: TextUse,
     ) -> Result<Vec<u32>, Error> {
-        let most = self.matcher.model().text.max_positions();
-        let prepared = text::prepare(&self.tokenizer, text, preset, text_use, most)?;
-        let shown = shown(text);
-        // [CLS] and [SEP] alone.
-        if prepared.whole <= 2 {
-            return Err(Error::EmptyText { text: shown });
-        }
+        let prepared = self.prepare(text, preset, text_use)?;
         let (kept, whole) = (prepared.ids.len(), prepared.whole);
         if kept < whole {
-            log::warn!("text {shown:?} has {whole} tokens and is cut to {kept}; shorten it");
+            let text = shown(text);
+            log::warn!("text {text:?} has {whole} tokens and is cut to {kept}; shorten it");
         }
         Ok(prepared.ids)
+    }
+
+    fn prepare(&self, text: &str, preset: Preset, text_use: TextUse) -> Result<Prepared, Error> {
+        let most = self.matcher.model().text.max_positions();
+        let prepared = text::prepare(&self.tokenizer, text, preset, text_use, most)?;
+        // [CLS] and [SEP] alone.
+        if prepared.whole <= 2 {
+            return Err(Error::EmptyText { text: shown(text) });
+        }
+        Ok(prepared)
     }
 
     /// Scores of pairs of an image and a text, each given by its place in `images` and `texts`. Pairs of one image that

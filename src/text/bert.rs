@@ -10,12 +10,18 @@ use super::{TextError, files, special};
 /// BERT's tokens of their own, first in the files that name no others.
 const SPECIAL_TOKENS: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
 
+/// The placeholder for images.
+const IMAGE: &str = "<image>";
+
 /// The Q-Former's tokenizer: BERT's WordPiece. A text becomes `[CLS]`, its pieces and `[SEP]`.
 #[derive(Clone, Debug)]
 pub struct BertTokenizer {
     tokenizer: Tokenizer,
     cls_id: u32,
     sep_id: u32,
+    /// The placeholder for images that transformers' processor adds. It is cut off before anything is embedded, so the
+    /// model has no row for it.
+    image_id: Option<u32>,
     folder: PathBuf,
 }
 
@@ -67,13 +73,15 @@ impl BertTokenizer {
         Ok(Self {
             cls_id: id("cls_token", &frame[0])?,
             sep_id: id("sep_token", &frame[1])?,
+            image_id: tokenizer.token_to_id(IMAGE),
             tokenizer,
             folder: folder.to_owned(),
         })
     }
 
     /// Token ids of `text`: `[CLS]`, its pieces, `[SEP]`; of a long text only so many of the first
-    /// pieces that there are at most `max_tokens` ids (but always the two around them).
+    /// pieces that there are at most `max_tokens` ids (but always the two around them). Placeholders for images stand
+    /// for no word and are left out.
     ///
     /// # Errors
     /// [`TextError::Failed`] where the tokenizer cannot read it (no text is known to do so).
@@ -84,7 +92,8 @@ impl BertTokenizer {
             problem: error.to_string(),
         })?;
         let room = max_tokens.map_or(usize::MAX, |most| most.saturating_sub(2));
-        let pieces = encoding.get_ids().iter().take(room);
+        let pieces = encoding.get_ids().iter();
+        let pieces = pieces.filter(|&&id| Some(id) != self.image_id).take(room);
         let mut ids = vec![self.cls_id];
         ids.extend(pieces);
         ids.push(self.sep_id);
@@ -101,7 +110,7 @@ impl BertTokenizer {
     /// # Errors
     /// [`TextError::VocabularyTooLarge`].
     pub fn check_embedding_rows(&self, rows: usize) -> Result<(), TextError> {
-        special::check_embedding_rows(&self.tokenizer, &self.folder, rows)
+        special::check_embedding_rows(&self.tokenizer, &self.folder, rows, self.image_id)
     }
 }
 
@@ -172,6 +181,17 @@ mod tests {
         assert_eq!(bert.encode("a", Some(0)).unwrap(), [2, 3]);
         bert.check_embedding_rows(11).unwrap();
         assert!(bert.check_embedding_rows(10).is_err());
+    }
+
+    #[test]
+    fn the_image_placeholder_needs_no_embedding() {
+        let config = r#"{"additional_special_tokens": ["<image>"]}"#;
+        let folder = folder(&[("vocab.txt", VOCAB), ("tokenizer_config.json", config)]);
+        let bert = BertTokenizer::open(folder.path()).unwrap();
+        assert_eq!(bert.token_id("<image>"), Some(11));
+        bert.check_embedding_rows(11).unwrap();
+        assert!(bert.check_embedding_rows(10).is_err());
+        assert_eq!(bert.encode("a <image> cat", None).unwrap(), [2, 5, 7, 3]);
     }
 
     #[test]

@@ -41,6 +41,30 @@ impl RetrievalSource {
         .checked(image_size)
     }
 
+    /// The demo model that is part of the program.
+    #[cfg(feature = "demo-model")]
+    pub(super) fn demo(image_size: Option<u32>) -> Result<Self, Error> {
+        let files = &crate::demo::RETRIEVAL;
+        let name = |file: &str| Path::new("demo/retrieval").join(file);
+        let config = Blip2Config::from_json(files.config, &name("config.json"))?;
+        let embedding_size = embedding_size(&config, Path::new("demo/retrieval"))?;
+        let side = run_size(&config, image_size)?;
+        let preprocessor = "demo/retrieval/preprocessor_config.json";
+        Self {
+            tokenizer: BertTokenizer::from_json(files.tokenizer, &name("tokenizer.json"))?,
+            preprocessor: Preprocessor::from_json(
+                files.preprocessor_config,
+                preprocessor,
+                side as u32,
+            )?,
+            checkpoint: Checkpoint::embedded("demo/retrieval/model.safetensors", files.weights)?,
+            config,
+            image_size: side,
+            embedding_size,
+        }
+        .checked(image_size)
+    }
+
     /// The parts fit each other: every tensor and token is there, images come in the size to run at.
     fn checked(mut self, asked_size: Option<u32>) -> Result<Self, Error> {
         self.tokenizer

@@ -1,14 +1,14 @@
 //! `blip2-wgpu match IMAGE… --text T…`
 
 use crate::Error;
-use crate::image::{Rgb8Image, decode, decode_file};
+use crate::image::Rgb8Image;
 use crate::task::{PairScore, Preset, Retriever, TextFeatures, TextUse};
 
 use super::Shared;
 use super::generation::{BatchSize, parse_batch_size};
-use super::inputs::{ImageInput, ImageSource, expand};
+use super::inputs::expand;
 use super::output::Output;
-use super::retrieval::{encode_texts, image_size, number, read_texts};
+use super::retrieval::{decode_all, encode_texts, image_size, number, texts_of};
 
 /// Scores how well images and texts go together, every image with every text.
 #[derive(Debug, clap::Args)]
@@ -44,17 +44,9 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     let mut all_done = true;
     let mut texts = args.text.clone();
     if let Some(file) = &args.texts {
-        match read_texts(file) {
-            Ok((more, errors)) => {
-                all_done &= errors.is_empty();
-                errors.iter().for_each(|error| output.error(error));
-                texts.extend(more);
-            }
-            Err(error) => {
-                output.error(&error);
-                all_done = false;
-            }
-        }
+        let (more, done) = texts_of(file, output);
+        all_done &= done;
+        texts.extend(more);
     }
     let (inputs, errors) = expand(&args.images);
     all_done &= errors.is_empty();
@@ -86,31 +78,6 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     bar.finish_and_clear();
     model.gpu().save_pipelines();
     Ok(all_done)
-}
-
-/// The images that can be read; each other one is reported.
-fn decode_all(
-    inputs: &[ImageInput],
-    preset: Preset,
-    output: &Output,
-) -> (Vec<String>, Vec<Rgb8Image>) {
-    let policy = preset.decode_policy();
-    let mut names = Vec::new();
-    let mut images = Vec::new();
-    for input in inputs {
-        let decoded = match &input.source {
-            ImageSource::Path(path) => decode_file(path, policy),
-            ImageSource::Bytes(bytes) => decode(bytes, &input.name, policy),
-        };
-        match decoded {
-            Ok(image) => {
-                names.push(input.name.clone());
-                images.push(image);
-            }
-            Err(error) => output.error(&error),
-        }
-    }
-    (names, images)
 }
 
 /// Scores of every image with every text, those of the first image first.

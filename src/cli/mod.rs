@@ -1,7 +1,9 @@
 //! The command line: one file a subcommand. The only place that prints, blocks, or exits.
 
+mod arrays;
 mod caption;
 mod devices;
+mod embed;
 mod generation;
 mod inputs;
 mod inspect;
@@ -91,6 +93,8 @@ enum Command {
     /// List adapters, their limits, and the kernels each would use
     #[command(after_help = "Example: blip2-wgpu devices --json")]
     Devices,
+    /// Write features of images or texts to a file
+    Embed(Box<embed::Args>),
     /// Show a checkpoint's configuration, parameters and memory need
     Inspect(inspect::Args),
     /// Score how well images and texts go together
@@ -110,6 +114,7 @@ pub fn run() -> ExitCode {
         match &cli.command {
             Command::Caption(args) => caption::run(&cli.shared, args, &output).await,
             Command::Devices => devices::run(&cli.shared, &output).await,
+            Command::Embed(args) => embed::run(&cli.shared, args, &output).await,
             Command::Inspect(args) => inspect::run(&cli.shared, args, &output).await,
             Command::Match(args) => match_::run(&cli.shared, args, &output).await,
             Command::Retrieve(args) => retrieve::run(&cli.shared, args, &output).await,

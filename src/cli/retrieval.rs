@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::Error;
+use crate::image::{Rgb8Image, decode, decode_file};
 use crate::task::{
     GalleryImage, GallerySource, OpenOptions, Preset, Retriever, TextFeatures, TextUse,
 };
@@ -23,7 +24,7 @@ const DEMO_NOTE: &str = "demo model: it knows drawings of coloured shapes (see e
 
 /// What is said where a texts file cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TextsError {
+enum TextsError {
     /// It cannot be read.
     #[error("{file}: cannot be read ({cause}); check the path and its permissions")]
     Read {
@@ -94,7 +95,7 @@ pub(super) fn image_size(asked: Option<u32>, preset: Preset) -> Option<u32> {
 }
 
 /// The texts of a file, one a line, and what is wrong with the others. Empty lines at the end are none.
-pub(super) fn read_texts(file: &Path) -> Result<(Vec<String>, Vec<TextsError>), TextsError> {
+fn read_texts(file: &Path) -> Result<(Vec<String>, Vec<TextsError>), TextsError> {
     let name = file.display().to_string();
     let bytes = std::fs::read(file).map_err(|cause| TextsError::Read {
         file: name.clone(),
@@ -124,6 +125,20 @@ pub(super) fn read_texts(file: &Path) -> Result<(Vec<String>, Vec<TextsError>), 
     Ok((texts, errors))
 }
 
+/// [`read_texts`] with everything wrong reported: the texts there are, and whether nothing was wrong.
+pub(super) fn texts_of(file: &Path, output: &Output) -> (Vec<String>, bool) {
+    match read_texts(file) {
+        Ok((texts, errors)) => {
+            errors.iter().for_each(|error| output.error(error));
+            (texts, errors.is_empty())
+        }
+        Err(error) => {
+            output.error(&error);
+            (Vec::new(), false)
+        }
+    }
+}
+
 /// Encodes texts; each that cannot be used is reported and passed over. Returns those that can, in order.
 pub(super) async fn encode_texts(
     model: &mut Retriever,
@@ -148,6 +163,31 @@ pub(super) async fn encode_texts(
     }
     bar.finish_and_clear();
     Ok((good, features))
+}
+
+/// The images that can be read; each other one is reported.
+pub(super) fn decode_all(
+    inputs: &[ImageInput],
+    preset: Preset,
+    output: &Output,
+) -> (Vec<String>, Vec<Rgb8Image>) {
+    let policy = preset.decode_policy();
+    let mut names = Vec::new();
+    let mut images = Vec::new();
+    for input in inputs {
+        let decoded = match &input.source {
+            ImageSource::Path(path) => decode_file(path, policy),
+            ImageSource::Bytes(bytes) => decode(bytes, &input.name, policy),
+        };
+        match decoded {
+            Ok(image) => {
+                names.push(input.name.clone());
+                images.push(image);
+            }
+            Err(error) => output.error(&error),
+        }
+    }
+    (names, images)
 }
 
 /// An image of the command line as one of a gallery.

@@ -15,7 +15,7 @@ use super::Shared;
 use super::generation::{BatchSize, parse_batch_size};
 use super::inputs::expand;
 use super::output::Output;
-use super::retrieval::{encode_texts, gallery_image, image_size, number, read_texts};
+use super::retrieval::{encode_texts, gallery_image, image_size, number, texts_of};
 
 /// Finds the best texts for every image, or the best images for every text.
 #[derive(Debug, clap::Args)]
@@ -77,19 +77,12 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     // Wrong usage comes before anything a file could fail with.
     shared.checkpoint()?;
     shared.gpu_options()?;
-    let (texts, text_errors) = match read_texts(&args.texts) {
-        Ok(read) => read,
-        Err(error) => {
-            output.error(&error);
-            return Ok(false);
-        }
-    };
-    text_errors.iter().for_each(|error| output.error(error));
+    let (texts, mut all_done) = texts_of(&args.texts, output);
     let (inputs, errors) = expand(&args.images);
     errors.iter().for_each(|error| output.error(error));
-    let mut all_done = text_errors.is_empty() && errors.is_empty();
+    all_done &= errors.is_empty();
     let images = once_each(inputs.into_iter().map(gallery_image).collect());
-    if images.is_empty() {
+    if images.is_empty() || texts.is_empty() {
         return Ok(false);
     }
     let size = image_size(args.image_size, args.preset);

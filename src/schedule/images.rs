@@ -21,6 +21,17 @@ pub struct EncodedImage {
     pub features: Vec<f32>,
 }
 
+/// Rows and columns of what a model makes of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageShapes {
+    /// Of [`EncodedImage::tokens`].
+    pub tokens: [usize; 2],
+    /// Of [`EncodedImage::queries`].
+    pub queries: [usize; 2],
+    /// Of [`EncodedImage::features`].
+    pub features: [usize; 2],
+}
+
 /// The parts of a model that images pass.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ImageParts<'m> {
@@ -37,6 +48,16 @@ impl<'m> ImageParts<'m> {
             vit: &model.vit,
             qformer: &model.qformer,
             retrieval: Some(model),
+        }
+    }
+
+    pub(super) fn shapes(self) -> ImageShapes {
+        let queries = self.qformer.queries();
+        let embedding = self.retrieval.map_or(0, RetrievalModel::embedding_size);
+        ImageShapes {
+            tokens: [self.vit.tokens(), self.vit.hidden_size()],
+            queries: [queries, self.qformer.hidden_size()],
+            features: [queries, embedding],
         }
     }
 
@@ -208,8 +229,20 @@ impl ImageEncoder {
             qformer: &self.qformer,
             retrieval: None,
         };
-        self.programs
-            .encode(&self.gpu, parts, &self.pool, images)
-            .await
+        let Self { gpu, pool, .. } = self;
+        self.programs.encode(gpu, parts, pool, images).await
+    }
+
+    /// Rows and columns of what an image becomes.
+    #[must_use]
+    pub fn shapes(&self) -> ImageShapes {
+        let (vit, qformer) = (&self.vit, &self.qformer);
+        let retrieval = None;
+        ImageParts {
+            vit,
+            qformer,
+            retrieval,
+        }
+        .shapes()
     }
 }

@@ -9,7 +9,7 @@ use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, Program, ProgramBuil
 use crate::kernels::copy;
 use crate::model::{RetrievalModel, Texts};
 
-use super::images::{EncodedImage, ImageParts, ImagePrograms, max_images};
+use super::images::{EncodedImage, ImageParts, ImagePrograms, ImageShapes, max_images};
 use super::search::{Hit, Search, SearchDirection};
 
 /// Texts encoded together, and pairs matched together.
@@ -110,6 +110,12 @@ impl Matcher {
     #[must_use]
     pub fn activation_bytes(&self) -> u64 {
         self.pool.bytes()
+    }
+
+    /// Rows and columns of what an image becomes.
+    #[must_use]
+    pub fn image_shapes(&self) -> ImageShapes {
+        ImageParts::of(&self.model).shapes()
     }
 
     /// Most images that one binding's limit allows at once.

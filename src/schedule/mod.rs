@@ -11,7 +11,7 @@ mod session;
 mod tails;
 
 pub use engine::{Engine, Request, Timings};
-pub use images::{EncodedImage, ImageEncoder};
+pub use images::{EncodedImage, ImageEncoder, ImageShapes};
 pub use matching::{EncodedText, Matcher};
 pub use plan::MemoryPlan;
 pub use search::{Hit, Search, SearchDirection, itc_score};

@@ -2,15 +2,18 @@
 
 mod blip2;
 mod caption;
+mod features;
 mod parity;
 mod preset;
 mod retrieval;
 mod source;
 
+pub use crate::schedule::ImageShapes;
 pub use crate::schedule::MemoryPlan;
 pub use crate::schedule::Timings;
 pub use blip2::{Blip2, OpenOptions, plan_memory};
 pub use caption::{Caption, CaptionOptions, Text, check_caption_options};
+pub use features::ImageFeaturizer;
 pub use parity::{ParityReport, ParityRow, TOLERANCE};
 pub use preset::Preset;
 pub use retrieval::{

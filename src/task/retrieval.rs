@@ -13,7 +13,7 @@ use crate::Error;
 use crate::gpu::Gpu;
 use crate::image::{Preprocessor, Rgb8Image};
 use crate::model::Blip2Config;
-use crate::schedule::{EncodedImage, Matcher, itc_score};
+use crate::schedule::{EncodedImage, ImageShapes, Matcher, itc_score};
 use crate::text::BertTokenizer;
 use crate::weights::{Checkpoint, Uploader};
 
@@ -195,13 +195,10 @@ impl Retriever {
         )
     }
 
-    /// Values of an image's tokens `[tokens, width]` and of its features `[queries, embedding size]`.
-    pub(super) fn image_shapes(&self) -> [[usize; 2]; 2] {
-        let model = self.matcher.model();
-        [
-            [model.vit.tokens(), model.vit.hidden_size()],
-            [model.qformer.queries(), model.embedding_size()],
-        ]
+    /// Rows and columns of what an image becomes.
+    #[must_use]
+    pub fn image_shapes(&self) -> ImageShapes {
+        self.matcher.image_shapes()
     }
 
     /// An image as the model takes it, `[3, size, size]`.

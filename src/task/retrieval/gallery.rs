@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::Error;
 use crate::image::{DecodePolicy, ImageError, decode};
 
-use super::index::{Index, IndexWriter, known_path};
+use super::index::{Index, IndexWriter, Shapes, known_path};
 use super::{Hash, ImageFeatures, Retriever};
 
 /// Most values of image tokens kept in memory: 1 GiB. Those of further images come from the index, or the images are
@@ -95,7 +95,7 @@ impl Gallery {
             let mut hash = Hash::default();
             hash.add(&model.image_fingerprint()?.to_le_bytes());
             hash.add(format!("{policy:?}").as_bytes());
-            let (fingerprint, shapes) = (hash.value(), model.image_shapes());
+            let (fingerprint, shapes) = (hash.value(), indexed_shapes(model));
             gallery.index = Index::open(path, fingerprint, shapes)?;
             missing = gallery.take_known(missing, &mut order)?;
             let known = gallery.entries.len();
@@ -125,7 +125,7 @@ impl Gallery {
         }
         if let Some((path, fingerprint, writer)) = writer {
             writer.finish()?;
-            gallery.index = Index::open(path, fingerprint, model.image_shapes())?;
+            gallery.index = Index::open(path, fingerprint, indexed_shapes(model))?;
             gallery.find_rows();
         }
         // Images from the index and new ones, in the order they were given.
@@ -314,6 +314,12 @@ impl Gallery {
         }
         Ok(tokens)
     }
+}
+
+/// Tokens and features: what an index holds.
+fn indexed_shapes(model: &Retriever) -> Shapes {
+    let shapes = model.image_shapes();
+    [shapes.tokens, shapes.features]
 }
 
 impl GalleryImage {

@@ -233,8 +233,8 @@ impl Encoder {
         images: &[crate::image::Rgb8Image],
     ) -> Result<Vec<ImageFeatures>, Error> {
         match self {
-            Self::Retriever(model) => model.encode_images(images).await,
-            Self::Featurizer(model) => model.encode_images(images).await,
+            Self::Retriever(model) => model.encode_batch(images).await,
+            Self::Featurizer(model) => model.encode_batch(images).await,
         }
     }
 

@@ -86,7 +86,7 @@ async fn score(
     images: &[Rgb8Image],
     texts: &[TextFeatures],
 ) -> Result<Vec<PairScore>, Error> {
-    let encoded = model.encode_images(images).await?;
+    let encoded = model.encode_batch(images).await?;
     let pairs: Vec<_> = (0..images.len())
         .flat_map(|image| (0..texts.len()).map(move |text| (image, text)))
         .collect();

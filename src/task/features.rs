@@ -77,7 +77,7 @@ impl ImageFeaturizer {
     ///
     /// # Errors
     /// An image that cannot be prepared, no room on the device, or a failing device.
-    pub async fn encode_images(
+    pub async fn encode_batch(
         &mut self,
         images: &[Rgb8Image],
     ) -> Result<Vec<ImageFeatures>, Error> {

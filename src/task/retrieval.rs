@@ -206,7 +206,7 @@ impl Retriever {
         Ok(self.preprocessor.apply(image)?)
     }
 
-    /// Encodes prepared images as one batch.
+    /// Prepared images as one batch.
     async fn encode_pixels(
         &mut self,
         pixels: &[impl AsRef<[f32]>],
@@ -214,22 +214,33 @@ impl Retriever {
         self.matcher.encode_images(pixels).await
     }
 
-    /// Encodes `images`, as many at a time as [`Retriever::batch_size`] says; an image's features are the same in any
-    /// batch.
+    /// Encodes `images` as one batch: at most [`Retriever::batch_size`] of as many as the device should take at a time.
+    /// An image's features are the same in any batch.
     ///
     /// # Errors
     /// An image that cannot be prepared, no room on the device, or a failing device.
+    pub async fn encode_batch(
+        &mut self,
+        images: &[Rgb8Image],
+    ) -> Result<Vec<ImageFeatures>, Error> {
+        let pixels = images
+            .iter()
+            .map(|image| self.pixels(image))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.encode_pixels(&pixels).await
+    }
+
+    /// Encodes any number of images, a few at a time.
+    ///
+    /// # Errors
+    /// As [`Retriever::encode_batch`].
     pub async fn encode_images(
         &mut self,
         images: &[Rgb8Image],
     ) -> Result<Vec<ImageFeatures>, Error> {
         let mut encoded = Vec::with_capacity(images.len());
         for images in images.chunks(self.batch_size(None)) {
-            let pixels = images
-                .iter()
-                .map(|image| self.pixels(image))
-                .collect::<Result<Vec<_>, _>>()?;
-            encoded.extend(self.encode_pixels(&pixels).await?);
+            encoded.extend(self.encode_batch(images).await?);
         }
         Ok(encoded)
     }

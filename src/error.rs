@@ -6,6 +6,7 @@ use crate::generate::GenerateError;
 use crate::gpu::GpuError;
 use crate::image::ImageError;
 use crate::model::config::ConfigError;
+use crate::task::IndexError;
 use crate::text::TextError;
 use crate::weights::{UploadError, WeightsError};
 
@@ -31,6 +32,15 @@ pub enum Error {
     /// Generation options or scores.
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    /// The index of a search.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// A text in which nothing is left to compare with an image.
+    #[error("text {text:?} is empty, or empty after the preset's clean-up; give words")]
+    EmptyText {
+        /// Its beginning.
+        text: String,
+    },
     /// No checkpoint was named.
     #[error(
         "no model given: pass --model DIR, a BLIP-2 folder in the Hugging Face layout (or set BLIP2_WGPU_MODEL)"

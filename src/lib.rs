@@ -21,4 +21,6 @@ pub mod text;
 pub mod weights;
 
 pub use error::Error;
-pub use task::{Answer, Blip2, Caption, CaptionOptions, OpenOptions, Preset, Question, VqaOptions};
+pub use task::{
+    Answer, Blip2, Caption, CaptionOptions, OpenOptions, Preset, Question, Retriever, VqaOptions,
+};

@@ -1,15 +1,20 @@
 //! The command line: one file a subcommand. The only place that prints, blocks, or exits.
 
+mod arrays;
 mod caption;
 mod devices;
+mod embed;
 mod generation;
 mod in_order;
 mod inputs;
 mod inspect;
+mod match_;
 mod output;
 mod pairs;
 mod parity;
 mod results;
+mod retrieval;
+mod retrieve;
 mod vqa;
 
 use std::path::{Path, PathBuf};
@@ -92,8 +97,14 @@ enum Command {
     /// List adapters, their limits, and the kernels each would use
     #[command(after_help = "Example: blip2-wgpu devices --json")]
     Devices,
+    /// Write features of images or texts to a file
+    Embed(Box<embed::Args>),
     /// Show a checkpoint's configuration, parameters and memory need
     Inspect(inspect::Args),
+    /// Score how well images and texts go together
+    Match(Box<match_::Args>),
+    /// Find the best texts for images, or images for texts
+    Retrieve(Box<retrieve::Args>),
     /// Compare every stage with a reference dump of transformers
     Parity(parity::Args),
     /// Answer questions about images
@@ -109,7 +120,10 @@ pub fn run() -> ExitCode {
         match &cli.command {
             Command::Caption(args) => caption::run(&cli.shared, args, &output).await,
             Command::Devices => devices::run(&cli.shared, &output).await,
+            Command::Embed(args) => embed::run(&cli.shared, args, &output).await,
             Command::Inspect(args) => inspect::run(&cli.shared, args, &output).await,
+            Command::Match(args) => match_::run(&cli.shared, args, &output).await,
+            Command::Retrieve(args) => retrieve::run(&cli.shared, args, &output).await,
             Command::Parity(args) => parity::run(&cli.shared, args, &output).await,
             Command::Vqa(args) => vqa::run(&cli.shared, args, &output).await,
         }

@@ -116,10 +116,11 @@ static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 /// A bar, gone when it is dropped.
 pub(super) struct ItemsBar(ProgressBar);
 
-impl ItemsBar {
-    /// One item more is dealt with.
-    pub(super) fn advance(&self) {
-        self.0.inc(1);
+impl std::ops::Deref for ItemsBar {
+    type Target = ProgressBar;
+
+    fn deref(&self) -> &ProgressBar {
+        &self.0
     }
 }
 

@@ -7,6 +7,7 @@
 
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod convert;
 #[cfg(feature = "demo-model")]
 mod demo;
 mod error;

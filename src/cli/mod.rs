@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. The only place that prints, blocks, or exits.
 
 mod caption;
+mod convert;
 mod devices;
 mod generation;
 mod inputs;
@@ -85,6 +86,8 @@ struct Shared {
 enum Command {
     /// Describe images
     Caption(Box<caption::Args>),
+    /// Make a folder that --model takes from a checkpoint of LAVIS, mmpretrain or transformers
+    Convert(convert::Args),
     /// List adapters, their limits, and the kernels each would use
     #[command(after_help = "Example: blip2-wgpu devices --json")]
     Devices,
@@ -102,6 +105,7 @@ pub fn run() -> ExitCode {
     let result = pollster::block_on(async {
         match &cli.command {
             Command::Caption(args) => caption::run(&cli.shared, args, &output).await,
+            Command::Convert(args) => convert::run(args, &output),
             Command::Devices => devices::run(&cli.shared, &output).await,
             Command::Inspect(args) => inspect::run(&cli.shared, args, &output).await,
             Command::Parity(args) => parity::run(&cli.shared, args, &output).await,

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use safetensors::Dtype;
 
-use super::checkpoint::map_file;
+use super::checkpoint::{TensorView, map_file};
 use super::error::WeightsError;
 use pickle::{Pickle, Refusal};
 
@@ -39,9 +39,9 @@ pub struct PytorchFile {
 struct Entry {
     dtype: Dtype,
     shape: Vec<usize>,
-    /// In elements, as PyTorch counts them.
-    strides: Vec<usize>,
-    /// From its first element to the end of its storage.
+    /// In elements, as PyTorch counts them; `None` where it is row-major.
+    strides: Option<Vec<usize>>,
+    /// From its first element to its last.
     bytes: std::ops::Range<usize>,
 }
 
@@ -54,9 +54,9 @@ pub struct StridedView<'a> {
     pub dtype: Dtype,
     /// Dimensions, outermost first.
     pub shape: &'a [usize],
-    /// Elements from one index to the next, a dimension; checked to stay within `bytes`.
-    pub strides: &'a [usize],
-    /// The storage from the tensor's first element on: little-endian, no alignment promised.
+    /// Elements from one index to the next, a dimension; `None` where the elements lie in row-major order.
+    pub strides: Option<&'a [usize]>,
+    /// From the first element to the last: little-endian, no alignment promised.
     pub bytes: &'a [u8],
     /// The file it lies in.
     pub file: &'a Path,
@@ -97,7 +97,7 @@ impl PytorchFile {
             name,
             dtype: entry.dtype,
             shape: &entry.shape,
-            strides: &entry.strides,
+            strides: entry.strides.as_deref(),
             // The range was checked against the mapping's length when the file was read.
             bytes: self.map.get(entry.bytes.clone()).unwrap_or_default(),
             file: &self.path,
@@ -105,39 +105,37 @@ impl PytorchFile {
     }
 }
 
-impl<'a> StridedView<'a> {
+impl<'a> From<TensorView<'a>> for StridedView<'a> {
+    fn from(view: TensorView<'a>) -> Self {
+        Self {
+            name: view.name,
+            dtype: view.dtype,
+            shape: view.shape,
+            strides: None,
+            bytes: view.bytes,
+            file: view.file,
+        }
+    }
+}
+
+impl StridedView<'_> {
     /// Number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
-    }
-
-    /// The elements in row-major order where that is how they lie.
-    pub fn contiguous(&self) -> Option<&'a [u8]> {
-        if self.elements() == 0 {
-            return Some(&[]);
-        }
-        let mut expected = 1;
-        for (&size, &stride) in self.shape.iter().zip(self.strides).rev() {
-            if size != 1 && stride != expected {
-                return None;
-            }
-            expected *= size;
-        }
-        self.bytes.get(..expected * self.dtype.bitsize() / 8)
     }
 
     /// Copies the elements from `start` on, in row-major order, into `target`, as many as it holds. No more may be asked
     /// for than there are.
     pub fn copy(&self, start: usize, target: &mut [u8]) {
         let size = self.dtype.bitsize() / 8;
-        if let Some(all) = self.contiguous() {
+        let Some(strides) = self.strides else {
             let from = start * size;
-            target.copy_from_slice(&all[from..from + target.len()]);
+            target.copy_from_slice(&self.bytes[from..from + target.len()]);
             return;
-        }
+        };
         let mut index = self.index_of(start);
         for element in target.chunks_exact_mut(size) {
-            let offset = index.iter().zip(self.strides).map(|(i, stride)| i * stride);
+            let offset = index.iter().zip(strides).map(|(i, stride)| i * stride);
             let from = offset.sum::<usize>() * size;
             element.copy_from_slice(&self.bytes[from..from + size]);
             advance(&mut index, self.shape);

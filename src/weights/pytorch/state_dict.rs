@@ -172,23 +172,32 @@ fn plain_tensor(pickle: &Pickle, arguments: Id, storages: &Storages) -> Result<E
     let start = storage
         .offset
         .checked_add(offset)
-        .and_then(|n| storage.bytes(n));
+        .and_then(|count| storage.bytes(count));
     let length = storage.bytes(last.unwrap_or(0) - offset);
-    match (start, length) {
-        (Some(start), Some(length))
-            if start
-                .checked_add(length)
-                .is_some_and(|end| end <= bytes.len()) =>
-        {
-            Ok(Entry {
-                dtype: storage.dtype,
-                shape,
-                strides,
-                bytes: bytes.start + start..bytes.end,
-            })
-        }
+    match start
+        .zip(length)
+        .map(|(start, length)| (start, start.checked_add(length)))
+    {
+        Some((start, Some(end))) if end <= bytes.len() => Ok(Entry {
+            dtype: storage.dtype,
+            strides: (!is_row_major(&shape, &strides)).then_some(strides),
+            shape,
+            bytes: bytes.start + start..bytes.start + end,
+        }),
         _ => Err(outside()),
     }
+}
+
+/// Whether elements that follow each other in row-major order lie next to each other.
+fn is_row_major(shape: &[usize], strides: &[usize]) -> bool {
+    let mut expected = 1usize;
+    let mut dimensions = shape.iter().zip(strides).rev();
+    shape.contains(&0)
+        || dimensions.all(|(&size, &stride)| {
+            let fits = size == 1 || stride == expected;
+            expected = expected.saturating_mul(size);
+            fits
+        })
 }
 
 /// One past the last element that a tensor reaches to, from its first.

@@ -1,5 +1,6 @@
 //! `blip2-wgpu convert IN OUT`
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::Error;
@@ -97,19 +98,16 @@ fn explain(conversion: &Conversion, output: &Output) {
     for note in &conversion.notes {
         output.note(note);
     }
-    let mut left_out = conversion.left_out.as_slice();
-    // Sorted by name; one line a reason, with the first name.
-    while let Some((name, reason)) = left_out.first() {
-        let same = left_out
-            .iter()
-            .take_while(|(_, other)| other == reason)
-            .count();
-        let more = match same {
+    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, reason) in &conversion.left_out {
+        reasons.entry(reason).or_default().push(name);
+    }
+    for (reason, names) in reasons {
+        let more = match names.len() {
             1 => String::new(),
-            _ => format!(" and {} more", same - 1),
+            count => format!(" and {} more", count - 1),
         };
-        output.note(&format!("left out: {name}{more} ({reason})"));
-        left_out = &left_out[same..];
+        output.note(&format!("left out: {}{more} ({reason})", names[0]));
     }
     if !conversion.unknown.is_empty() {
         output.note(&format!(

@@ -279,3 +279,6 @@ fn image_size(shape: &[usize], config: &Config) -> Option<usize> {
         .then(|| grid.checked_mul(patch))
         .flatten()
 }
+
+#[cfg(test)]
+mod tests;

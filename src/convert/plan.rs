@@ -111,6 +111,22 @@ impl<'a> Plan<'a> {
         plan
     }
 
+    /// A plan of these tensors, their names those of the result.
+    #[cfg(test)]
+    pub fn of_views(
+        kind: Kind,
+        source: &'a Source,
+        llm: Option<&'a Source>,
+        views: impl Iterator<Item = StridedView<'a>>,
+    ) -> Self {
+        let mut plan = Self::gather(kind, source, None, None);
+        let used = || Cell::new(false);
+        let stored = views.map(|view| (view.name.to_owned(), Stored { view, used: used() }));
+        plan.stored = stored.collect();
+        plan.llm = llm;
+        plan
+    }
+
     fn add(&mut self, source: &'a Source, fate: impl Fn(&str) -> Fate) {
         for view in source.tensors() {
             match fate(source.bare(view.name)) {

@@ -679,3 +679,16 @@ fn values_that_the_type_cannot_hold_are_named() {
     convert_run(&input, &folder.path().join("out"), &LAVIS[2..]).exits(0);
     convert_run(&input, &folder.path().join("o2"), &["--dtype", "f8"]).exits(2);
 }
+
+#[test]
+fn other_checkpoints_lend_their_parts() {
+    let options = ConvertOptions {
+        vit: Some(data("lavis_caption.pth")),
+        llm: Some(data("micro")),
+        format: Some(Format::F16),
+        ..generative(false, false)
+    };
+    let (_folder, out, conversion) = converted(&data("lavis_pretrained.pth"), &options).unwrap();
+    assert!(conversion.unknown.is_empty(), "{:?}", conversion.unknown);
+    same_model(&out, &data("micro"));
+}

@@ -52,7 +52,7 @@ def surplus_block(vision, layers, mmpretrain):
     """One block more than the model runs, as EVA-CLIP's file and mmpretrain's caption checkpoint have it."""
     blocks = "layers" if mmpretrain else "blocks"
     first, extra = f"{blocks}.0.", f"{blocks}.{layers}."
-    return {name.replace(first, extra): tensor + 1 for name, tensor in vision.items() if name.startswith(first)}
+    return {extra + name.removeprefix(first): tensor + 1 for name, tensor in vision.items() if name.startswith(first)}
 
 
 def qformer_names(tensors, prefix):

@@ -123,14 +123,22 @@ pub fn of_vision(name: &str) -> Fate {
     ))
 }
 
-/// What a tensor of a language model's own checkpoint is.
+/// What a tensor of a language model's own checkpoint is; another BLIP-2 folder lends its own.
 pub fn of_language_model(name: &str) -> Fate {
-    for prefix in ["language_model.", "model.language_model."] {
-        if let Some(rest) = name.strip_prefix(prefix) {
-            return Fate::Tensor(format!("language_model.{rest}"));
-        }
+    let bare = name.strip_prefix("model.").unwrap_or(name);
+    let others = [
+        "vision_model.",
+        "qformer.",
+        "query_tokens",
+        "language_projection.",
+    ];
+    if others.iter().any(|other| bare.starts_with(other)) {
+        return Fate::LeftOut("not of the language model");
     }
-    Fate::Tensor(format!("language_model.{name}"))
+    match bare.strip_prefix("language_model.") {
+        Some(rest) => Fate::Tensor(format!("language_model.{rest}")),
+        None => Fate::Tensor(format!("language_model.{name}")),
+    }
 }
 
 /// Whether `part` is the name, its beginning (where it ends in a dot), or its last component.

@@ -101,7 +101,12 @@ impl<'a> Plan<'a> {
         if let Some(vit) = vit {
             // A file of LAVIS's holds the vision transformer alone; another BLIP-2 checkpoint lends its own.
             match super::kind::detect(vit) {
-                Ok(kind) => plan.add(vit, |name| of_model(name, kind)),
+                Ok(kind) => plan.add(vit, |name| match of_model(name, kind) {
+                    Fate::Tensor(name) if !name.contains("vision_model.") => {
+                        Fate::LeftOut("not of the vision transformer")
+                    }
+                    fate => fate,
+                }),
                 Err(_) => plan.add(vit, of_vision),
             }
         }

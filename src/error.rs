@@ -35,6 +35,10 @@ pub enum Error {
     /// A checkpoint of another program, or its conversion.
     #[error(transparent)]
     Convert(#[from] ConvertError),
+    /// The Hugging Face Hub.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
     /// No checkpoint was named.
     #[error(
         "no model given: pass --model DIR, a BLIP-2 folder in the Hugging Face layout (or set BLIP2_WGPU_MODEL)"
@@ -109,6 +113,10 @@ impl Error {
     /// Whether the command line itself was wrong (exit code 2), rather than a file or the machine.
     #[must_use]
     pub fn is_usage(&self) -> bool {
+        #[cfg(feature = "hub")]
+        if let Self::Hub(crate::hub::HubError::Name { .. }) = self {
+            return true;
+        }
         matches!(
             self,
             Self::NoModel

@@ -13,6 +13,8 @@ mod demo;
 mod error;
 pub mod generate;
 pub mod gpu;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod image;
 pub mod kernels;
 pub mod model;

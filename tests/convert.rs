@@ -692,3 +692,22 @@ fn other_checkpoints_lend_their_parts() {
     assert!(conversion.unknown.is_empty(), "{:?}", conversion.unknown);
     same_model(&out, &data("micro"));
 }
+
+#[test]
+fn an_index_of_pytorchs_shards_is_read_with_care() {
+    let refused = |index: &str, parts: &[&str]| {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("pytorch_model.bin.index.json"), index).unwrap();
+        refused_in(&folder, folder.path(), &LAVIS, parts);
+    };
+    refused("[]", &["index.json", "no JSON object"]);
+    refused("{}", &["names no shards"]);
+    refused(
+        r#"{"weight_map": {"a": "../x.bin"}}"#,
+        &["../x.bin", "not a plain file name"],
+    );
+    refused(
+        r#"{"weight_map": {"a": "x.bin"}}"#,
+        &["x.bin", "cannot be read"],
+    );
+}

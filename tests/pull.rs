@@ -271,9 +271,10 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, other: Option<&str>) -> O
     }
 }
 
-/// How the hub lists a file: large ones by SHA-256, `config.json` as git names it.
+/// How the hub lists a file: by SHA-256, the tiny checkpoint's `config.json` as git names it.
 fn sibling(name: &str, bytes: &[u8]) -> Value {
-    if name == "config.json" {
+    let tiny = std::fs::metadata(Path::new(TINY).join(name));
+    if name == "config.json" && tiny.is_ok_and(|tiny| tiny.len() == bytes.len() as u64) {
         return json!({"rfilename": name, "size": bytes.len(), "blobId": CONFIG_BLOB});
     }
     json!({"rfilename": name, "size": bytes.len(), "blobId": "0".repeat(40),
@@ -463,6 +464,51 @@ fn what_cannot_be_pulled_is_named() {
     hub.run(&["pull", NAME], &[])
         .exits(1)
         .one_error(&[NAME, "no checkpoint", "model.safetensors"]);
+}
+
+#[test]
+fn a_language_model_to_convert_with_may_be_a_name() {
+    let data = |name: &str| format!("{}/tests/data/convert/{name}", env!("CARGO_MANIFEST_DIR"));
+    let hub = FakeHub::new();
+    let mut files = HashMap::new();
+    for name in [
+        "config.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+    ] {
+        files.insert(name.to_owned(), std::fs::read(data("opt/") + name).unwrap());
+    }
+    // In two shards of PyTorch's, the second of which no tensor is missed from.
+    let weights = std::fs::read(data("opt/pytorch_model.bin")).unwrap();
+    let other = std::fs::read(data("reader/zip.pth")).unwrap();
+    let index = json!({"weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}});
+    files.insert("pytorch_model-1.bin".into(), weights);
+    files.insert("pytorch_model-2.bin".into(), other);
+    files.insert(
+        "pytorch_model.bin.index.json".into(),
+        index.to_string().into_bytes(),
+    );
+    hub.state.lock().unwrap().files = files;
+    let folder = tempfile::tempdir().unwrap();
+    for (number, calls) in [5 + 3, 0].into_iter().enumerate() {
+        let out = folder.path().join(number.to_string());
+        let arguments = [
+            "convert",
+            &data("lavis_pretrained.pth"),
+            out.to_str().unwrap(),
+            "--vit",
+            &data("eva_vit.pth"),
+            "--llm",
+            NAME,
+            "--config",
+            &data("micro/config.json"),
+            "--json",
+        ];
+        let line = hub.run(&arguments, &[]).exits(0).one_json();
+        assert_eq!(line["tensors"], 113);
+        assert_eq!(hub.log().len(), calls, "the second time it is in the cache");
+    }
 }
 
 /// Checks of a run that goes on being used.

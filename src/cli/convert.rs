@@ -8,10 +8,11 @@ use crate::convert::{Conversion, ConvertOptions, convert};
 use crate::weights::Format;
 
 use super::output::{Output, byte_progress};
+use super::pull::resolve;
 
 const EXAMPLES: &str = "\
 Examples:
-  blip2-wgpu convert blip2_pretrained_opt2.7b.pth blip2-opt-2.7b --vit eva_vit_g.pth --llm opt-2.7b
+  blip2-wgpu convert blip2_pretrained_opt2.7b.pth blip2-opt-2.7b --vit eva_vit_g.pth --llm facebook/opt-2.7b
   blip2-wgpu convert blip2_finetune_coco.pth blip2-itm-coco --tokenizer bert-base-uncased
 
 LAVIS saves generative checkpoints without the language model, and most without the vision transformer; mmpretrain
@@ -30,8 +31,8 @@ pub(super) struct Args {
     /// The vision transformer where IN has none: LAVIS's eva_vit_g.pth
     #[arg(long, value_name = "FILE")]
     vit: Option<PathBuf>,
-    /// The language model where IN has none: a Hugging Face folder such as facebook/opt-2.7b
-    #[arg(long, value_name = "DIR")]
+    /// The language model where IN has none: a Hugging Face folder, or a name on the hub such as facebook/opt-2.7b
+    #[arg(long, value_name = "DIR|NAME")]
     llm: Option<PathBuf>,
     /// The model's config.json (Hugging Face's) where the sizes are not a published model's
     #[arg(long, value_name = "FILE")]
@@ -52,9 +53,10 @@ enum Dtype {
 
 /// Converts; what was left out or decided goes to stderr.
 pub(super) fn run(args: &Args, output: &Output) -> Result<bool, Error> {
+    let llm = args.llm.as_deref();
     let options = ConvertOptions {
         vit: args.vit.clone(),
-        llm: args.llm.clone(),
+        llm: llm.map(|llm| resolve(llm, output)).transpose()?,
         config: args.config.clone(),
         tokenizer: args.tokenizer.clone(),
         format: args.dtype.map(|dtype| match dtype {

@@ -77,6 +77,11 @@ pub struct Conversion {
     pub notes: Vec<String>,
 }
 
+/// Whether a folder has weights in a format that [`convert`] reads, all shards of them.
+pub fn has_weights(folder: &Path) -> bool {
+    Source::open(folder).is_ok()
+}
+
 /// Converts the checkpoint `input` (a file, or a folder) into the folder `out`, which must not exist yet.
 /// `progress` is told the bytes of tensors written so far, and all of them.
 ///

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::weights::Checkpoint;
+use crate::convert::has_weights;
 
 use super::{HubError, Listing, RemoteFile, RepoName};
 
@@ -84,8 +84,7 @@ impl Cache {
             return None;
         }
         let folder = repo.join("snapshots").join(commit);
-        let whole = folder.join("config.json").is_file()
-            && (Checkpoint::open(&folder).is_ok() || folder.join("pytorch_model.bin").is_file());
+        let whole = folder.join("config.json").is_file() && has_weights(&folder);
         whole.then_some(folder)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::convert::ConvertError;
 use crate::generate::GenerateError;
 use crate::gpu::GpuError;
 use crate::image::ImageError;
@@ -41,6 +42,13 @@ pub enum Error {
         /// Its beginning.
         text: String,
     },
+    /// A checkpoint of another program, or its conversion.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// The Hugging Face Hub.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
     /// No checkpoint was named.
     #[error(
         "no model given: pass --model DIR, a BLIP-2 folder in the Hugging Face layout (or set BLIP2_WGPU_MODEL)"
@@ -154,6 +162,10 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         if let Self::Shared(error) = self {
             return error.is_usage();
+        }
+        #[cfg(feature = "hub")]
+        if let Self::Hub(crate::hub::HubError::Name { .. }) = self {
+            return true;
         }
         matches!(
             self,

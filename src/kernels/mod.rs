@@ -8,6 +8,7 @@ mod advance;
 mod argmax;
 mod attention;
 mod attention_cached;
+mod attention_weights;
 mod copy;
 mod embed_patches;
 mod embed_tokens;
@@ -29,6 +30,9 @@ pub use attention::{
     self_attention,
 };
 pub use attention_cached::{CachedAttention, attention_cached};
+pub use attention_weights::{
+    AttentionWeights, attention_weights, tap_attention, tap_attention_cached,
+};
 pub use copy::{copy, tap};
 pub use embed_patches::embed_patches;
 pub use embed_tokens::{EmbedTokens, INACTIVE, VISUAL, embed_tokens};

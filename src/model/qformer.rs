@@ -8,7 +8,7 @@
 use crate::gpu::{Activation, GpuError, ProgramBuilder};
 use crate::kernels::{
     Activate, Attention, Heads, LayerNorm, Linear, View, attention, gather_rows, layer_norm,
-    linear, linear_into, self_attention, tap,
+    linear, linear_into, self_attention, tap, tap_attention,
 };
 use crate::weights::{UploadError, Uploader};
 
@@ -114,7 +114,7 @@ impl QFormer {
             if let Some(cross) = &layer.cross_attention {
                 hidden = self.cross_attention(
                     program,
-                    cross,
+                    (index, cross),
                     &hidden,
                     image_tokens,
                     batch,
@@ -145,7 +145,7 @@ impl QFormer {
     fn cross_attention(
         &self,
         program: &mut ProgramBuilder,
-        cross: &CrossAttention,
+        (index, cross): (usize, &CrossAttention),
         hidden: &Activation,
         image_tokens: &Activation,
         batch: usize,
@@ -153,27 +153,28 @@ impl QFormer {
     ) -> Activation {
         let query = linear(program, hidden, &cross.query, Activate::Identity); // [batch · queries, width]
         let key_value = linear(program, image_tokens, &cross.key_value, Activate::Identity); // [batch · tokens, 2 · width]
-        let context = attention(
-            program,
-            &Attention {
-                q: View {
-                    of: &query,
-                    column: 0,
-                },
-                k: View {
-                    of: &key_value,
-                    column: 0,
-                },
-                v: View {
-                    of: &key_value,
-                    column: hidden.columns,
-                },
-                key_lengths,
-                batch,
-                heads: self.heads,
-                scale: self.heads.scale(),
+        let inputs = Attention {
+            q: View {
+                of: &query,
+                column: 0,
             },
-        );
+            k: View {
+                of: &key_value,
+                column: 0,
+            },
+            v: View {
+                of: &key_value,
+                column: hidden.columns,
+            },
+            key_lengths,
+            batch,
+            heads: self.heads,
+            scale: self.heads.scale(),
+        };
+        let context = attention(program, &inputs);
+        tap_attention(program, &inputs, || {
+            format!("qformer.layer.{index}.cross_attention")
+        });
         cross.output.add(program, &context, hidden)
     }
 }

@@ -3,9 +3,11 @@
 mod decode;
 mod encode;
 mod engine;
+mod explain;
 mod plan;
 mod session;
 mod tails;
 
 pub use engine::{Engine, Request, Timings};
+pub(crate) use explain::AttentionReader;
 pub use plan::MemoryPlan;

@@ -173,7 +173,7 @@ impl Blip2 {
     }
 
     /// Token ids of the prompt, BOS included.
-    fn caption_prompt(&self, options: &CaptionOptions) -> Result<Vec<u32>, Error> {
+    pub(super) fn caption_prompt(&self, options: &CaptionOptions) -> Result<Vec<u32>, Error> {
         let (default, most) = options.preset.caption_prompt(self.stored_image_size());
         let mut ids = self
             .tokenizer

@@ -2,6 +2,7 @@
 
 mod blip2;
 mod caption;
+mod explain;
 mod parity;
 mod preset;
 mod source;
@@ -10,5 +11,6 @@ pub use crate::schedule::MemoryPlan;
 pub use crate::schedule::Timings;
 pub use blip2::{Blip2, OpenOptions, plan_memory};
 pub use caption::{Caption, CaptionOptions, Text, check_caption_options};
+pub use explain::{ExplainedWord, Explanation, WrittenText};
 pub use parity::{ParityReport, ParityRow, TOLERANCE};
 pub use preset::Preset;

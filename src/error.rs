@@ -82,6 +82,20 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// Options of the command line that do not go together.
+    #[error("{problem}")]
+    Usage {
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// A file that cannot be written.
+    #[error("{}: cannot be written ({cause}); check its folder, permissions and the space there", file.display())]
+    Output {
+        /// The file.
+        file: PathBuf,
+        /// What the system answered.
+        cause: std::io::Error,
+    },
     /// A reference dump that cannot be compared with.
     #[error("{}: {problem}; make it with weights-tools/reference_dump.py for this model", file.display())]
     Dump {
@@ -108,6 +122,7 @@ impl Error {
         matches!(
             self,
             Self::NoModel
+                | Self::Usage { .. }
                 | Self::ImageSize { .. }
                 | Self::Generate(GenerateError::Option { .. })
                 | Self::Gpu(GpuError::UnknownDisable { .. })

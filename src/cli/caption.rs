@@ -6,6 +6,7 @@ use crate::image::{Rgb8Image, decode, decode_file};
 use crate::task::{Blip2, Caption, CaptionOptions, check_caption_options};
 
 use super::Shared;
+use super::explain::{ExplainFile, Report, parse_file};
 use super::generation::GenerationArgs;
 use super::inputs::{ImageInput, ImageSource, expand};
 use super::output::Output;
@@ -26,6 +27,10 @@ pub(super) struct Args {
     image_size: Option<u32>,
     #[command(flatten)]
     generation: GenerationArgs,
+    /// Also show where the model looks, for each image and each word of its first caption: a page
+    /// (.html, any number of images) or a picture (.png, one image)
+    #[arg(long, value_name = "FILE", value_parser = parse_file)]
+    explain: Option<ExplainFile>,
 }
 
 /// Captions every image; `false` if any failed.
@@ -40,6 +45,8 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     if inputs.is_empty() {
         return Ok(false);
     }
+    let report = args.explain.as_ref();
+    let report = report.map(|file| Report::create(file, inputs.len()));
     let preset = args.generation.preset;
     let image_size = args.image_size.or(preset.caption_image_size());
     let options = CaptionOptions {
@@ -65,6 +72,7 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         model: &mut model,
         options: &options,
         stream: args.generation.stream,
+        report: report.transpose()?,
         output,
     };
     for inputs in inputs.chunks(batch_size) {
@@ -74,6 +82,9 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         bar.inc(inputs.len() as u64);
     }
     bar.finish_and_clear();
+    if let Some(report) = captioner.report {
+        report.finish()?;
+    }
     model.gpu().save_pipelines();
     Ok(all_done)
 }
@@ -108,6 +119,7 @@ struct Captioner<'a> {
     model: &'a mut Blip2,
     options: &'a CaptionOptions,
     stream: bool,
+    report: Option<Report>,
     output: &'a Output,
 }
 
@@ -115,7 +127,7 @@ impl Captioner<'_> {
     /// Captions `images`; where a batch fails, each image by itself, so that one image's failure is its own.
     async fn batch(&mut self, names: &[String], images: &[Rgb8Image]) -> Result<bool, Error> {
         match self.caption(names, images).await {
-            Ok(()) => Ok(true),
+            Ok(captions) => Ok(self.explain(names, images, &captions).await),
             // Without a device there is nothing left to try.
             Err(error @ Error::Gpu(GpuError::Lost { .. })) => Err(error),
             Err(error) if images.len() == 1 => {
@@ -133,12 +145,40 @@ impl Captioner<'_> {
         }
     }
 
-    async fn caption(&mut self, names: &[String], images: &[Rgb8Image]) -> Result<(), Error> {
+    /// Adds the images to the report, if there is one; `false` if any failed.
+    async fn explain(
+        &mut self,
+        names: &[String],
+        images: &[Rgb8Image],
+        captions: &[Caption],
+    ) -> bool {
+        let Some(report) = &mut self.report else {
+            return true;
+        };
+        let mut all_done = true;
+        for ((name, image), caption) in names.iter().zip(images).zip(captions) {
+            let added = report
+                .add_caption(self.model, (name, image), self.options, caption)
+                .await;
+            if let Err(error) = added {
+                self.output.error(&format!("{name}: {error}"));
+                all_done = false;
+            }
+        }
+        all_done
+    }
+
+    async fn caption(
+        &mut self,
+        names: &[String],
+        images: &[Rgb8Image],
+    ) -> Result<Vec<Caption>, Error> {
         let Self {
             model,
             options,
             stream,
             output,
+            ..
         } = self;
         let started = std::time::Instant::now();
         let mut streamed = false; // a stream has one image at a time
@@ -173,7 +213,7 @@ impl Captioner<'_> {
             started.elapsed().as_secs_f64(),
             model.timings()
         ));
-        Ok(())
+        Ok(captions)
     }
 }
 

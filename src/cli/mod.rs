@@ -2,11 +2,13 @@
 
 mod caption;
 mod devices;
+mod explain;
 mod generation;
 mod inputs;
 mod inspect;
 mod output;
 mod parity;
+mod part_file;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -172,8 +172,11 @@ impl Blip2 {
         options.generation(&self.generation, &self.tokenizer)
     }
 
-    /// Token ids of the prompt, BOS included.
-    pub(super) fn caption_prompt(&self, options: &CaptionOptions) -> Result<Vec<u32>, Error> {
+    /// Token ids of the prompt that captions continue under `options`, BOS included.
+    ///
+    /// # Errors
+    /// A prompt that the tokenizer cannot read.
+    pub fn caption_prompt(&self, options: &CaptionOptions) -> Result<Vec<u32>, Error> {
         let (default, most) = options.preset.caption_prompt(self.stored_image_size());
         let mut ids = self
             .tokenizer

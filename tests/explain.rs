@@ -128,3 +128,27 @@ fn maps_of_queries_and_tokens_equal_transformers() {
         }
     }
 }
+
+#[test]
+fn texts_that_no_decoder_could_read_are_refused() {
+    let model = open(&device(&GpuOptions::default()), None);
+    let [house, _] = images();
+    let explain = |prompt: &[u32], generated: &[u32]| {
+        let text = WrittenText { prompt, generated };
+        pollster::block_on(model.explain(&house, &[text]))
+    };
+    let refused = |prompt: &[u32], generated: &[u32], part: &str| {
+        let message = explain(prompt, generated).expect_err(part).to_string();
+        assert!(message.contains(part), "{message}");
+    };
+    refused(&[2], &[408], "token 408 of a vocabulary of 408");
+    refused(&[9999], &[4], "token 9999");
+    // 8 queries, a prompt of 1 and 56 tokens, the last of which is not read, are 64 positions.
+    assert!(explain(&[2], &[4; 56]).is_ok());
+    refused(&[2], &[4; 57], "65 positions");
+    // Nothing written: nothing to explain but the queries.
+    let silent = explain(&[2], &[]).expect("explained");
+    assert_eq!((silent.texts, silent.queries.len()), (vec![vec![]], 8));
+    // Without a prompt the first token is the last query's.
+    assert_eq!(explain(&[], &[4]).expect("explained").texts.len(), 1);
+}

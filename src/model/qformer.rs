@@ -37,6 +37,8 @@ struct Layer {
 
 #[derive(Debug)]
 struct CrossAttention {
+    /// The layer it is in.
+    layer: usize,
     query: Linear,
     /// Keys and values of the image tokens, stacked: `[2 · hidden, image width]`.
     key_value: Linear,
@@ -114,7 +116,7 @@ impl QFormer {
             if let Some(cross) = &layer.cross_attention {
                 hidden = self.cross_attention(
                     program,
-                    (index, cross),
+                    cross,
                     &hidden,
                     image_tokens,
                     batch,
@@ -145,7 +147,7 @@ impl QFormer {
     fn cross_attention(
         &self,
         program: &mut ProgramBuilder,
-        (index, cross): (usize, &CrossAttention),
+        cross: &CrossAttention,
         hidden: &Activation,
         image_tokens: &Activation,
         batch: usize,
@@ -173,7 +175,7 @@ impl QFormer {
         };
         let context = attention(program, &inputs);
         tap_attention(program, &inputs, || {
-            format!("qformer.layer.{index}.cross_attention")
+            format!("qformer.layer.{}.cross_attention", cross.layer)
         });
         cross.output.add(program, &context, hidden)
     }
@@ -221,7 +223,7 @@ impl Layer {
             )
             .await?,
             cross_attention: if config.has_cross_attention(index) {
-                Some(CrossAttention::load(uploader, config, &name).await?)
+                Some(CrossAttention::load(uploader, config, index).await?)
             } else {
                 None
             },
@@ -242,22 +244,18 @@ impl CrossAttention {
     async fn load(
         uploader: &mut Uploader<'_>,
         config: &QFormerConfig,
-        layer: &str,
+        layer: usize,
     ) -> Result<Self, UploadError> {
         let hidden = config.hidden_size;
-        let projection = |kind: &str| format!("{layer}.crossattention.attention.{kind}");
+        let name = format!("qformer.encoder.layer.{layer}.crossattention");
+        let projection = |kind: &str| format!("{name}.attention.{kind}");
         let (query, key, value) = (projection("query"), projection("key"), projection("value"));
         let image_width = config.encoder_hidden_size;
         Ok(Self {
+            layer,
             query: load_linear(uploader, &query, hidden, hidden).await?,
             key_value: load_stacked(uploader, &[&key, &value], hidden, image_width).await?,
-            output: Residual::load(
-                uploader,
-                &format!("{layer}.crossattention.output"),
-                config,
-                hidden,
-            )
-            .await?,
+            output: Residual::load(uploader, &format!("{name}.output"), config, hidden).await?,
         })
     }
 }

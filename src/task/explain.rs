@@ -283,14 +283,16 @@ mod tests {
 
     #[test]
     fn maps_are_weighted_sums_without_the_class_token() {
-        let mut explanation =
-            Explanation::new(&[0.6, 0.1, 0.1, 0.1, 0.1, 0.2, 0.8, 0.0, 0.0, 0.0], 5);
+        let mut explanation = Explanation::new(
+            &[0.5, 0.125, 0.125, 0.125, 0.125, 0.25, 0.75, 0.0, 0.0, 0.0],
+            5,
+        );
         assert_eq!(explanation.grid, 2);
-        assert_eq!(explanation.queries[1], [0.8, 0.0, 0.0, 0.0]);
-        assert_eq!(explanation.mean(), [0.45, 0.05, 0.05, 0.05]);
+        assert_eq!(explanation.queries[1], [0.75, 0.0, 0.0, 0.0]);
+        assert_eq!(explanation.mean(), [0.4375, 0.0625, 0.0625, 0.0625]);
         assert_eq!(
             explanation.through_queries(&[0.0, 0.5]),
-            [0.4, 0.0, 0.0, 0.0]
+            [0.375, 0.0, 0.0, 0.0]
         );
         explanation.queries.clear();
         assert_eq!(explanation.mean(), [0.0; 4]);

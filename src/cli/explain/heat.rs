@@ -10,8 +10,8 @@ use crate::image::{Rgb8Image, resize_bicubic};
 /// picture it covers. Black alone would leave dark pictures without a map.
 const COVER: [[f32; 4]; 3] = [
     [6.0, 4.0, 24.0, 0.84],
-    [130.0, 30.0, 70.0, 0.50],
-    [255.0, 190.0, 60.0, 0.22],
+    [90.0, 30.0, 90.0, 0.52],
+    [255.0, 200.0, 80.0, 0.20],
 ];
 
 /// The cover of a weight from 0 to 1: RGB in 0..=255, alpha in 0..=1.

@@ -151,7 +151,7 @@ mod tests {
             wrap("a white star and a ring", 8),
             ["a white", "star and", "a ring"]
         );
-        assert_eq!(wrap("abcdefghij kl", 4), ["", "abcd", "efgh", "ij", "kl"]);
+        assert_eq!(wrap("abcdefghij kl", 4), ["abcd", "efgh", "ij", "kl"]);
         assert_eq!(wrap("", 4), [""]);
     }
 

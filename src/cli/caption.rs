@@ -3,10 +3,10 @@
 use crate::Error;
 use crate::gpu::GpuError;
 use crate::image::{Rgb8Image, decode, decode_file};
-use crate::task::{Blip2, Caption, CaptionOptions, check_caption_options};
+use crate::task::{Blip2, Caption, CaptionOptions, WrittenText, check_caption_options};
 
 use super::Shared;
-use super::explain::{ExplainFile, Report, parse_file};
+use super::explain::{ExplainFile, Page, Part, Report, parse_file};
 use super::generation::GenerationArgs;
 use super::inputs::{ImageInput, ImageSource, expand};
 use super::output::Output;
@@ -152,20 +152,34 @@ impl Captioner<'_> {
         images: &[Rgb8Image],
         captions: &[Caption],
     ) -> bool {
-        let Some(report) = &mut self.report else {
-            return true;
-        };
         let mut all_done = true;
         for ((name, image), caption) in names.iter().zip(images).zip(captions) {
-            let added = report
-                .add_caption(self.model, (name, image), self.options, caption)
-                .await;
-            if let Err(error) = added {
+            if let Err(error) = self.explain_one((name, image), caption).await {
                 self.output.error(&format!("{name}: {error}"));
                 all_done = false;
             }
         }
         all_done
+    }
+
+    async fn explain_one(
+        &mut self,
+        (name, image): (&str, &Rgb8Image),
+        caption: &Caption,
+    ) -> Result<(), Error> {
+        let Some(report) = &mut self.report else {
+            return Ok(());
+        };
+        let text = WrittenText {
+            prompt: &self.model.caption_prompt(self.options)?,
+            generated: &caption.tokens,
+        };
+        let part = Part {
+            explanation: self.model.explain(image, &[text]).await?,
+            titles: vec![caption.text.clone()],
+        };
+        let parts = std::slice::from_ref(&part);
+        report.add(&Page { name, image, parts })
     }
 
     async fn caption(

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Error;
 use crate::image::Rgb8Image;
-use crate::task::{Blip2, Caption, CaptionOptions, Explanation, WrittenText};
+use crate::task::{ExplainedWord, Explanation};
 
 use super::part_file::PartFile;
 
@@ -38,15 +38,30 @@ pub(super) fn parse_file(text: &str) -> Result<ExplainFile, String> {
     Ok(ExplainFile { path, format })
 }
 
-/// One image and what was written about it.
+/// One image with what there is to show of it.
 pub(super) struct Page<'a> {
     /// The image's file.
     pub name: &'a str,
     /// As it was decoded, upright.
     pub image: &'a Rgb8Image,
-    pub explanation: &'a Explanation,
-    /// A line above each text's words.
-    pub titles: &'a [String],
+    /// One part, or one for each text that the queries read together with the image.
+    pub parts: &'a [Part],
+}
+
+/// Where the queries look in an image, and the words of texts about it.
+pub(super) struct Part {
+    pub explanation: Explanation,
+    /// A line for each text; without words to it, what the queries read beside the image.
+    pub titles: Vec<String>,
+}
+
+impl Part {
+    /// Each text's title and words.
+    fn texts(&self) -> impl Iterator<Item = (&str, &[ExplainedWord])> {
+        let words = self.explanation.texts.iter().map(Vec::as_slice);
+        let words = words.chain(std::iter::repeat(&[][..]));
+        self.titles.iter().map(String::as_str).zip(words)
+    }
 }
 
 /// The file being written.
@@ -81,46 +96,14 @@ impl Report {
         Ok(report)
     }
 
-    /// Explains the caption that `model` gave `image` under `options`.
+    /// Adds an image.
     ///
     /// # Errors
-    /// As [`Report::add`].
-    pub(super) async fn add_caption(
-        &mut self,
-        model: &Blip2,
-        image: (&str, &Rgb8Image),
-        options: &CaptionOptions,
-        caption: &Caption,
-    ) -> Result<(), Error> {
-        let text = WrittenText {
-            prompt: &model.caption_prompt(options)?,
-            generated: &caption.tokens,
-        };
-        let title = std::slice::from_ref(&caption.text);
-        self.add(model, image, &[text], title).await
-    }
-
-    /// Explains `texts`, which `model` wrote about `image`, each under its title.
-    ///
-    /// # Errors
-    /// The model cannot explain them, or the file cannot be written.
-    pub(super) async fn add(
-        &mut self,
-        model: &Blip2,
-        (name, image): (&str, &Rgb8Image),
-        texts: &[WrittenText<'_>],
-        titles: &[String],
-    ) -> Result<(), Error> {
-        let explanation = model.explain(image, texts).await?;
-        let page = Page {
-            name,
-            image,
-            explanation: &explanation,
-            titles,
-        };
+    /// [`Error::Output`] where the file cannot be written.
+    pub(super) fn add(&mut self, page: &Page<'_>) -> Result<(), Error> {
         let drawn = match self.file.format {
-            Format::Html => html::section(&page, self.pages).map(String::into_bytes),
-            Format::Png => png::draw(&page),
+            Format::Html => html::section(page, self.pages).map(String::into_bytes),
+            Format::Png => png::draw(page),
         };
         let drawn = drawn.map_err(|error| unwritable(&self.file.path, io::Error::other(error)))?;
         self.write(&drawn)?;

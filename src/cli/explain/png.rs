@@ -6,8 +6,8 @@ use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_wid
 
 use crate::image::Rgb8Image;
 
-use super::Page;
 use super::heat::{Heat, fit};
+use super::{Page, Part};
 
 const WEIGHT: FontWeight = FontWeight::Regular;
 const HEIGHT: RasterHeight = RasterHeight::Size16;
@@ -25,31 +25,9 @@ const WIDTH: usize = ACROSS * (SMALL as usize + GAP) + GAP;
 /// Draws `page` and encodes it.
 pub(super) fn draw(page: &Page<'_>) -> ImageResult<Vec<u8>> {
     let mut canvas = Canvas::default();
-    let grid = page.explanation.grid;
-    let picture = fit(page.image, LARGE);
-    let mean = Heat::new(grid, &page.explanation.mean());
-    let top = canvas.height();
-    canvas.paste(GAP, top + GAP, &picture, picture.data());
-    let right = WIDTH - GAP - picture.width() as usize;
-    canvas.paste(right, top + GAP, &picture, &mean.over(&picture));
-
-    let small = fit(page.image, SMALL);
-    for (title, words) in page.titles.iter().zip(&page.explanation.texts) {
-        for line in wrap(title, (WIDTH - 2 * GAP) / character_width()) {
-            let y = canvas.height();
-            canvas.write(GAP, y + GAP, &line);
-        }
-        for row in words.chunks(ACROSS) {
-            let y = canvas.height() + GAP;
-            for (column, word) in row.iter().enumerate() {
-                let x = GAP + column * (SMALL as usize + GAP);
-                let most = SMALL as usize / character_width();
-                let label: String = word.text.chars().take(most).collect();
-                canvas.write(x, y, &label);
-                let heat = Heat::new(grid, &word.patches);
-                canvas.paste(x, y + LINE, &small, &heat.over(&small));
-            }
-        }
+    let (large, small) = (fit(page.image, LARGE), fit(page.image, SMALL));
+    for part in page.parts {
+        canvas.draw_part(part, &large, &small);
     }
     canvas.encode()
 }
@@ -100,6 +78,32 @@ impl Canvas {
             self.pixels.resize((y + 1) * WIDTH * 3, 255);
         }
         &mut self.pixels[(y * WIDTH + x) * 3..][..3]
+    }
+
+    /// The picture, where all queries look, and each text with its words.
+    fn draw_part(&mut self, part: &Part, large: &Rgb8Image, small: &Rgb8Image) {
+        let grid = part.explanation.grid;
+        let mean = Heat::new(grid, &part.explanation.mean());
+        let top = self.height() + GAP;
+        self.paste(GAP, top, large, large.data());
+        let right = WIDTH - GAP - large.width() as usize;
+        self.paste(right, top, large, &mean.over(large));
+        for (title, words) in part.texts() {
+            for line in wrap(title, (WIDTH - 2 * GAP) / character_width()) {
+                self.write(GAP, self.height() + GAP, &line);
+            }
+            for row in words.chunks(ACROSS) {
+                let y = self.height() + GAP;
+                for (column, word) in row.iter().enumerate() {
+                    let x = GAP + column * (SMALL as usize + GAP);
+                    let most = SMALL as usize / character_width();
+                    let label: String = word.text.chars().take(most).collect();
+                    self.write(x, y, &label);
+                    let heat = Heat::new(grid, &word.patches);
+                    self.paste(x, y + LINE, small, &heat.over(small));
+                }
+            }
+        }
     }
 
     /// Puts `pixels`, of the size of `like`, at a place.

@@ -69,6 +69,8 @@ pub(super) struct Report {
     file: ExplainFile,
     part: PartFile,
     pages: usize,
+    /// The picture, where that is what is written.
+    canvas: png::Canvas,
 }
 
 impl Report {
@@ -89,6 +91,7 @@ impl Report {
             part: PartFile::create(path).map_err(|cause| unwritable(path, cause))?,
             file: file.clone(),
             pages: 0,
+            canvas: png::Canvas::default(),
         };
         if file.format == Format::Html {
             report.write(html::HEAD.as_bytes())?;
@@ -101,14 +104,18 @@ impl Report {
     /// # Errors
     /// [`Error::Output`] where the file cannot be written.
     pub(super) fn add(&mut self, page: &Page<'_>) -> Result<(), Error> {
-        let drawn = match self.file.format {
-            Format::Html => html::section(page, self.pages).map(String::into_bytes),
-            Format::Png => png::draw(page),
-        };
-        let drawn = drawn.map_err(|error| unwritable(&self.file.path, io::Error::other(error)))?;
-        self.write(&drawn)?;
         self.pages += 1;
-        Ok(())
+        match self.file.format {
+            Format::Html => {
+                let section = html::section(page, self.pages);
+                let section = section.map_err(|error| undrawable(&self.file.path, error))?;
+                self.write(section.as_bytes())
+            }
+            Format::Png => {
+                self.canvas.draw(page);
+                Ok(())
+            }
+        }
     }
 
     /// Gives the file its name, if it explains anything.
@@ -119,9 +126,13 @@ impl Report {
         if self.pages == 0 {
             return Ok(());
         }
-        if self.file.format == Format::Html {
-            self.write(html::TAIL.as_bytes())?;
-        }
+        let end = match self.file.format {
+            Format::Html => html::TAIL.into(),
+            Format::Png => std::mem::take(&mut self.canvas)
+                .encode()
+                .map_err(|error| undrawable(&self.file.path, error))?,
+        };
+        self.write(&end)?;
         let path = self.file.path;
         self.part.finish().map_err(|cause| unwritable(&path, cause))
     }
@@ -130,6 +141,10 @@ impl Report {
         let written = self.part.write(bytes);
         written.map_err(|cause| unwritable(&self.file.path, cause))
     }
+}
+
+fn undrawable(file: &Path, cause: image::ImageError) -> Error {
+    unwritable(file, io::Error::other(cause))
 }
 
 fn unwritable(file: &Path, cause: io::Error) -> Error {

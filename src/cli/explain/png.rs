@@ -22,16 +22,6 @@ const GAP: usize = 8;
 const ACROSS: usize = 6;
 const WIDTH: usize = ACROSS * (SMALL as usize + GAP) + GAP;
 
-/// Draws `page` and encodes it.
-pub(super) fn draw(page: &Page<'_>) -> ImageResult<Vec<u8>> {
-    let mut canvas = Canvas::default();
-    let (large, small) = (fit(page.image, LARGE), fit(page.image, SMALL));
-    for part in page.parts {
-        canvas.draw_part(part, &large, &small);
-    }
-    canvas.encode()
-}
-
 fn character_width() -> usize {
     get_raster_width(WEIGHT, HEIGHT)
 }
@@ -61,13 +51,21 @@ fn wrap(text: &str, most: usize) -> Vec<String> {
 }
 
 /// White paper of a fixed width that grows downwards.
-#[derive(Default)]
-struct Canvas {
+#[derive(Debug, Default)]
+pub(super) struct Canvas {
     /// `[height, WIDTH, 3]`
     pixels: Vec<u8>,
 }
 
 impl Canvas {
+    /// Draws what there is to show of an image, below what is there.
+    pub(super) fn draw(&mut self, page: &Page<'_>) {
+        let (large, small) = (fit(page.image, LARGE), fit(page.image, SMALL));
+        for part in page.parts {
+            self.draw_part(part, &large, &small);
+        }
+    }
+
     fn height(&self) -> usize {
         self.pixels.len() / (WIDTH * 3)
     }
@@ -131,7 +129,8 @@ impl Canvas {
         }
     }
 
-    fn encode(mut self) -> ImageResult<Vec<u8>> {
+    /// As a PNG file.
+    pub(super) fn encode(mut self) -> ImageResult<Vec<u8>> {
         let bottom = self.height() + GAP;
         self.pixel(0, bottom - 1);
         let mut png = Vec::new();

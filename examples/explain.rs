@@ -1,7 +1,9 @@
 //! Where a model looks while it captions, as a JSON object an image:
 //! `cargo run --release --example explain -- MODEL IMAGE…` (MODEL may be demo)
 
-use blip2_wgpu::task::WrittenText;
+use std::sync::Arc;
+
+use blip2_wgpu::task::{Ask, WrittenText};
 use blip2_wgpu::{Blip2, CaptionOptions, Error, OpenOptions, image};
 
 fn main() -> Result<(), Error> {
@@ -14,7 +16,7 @@ fn main() -> Result<(), Error> {
             _ => Blip2::open(model, OpenOptions::default()).await?,
         };
         let options = CaptionOptions::default();
-        let prompt = model.caption_prompt(&options)?;
+        let prompt = model.prompt_tokens(&Ask::Caption(Arc::new(options.clone())))?;
         for path in arguments {
             let picture = image::decode_file(path.as_ref(), image::DecodePolicy::hf())?;
             let pictures = std::slice::from_ref(&picture);

@@ -4,11 +4,15 @@ mod caption;
 mod devices;
 mod explain;
 mod generation;
+mod in_order;
 mod inputs;
 mod inspect;
 mod output;
+mod pairs;
 mod parity;
 mod part_file;
+mod results;
+mod vqa;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,7 +28,7 @@ use output::{Output, load_progress};
 /// Exit code for "something failed; the rest was done".
 const FAILED: u8 = 1;
 
-/// BLIP-2 on any GPU: captions from WGSL kernels, without Python or CUDA.
+/// BLIP-2 on any GPU: captions and answers from WGSL kernels, without Python or CUDA.
 #[derive(Debug, Parser)]
 #[command(
     name = "blip2-wgpu",
@@ -94,6 +98,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Compare every stage with a reference dump of transformers
     Parity(parity::Args),
+    /// Answer questions about images
+    Vqa(Box<vqa::Args>),
 }
 
 /// Runs the program on the process's arguments.
@@ -107,6 +113,7 @@ pub fn run() -> ExitCode {
             Command::Devices => devices::run(&cli.shared, &output).await,
             Command::Inspect(args) => inspect::run(&cli.shared, args, &output).await,
             Command::Parity(args) => parity::run(&cli.shared, args, &output).await,
+            Command::Vqa(args) => vqa::run(&cli.shared, args, &output).await,
         }
     });
     match result {

@@ -5,7 +5,7 @@ use crate::image::Rgb8Image;
 use crate::schedule::AttentionReader;
 use crate::text::Tokenizer;
 
-use super::Blip2;
+use super::{Ask, Blip2};
 
 /// Token ids of a text that the model wrote.
 #[derive(Debug, Clone, Copy)]
@@ -146,6 +146,20 @@ impl Blip2 {
             explanation.add_text(&self.tokenizer, text.generated, attention)?;
         }
         Ok(explanation)
+    }
+
+    /// Token ids of the prompt that a text for `ask` continues, BOS included: the [`WrittenText::prompt`] of what
+    /// [`Blip2::caption`], [`Blip2::answer`] and [`Blip2::run`] give.
+    ///
+    /// # Errors
+    /// Options that do not go together, an empty question, or a prompt too long for the model.
+    pub fn prompt_tokens(&self, ask: &Ask) -> Result<Vec<u32>, Error> {
+        let prompter = self.prompter();
+        let prompt = match ask {
+            Ask::Caption(options) => prompter.caption(options)?,
+            Ask::Question { question, options } => prompter.question(question, options)?,
+        };
+        Ok(prompt.text)
     }
 
     /// Whether the decoder can be trusted with `text`.

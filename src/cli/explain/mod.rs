@@ -8,9 +8,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
-use crate::image::Rgb8Image;
-use crate::task::{ExplainedWord, Explanation};
+use crate::image::{DecodePolicy, Rgb8Image};
+use crate::task::{Ask, Blip2, ExplainedWord, Explanation, Texts, WrittenText};
 
+use super::inputs::ImageInput;
+use super::output::Output;
 use super::part_file::PartFile;
 
 /// What `--explain` names.
@@ -61,6 +63,112 @@ impl Part {
         let words = self.explanation.texts.iter().map(Vec::as_slice);
         let words = words.chain(std::iter::repeat(&[][..]));
         self.titles.iter().map(String::as_str).zip(words)
+    }
+}
+
+/// A text that a run wrote.
+struct Written {
+    /// Its place among all.
+    item: usize,
+    /// The image it is about, by index.
+    image: usize,
+    ask: Ask,
+    /// The line above its words.
+    title: String,
+    tokens: Vec<u32>,
+}
+
+/// Explains what a run wrote once it is over: before that, the model is busy.
+pub(super) struct Explainer {
+    report: Report,
+    written: Vec<Written>,
+}
+
+impl Explainer {
+    /// Starts the file, as [`Report::create`].
+    pub(super) fn create(file: &ExplainFile, images: usize) -> Result<Self, Error> {
+        Ok(Self {
+            report: Report::create(file, images)?,
+            written: Vec::new(),
+        })
+    }
+
+    /// Takes the first of what was written for item `item`, about the image of an index.
+    pub(super) fn push(&mut self, (item, image): (usize, usize), ask: Ask, texts: &Texts) {
+        let Some(text) = texts.texts.first() else {
+            return;
+        };
+        let title = match &ask {
+            Ask::Caption(_) => text.text.clone(),
+            Ask::Question { question, .. } => format!("{} {}", question.trim(), text.text),
+        };
+        self.written.push(Written {
+            item,
+            image,
+            ask,
+            title,
+            tokens: text.tokens.clone(),
+        });
+    }
+
+    /// Explains all texts, image by image; an image that fails is reported, and the outcome is then `false`.
+    ///
+    /// # Errors
+    /// [`Error::Output`] where the file cannot be written.
+    pub(super) async fn explain_all(
+        mut self,
+        model: &Blip2,
+        images: &[&ImageInput],
+        policy: DecodePolicy,
+        output: &Output,
+    ) -> Result<bool, Error> {
+        let mut all_done = true;
+        let mut written = std::mem::take(&mut self.written);
+        written.sort_by_key(|text| (text.image, text.item));
+        let bar = output.items(images.len(), "images", false);
+        for texts in written.chunk_by(|a, b| a.image == b.image) {
+            let input = images[texts[0].image];
+            if let Err(error) = self.explain(model, input, texts, policy).await {
+                output.error(&if error.names_its_image() {
+                    error.to_string()
+                } else {
+                    format!("{}: {error}", input.name)
+                });
+                all_done = false;
+            }
+            bar.advance();
+        }
+        self.report.finish()?;
+        Ok(all_done)
+    }
+
+    async fn explain(
+        &mut self,
+        model: &Blip2,
+        input: &ImageInput,
+        texts: &[Written],
+        policy: DecodePolicy,
+    ) -> Result<(), Error> {
+        let image = input.decode(policy)?;
+        let prompts = texts.iter().map(|text| model.prompt_tokens(&text.ask));
+        let prompts = prompts.collect::<Result<Vec<_>, _>>()?;
+        let written: Vec<WrittenText<'_>> = prompts
+            .iter()
+            .zip(texts)
+            .map(|(prompt, text)| WrittenText {
+                prompt,
+                generated: &text.tokens,
+            })
+            .collect();
+        let part = Part {
+            explanation: model.explain(&image, &written).await?,
+            titles: texts.iter().map(|text| text.title.clone()).collect(),
+        };
+        self.report.add(&Page {
+            name: &input.name,
+            image: &image,
+            parts: &[part],
+        })
     }
 }
 

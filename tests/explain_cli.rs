@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use image::{DynamicImage, GenericImageView};
 
-use cli_support::{BOAT, HOUSE, Run, TINY, caption, plain_captions};
+use cli_support::{BOAT, HOUSE, Run, TINY, caption, plain_captions, run};
 
 /// A folder for what is written.
 fn folder() -> tempfile::TempDir {
@@ -177,4 +177,46 @@ fn a_bad_image_leaves_the_others_explained() {
         page
     );
     assert_eq!(files(folder.path()).len(), 2);
+}
+
+/// A command with `--json` and `--explain FILE` in `folder`; its lines are those without `--explain`.
+#[track_caller]
+fn explain_as_well(folder: &Path, file: &str, arguments: &[&str]) {
+    let path = folder.join(file);
+    let path = path.to_str().expect("UTF-8");
+    let plain = run(arguments).exits(0);
+    let explained = run([arguments, &["--explain", path]].concat()).exits(0);
+    assert_eq!(explained.json(), plain.json());
+    assert!(!plain.json().is_empty());
+}
+
+#[test]
+fn the_answers_to_questions_are_explained() {
+    let folder = folder();
+    let (what, red) = ("what is <this>?", "is it red?");
+    let vqa = ["vqa", "--model", TINY, "--json", HOUSE, what, red];
+    explain_as_well(folder.path(), "out.html", &vqa);
+    let page = std::fs::read_to_string(folder.path().join("out.html")).expect("the page");
+    // One image, one part, two texts.
+    assert_eq!(page.matches("<section>").count(), 1);
+    assert_eq!(page.matches("<div class=part>").count(), 1);
+    assert_eq!(page.matches("<p class=text>").count(), 2);
+    assert!(page.contains("<p class=text>what is &lt;this&gt;? "));
+    assert!(page.contains("<p class=text>is it red? "));
+    assert_eq!(pictures(&page, "jpeg").len(), 1);
+
+    explain_as_well(folder.path(), "out.png", &vqa);
+    image::open(folder.path().join("out.png")).expect("a picture");
+    let two = [
+        "vqa",
+        "--model",
+        TINY,
+        HOUSE,
+        BOAT,
+        "--question",
+        red,
+        "--explain",
+        "x.png",
+    ];
+    run(two).exits(2).says(&["2 are given"]);
 }

@@ -19,4 +19,4 @@ pub use engine::{Engine, Timings};
 pub(crate) use explain::AttentionReader;
 pub use images::Pixels;
 pub use plan::MemoryPlan;
-pub use queue::{Event, Queue, Request};
+pub use queue::{Event, MAX_BATCH, Queue, Request};

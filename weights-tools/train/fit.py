@@ -17,6 +17,7 @@ from torch import nn
 
 from . import evaluate, loop, matching, models, texts
 from .pool import Batch, Pool, pixel_values
+from .seen import Seen
 
 LEARNING_RATES = {"see": 2e-3, "speak": 2e-3, "all": 5e-4, "match": 1e-3}
 # Tokens of the packed texts of one image.
@@ -216,17 +217,19 @@ def fit_match(args) -> None:
     hand_over(taught, args.start or args.work / "all.pt")
     modules = matching.build_modules(len(vocabulary), taught).to(device)
     train, val = pools(args)
+    train_tokens = Seen(modules["model"].vision_model, train, args.work / "seen")
 
     def make_batch(step):
-        batch = train.batch(step, args.batch, args.seed)
-        return batch, matching.make_texts(vocabulary, batch.facts, np.random.default_rng([args.seed, 13, step]))
+        rows, flip = train.choose(step, args.batch, args.seed)
+        facts = train.facts(rows, flip)
+        text = matching.make_texts(vocabulary, facts, np.random.default_rng([args.seed, 13, step]))
+        return train_tokens.take(rows, flip), torch.from_numpy(facts), text
 
     def loss_of(parts):
-        batch, text = parts
-        pixels, _, facts = tensors(batch, device)
+        tokens, facts, text = parts
         text = {k: v.to(device) for k, v in text.items()}
         with loop.autocast():
-            return matching.losses(modules, pixels, facts, text)
+            return matching.losses(modules, tokens.to(device), facts.to(device), text)
 
     def evaluation():
         return matching.figures_on_pool(modules, vocabulary, val.part(slice(0, args.evaluate_scenes)))

@@ -24,6 +24,8 @@ WIDTH = 128
 HEADS = 4
 NUM_QUERY_TOKENS = 8
 RETRIEVAL_WIDTH = 64
+# What a caption may say beside its objects: nothing, a relation, a place, an order, a number (matching.form_of).
+FORMS = 16
 
 
 def vision_config(layers: int = 5) -> Blip2VisionConfig:
@@ -179,6 +181,54 @@ class Auxiliary(nn.Module):
         rates["scene"] = all_right.all(dim=1).float().mean()
         return loss, rates
 
+
+class PairAuxiliary(nn.Module):
+    """Thrown away on export: teaches ITM to read the text, to find the objects it names, and to compare.
+
+    After the second layer, query k tells the k-th object that the text names, and the fifth query what the text says beside
+    the objects. At the end, query k tells which of the text's objects is the image's k-th one, and which of its attributes
+    agree with the text's k-th object (where the text lists all objects, and so from left to right).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = [len(world.SHAPES) + 1, len(world.COLORS) + 1, len(world.SIZES) + 1]
+        self.claims = nn.Linear(WIDTH, sum(self.sizes))
+        self.form = nn.Linear(WIDTH, FORMS)
+        self.agree = nn.Linear(WIDTH, 3)
+        self.named = nn.Linear(WIDTH, MAX_OBJECTS + 1)
+
+    def losses(
+        self, states: list[torch.Tensor], facts: torch.Tensor, claims: torch.Tensor, form: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Hidden states of pairs, the facts of their images [n, 4, 6], and the claims [n, 4, 3] and forms [n] of their texts."""
+        read, found = states[1], states[-1][:, :MAX_OBJECTS]
+        objects = Auxiliary.labels(facts)[..., :3]
+        none = torch.tensor([s - 1 for s in self.sizes], device=facts.device)
+        loss, all_right = nn.functional.cross_entropy(self.form(read[:, MAX_OBJECTS]).float(), form), None
+        for i, logits in enumerate(self.claims(read[:, :MAX_OBJECTS]).float().split(self.sizes, dim=-1)):
+            loss = loss + nn.functional.cross_entropy(logits.flatten(0, 1), claims[..., i].flatten())
+            hit = logits.argmax(-1) == claims[..., i]
+            all_right = hit if all_right is None else all_right & hit
+        # An attribute agrees if it is the same or, of a named object, left unsaid. [n, claim, object, 3]
+        unsaid = (claims == none) & (claims[..., :1] != none[0])
+        fits = (claims[:, :, None] == objects[:, None]) | unsaid[:, :, None]
+        same = fits.diagonal(dim1=1, dim2=2).transpose(1, 2)
+        agree = self.agree(found).float()
+        # Nothing to compare where neither has an object, and where the text does not list all objects.
+        listed = ((form == 0) | (form >= 10))[:, None] & ((claims[..., 0] != none[0]) | (objects[..., 0] != none[0]))
+        loss = loss + nn.functional.binary_cross_entropy_with_logits(agree[listed], same[listed].float())
+        is_named = fits.all(-1) & (claims[..., :1] != none[0])
+        target = torch.where(is_named.any(1), is_named.float().argmax(1), MAX_OBJECTS)
+        named = self.named(found).float()
+        present = objects[..., 0] != none[0]
+        loss = loss + nn.functional.cross_entropy(named[present], target[present])
+        return loss, {
+            "pair": loss,
+            "claims": all_right.all(1).float().mean(),
+            "agree": ((agree > 0) == same)[listed].float().mean(),
+            "named": (named.argmax(-1) == target)[present].float().mean(),
+        }
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -11,13 +11,14 @@ from torch import nn
 from scenes import language, world
 
 from . import models
+from .models import FORMS
 from .loop import device
 from .pool import MAX_OBJECTS, pixel_values, scene_of
 
 # ITC's softmax starts at this temperature, as published; it is learned.
 TEMPERATURE = 0.07
 # Nearly true captions for each image and step.
-NEAR = 1
+NEAR = 2
 # Weights of the facts of the image, and of those of text and pair.
 FACTS_WEIGHT, PAIR_WEIGHT = 0.3, 0.5
 
@@ -55,26 +56,51 @@ def cleaned(rng: np.random.Generator, text: str) -> str:
 
 
 def changed_scene(rng: np.random.Generator, scene: world.Scene) -> world.Scene:
-    """The scene with one attribute of one object changed, or with two objects' colours or places exchanged."""
+    """The scene with one attribute of one object changed, two objects' colours or places exchanged, or an object moved, missing or added."""
     objects = list(scene.objects)
     i = int(rng.integers(len(objects)))
-    kind = int(rng.integers(5 if len(objects) > 1 else 3))
-    if kind < 3:
-        attribute, values = (("color", world.COLORS), ("shape", world.SHAPES), ("size", world.SIZES))[kind]
-        others = [v for v in values if v != getattr(objects[i], attribute)]
-        objects[i] = dataclasses.replace(objects[i], **{attribute: language.pick(rng, others)})
-    else:
+    a = objects[i]
+    kinds = ["color", "shape", "size"]
+    kinds += ["colors", "places", "missing"] if len(objects) > 1 else ["moved"]
+    kinds += ["added"] if len(objects) < MAX_OBJECTS else []
+    kind = language.pick(rng, kinds)
+    values = {"color": world.COLORS, "shape": world.SHAPES, "size": world.SIZES}
+    if kind in values:
+        others = [v for v in values[kind] if v != getattr(a, kind)]
+        objects[i] = dataclasses.replace(a, **{kind: language.pick(rng, others)})
+    elif kind in ("colors", "places"):
         j = (i + 1 + int(rng.integers(len(objects) - 1))) % len(objects)
-        a, b = objects[i], objects[j]
-        if kind == 3:
+        b = objects[j]
+        if kind == "colors":
             objects[i], objects[j] = dataclasses.replace(a, color=b.color), dataclasses.replace(b, color=a.color)
         else:
             objects[i], objects[j] = dataclasses.replace(a, x=b.x, y=b.y), dataclasses.replace(b, x=a.x, y=a.y)
+    elif kind == "missing":
+        del objects[i]
+    else:
+        x, y = rng.uniform(a.radius, world.CANVAS - a.radius, size=2)
+        other = dataclasses.replace(a, x=float(x), y=float(y))
+        if kind == "added":
+            objects.append(dataclasses.replace(other, color=language.pick(rng, world.COLORS), shape=language.pick(rng, world.SHAPES)))
+        else:
+            objects[i] = other
     return world.Scene(tuple(sorted(objects, key=lambda o: o.x)))
 
 
+def false_relation(rng: np.random.Generator, scene: world.Scene) -> str | None:
+    """The opposite of a true relation, if there is one to state: only "left" and "right", "above" and "below" are wrong."""
+    true = language.true_relations(scene)
+    if not true:
+        return None
+    stated = language.parse_caption(language.pick(rng, true))
+    (_, *a), (_, *b) = stated.claims
+    return f"the {' '.join(a)} is {language.RELATIONS[stated.relation]} the {' '.join(b)}"
+
+
 def false_caption(rng: np.random.Generator, scene: world.Scene) -> str:
-    """A caption that is nearly true: one of a changed scene that is false of the real one."""
+    """A caption that is nearly true: a false relation, or a caption of a changed scene that is false of the real one."""
+    if rng.random() < 0.1 and (text := false_relation(rng, scene)):
+        return text
     while True:
         captions = language.captions(changed_scene(rng, scene), rng)
         text = captions[int(rng.integers(5))]
@@ -239,8 +265,8 @@ def losses(modules: nn.ModuleDict, tokens: torch.Tensor, facts: torch.Tensor, te
 
 def truth_table(scenes: list[world.Scene], captions: list[list[str]]) -> torch.Tensor:
     """[scene, text]: which of all captions are true of which scene."""
-    flat = [c for own in captions for c in own]
-    return torch.tensor([[language.check_caption(s, c).true for c in flat] for s in scenes])
+    stated = [language.parse_caption(c) for own in captions for c in own]
+    return torch.tensor([[language.is_true(s, t) for t in stated] for s in scenes])
 
 
 @torch.no_grad()
@@ -284,10 +310,38 @@ def recall(model, vocabulary, tokens: torch.Tensor, captions: list[list[str]], t
     return figures
 
 
+@torch.no_grad()
+def match_figures(model, vocabulary, tokens: torch.Tensor, scenes: list[world.Scene]) -> dict[str, float]:
+    """ITM's hit rates on the five captions of each scene and on five nearly true ones, all together and by form.
+
+    `match_pair` is the share of true captions that score above the nearly true one of the same number.
+    """
+    texts, scores = [], []
+    for i, scene in enumerate(scenes):
+        rng = np.random.default_rng([5, i])
+        texts += language.captions(scene, rng) + [false_caption(rng, scene) for _ in range(5)]
+    encoded = encode(vocabulary, texts, "text")
+    ids, mask = encoded["text_ids"].to(tokens.device), encoded["text_mask"].to(tokens.device)
+    for start in range(0, len(texts), 640):
+        here = slice(start, start + 640)
+        logits = itm_logits(model, tokens[start // 10 : start // 10 + 64].repeat_interleave(10, 0), ids[here], mask[here])
+        scores.append(logits[:, 1] - logits[:, 0])
+    scores = torch.cat(scores).view(-1, 2, 5).cpu()
+    forms = torch.tensor([form_of(language.parse_caption(t)) for t in texts]).view(-1, 2, 5)
+    figures = {"match_pair": float((scores[:, 0] > scores[:, 1]).float().mean())}
+    groups = {"": (0, FORMS), "_list": (0, 1), "_relation": (1, 5), "_place": (5, 10), "_ordered": (10, 11), "_number": (11, FORMS)}
+    for which, (name, right) in enumerate((("match_true", scores[:, 0] > 0), ("match_near", scores[:, 1] <= 0))):
+        for suffix, (low, high) in groups.items():
+            chosen = (forms[:, which] >= low) & (forms[:, which] < high)
+            figures[name + suffix] = float(right[chosen].float().mean())
+    return figures
+
+
 def figures_on_pool(modules: nn.ModuleDict, vocabulary, batch) -> dict[str, float]:
     """Recall among the scenes of a batch."""
     model = modules["model"]
     scenes = [scene_of(f) for f in batch.facts]
     captions = [language.captions(s, np.random.default_rng(i)) for i, s in enumerate(scenes)]
     tokens = model.vision_model(pixel_values=pixel_values(batch.pixels, device())).last_hidden_state
-    return recall(model, vocabulary, tokens, captions, truth_table(scenes, captions), top=8)
+    figures = recall(model, vocabulary, tokens, captions, truth_table(scenes, captions), top=8)
+    return figures | match_figures(model, vocabulary, tokens, scenes)

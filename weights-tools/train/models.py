@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from scenes import world
+from scenes.language import RELATION_GAP
 
 from .pool import IMAGE_SIZE, MAX_OBJECTS, PATCH_SIZE, SHAPE, SIZE, X, Y
 
@@ -187,7 +188,8 @@ class PairAuxiliary(nn.Module):
 
     After the second layer, query k tells the k-th object that the text names, and the fifth query what the text says beside
     the objects. At the end, query k tells which of the text's objects is the image's k-th one, and which of its attributes
-    agree with the text's k-th object (where the text lists all objects, and so from left to right).
+    agree with the text's k-th object (where the text lists all objects, and so from left to right). Where the text is about two
+    objects of the image, the sixth query tells where the first is of the second: left, right or neither, above, below or neither.
     """
 
     def __init__(self):
@@ -197,6 +199,7 @@ class PairAuxiliary(nn.Module):
         self.form = nn.Linear(WIDTH, FORMS)
         self.agree = nn.Linear(WIDTH, 3)
         self.named = nn.Linear(WIDTH, MAX_OBJECTS + 1)
+        self.where = nn.Linear(WIDTH, 6)
 
     def losses(
         self, states: list[torch.Tensor], facts: torch.Tensor, claims: torch.Tensor, form: torch.Tensor
@@ -223,7 +226,17 @@ class PairAuxiliary(nn.Module):
         named = self.named(found).float()
         present = objects[..., 0] != none[0]
         loss = loss + nn.functional.cross_entropy(named[present], target[present])
+        # Objects 0 and 1 of the text in the image [n, 2], and how far the first is to the left of the second and above it.
+        found_at = is_named[:, :2].float().argmax(2)
+        two = is_named[:, :2].any(2).all(1) & (form >= 1) & (form <= 4)
+        first, second = facts[..., [X, Y]].gather(1, found_at[two][..., None].expand(-1, -1, 2)).unbind(1)
+        distance = second - first
+        direction = torch.where(distance.abs() < RELATION_GAP, 0, 1 + (distance > 0).long())
+        where = self.where(states[-1][:, MAX_OBJECTS + 1][two]).float().view(-1, 2, 3)
+        # The sum's gradient stays defined when no text of the batch is about two objects.
+        loss = loss + nn.functional.cross_entropy(where.flatten(0, 1), direction.flatten(), reduction="sum") / max(1, 2 * len(where))
         return loss, {
+            "where": (where.argmax(-1) == direction).float().mean(),
             "pair": loss,
             "claims": all_right.all(1).float().mean(),
             "agree": ((agree > 0) == same)[listed].float().mean(),

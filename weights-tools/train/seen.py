@@ -30,7 +30,7 @@ def encode(vision_model: nn.Module, block: dict[str, np.ndarray]) -> np.ndarray:
     for flip in (False, True):
         parts = []
         for start in range(0, len(block["pixels"]), PART):
-            pixels, owners, facts = (block[name][start : start + PART] for name in ("pixels", "owners", "facts"))
+            pixels, owners, facts = (np.array(block[name][start : start + PART]) for name in ("pixels", "owners", "facts"))
             if flip:
                 pixels, _, _ = mirrored(pixels, owners, facts)
             with loop.autocast():

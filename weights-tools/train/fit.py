@@ -76,16 +76,20 @@ def build_modules(args, vocabulary) -> nn.ModuleDict:
 
 
 def hand_over(modules: nn.ModuleDict, path: pathlib.Path) -> None:
-    """Starts from the averaged weights of an earlier stage; a side task that has changed its shape starts anew."""
+    """Starts from the averaged weights of an earlier stage; a side task that is new or has changed its shape starts anew."""
+    mine, earlier = modules.state_dict(), earlier_weights(path)
+    anew = [n for n in mine if n not in earlier or earlier[n].shape != mine[n].shape]
+    if not all(n.startswith(("auxiliary.", "pair.")) for n in anew):
+        raise ValueError(f"{path} holds a model of other sizes: {', '.join(anew)}")
+    modules.load_state_dict({n: mine[n] if n in anew else earlier[n] for n in mine})
+
+
+def earlier_weights(path: pathlib.Path) -> dict[str, torch.Tensor]:
+    """The averaged weights of a state file."""
     if not path.exists():
         raise SystemExit(f"{path} is not there: train the earlier stage first, or name its state with --start")
     state = torch.load(path, map_location=loop.device(), weights_only=True)
-    mine = modules.state_dict()
-    earlier = state["modules"] | state["average"]
-    anew = [n for n in mine if earlier[n].shape != mine[n].shape]
-    if not all(n.startswith("auxiliary.") for n in anew):
-        raise ValueError(f"{path} holds a model of other sizes: {', '.join(anew)}")
-    modules.load_state_dict({n: mine[n] if n in anew else w for n, w in earlier.items()})
+    return state["modules"] | state["average"]
 
 
 def new_trainer(args, modules: nn.ModuleDict, **settings) -> loop.Trainer:
@@ -213,9 +217,15 @@ def fit_match(args) -> None:
     """Stage `match`."""
     device = loop.device()
     opt_vocabulary, vocabulary = texts.load_tokenizers(args.work)
-    taught = build_modules(args, opt_vocabulary)
-    hand_over(taught, args.start or args.work / "all.pt")
-    modules = matching.build_modules(len(vocabulary), taught).to(device)
+    start = args.start or args.work / "all.pt"
+    torch.manual_seed(args.seed)
+    modules = matching.build_modules(len(vocabulary)).to(device)
+    if "temperature.log" in earlier_weights(start):
+        hand_over(modules, start)
+    else:
+        taught = build_modules(args, opt_vocabulary)
+        hand_over(taught, start)
+        matching.take_over(modules, taught)
     train, val = pools(args)
     train_tokens = Seen(modules["model"].vision_model, train, args.work / "seen")
 

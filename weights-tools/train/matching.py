@@ -23,26 +23,29 @@ NEAR = 2
 FACTS_WEIGHT, PAIR_WEIGHT = 0.3, 0.5
 
 
-def build_modules(vocab_size: int, taught: nn.ModuleDict) -> nn.ModuleDict:
-    """The retrieval model behind the trained vision encoder, which stays frozen.
-
-    Whatever else of the trained Q-Former fits (queries and attention; the feed-forward widths differ) is where training starts.
-    """
+def build_modules(vocab_size: int) -> nn.ModuleDict:
+    """The retrieval model, whose vision encoder stays frozen, and what only its training needs."""
     model = models.build_retrieval(vocab_size)
+    model.vision_model.requires_grad_(False)
+    auxiliary = models.Auxiliary()
+    auxiliary.patch.requires_grad_(False)
+    temperature = nn.ParameterDict({"log": nn.Parameter(torch.tensor(TEMPERATURE).log())})
+    return nn.ModuleDict({"model": model, "auxiliary": auxiliary, "pair": models.PairAuxiliary(), "temperature": temperature})
+
+
+def take_over(modules: nn.ModuleDict, taught: nn.ModuleDict) -> None:
+    """Begins with the generative model's trained vision encoder.
+
+    Whatever else of its Q-Former fits (queries and attention; the feed-forward widths differ) is where training starts.
+    """
     source = taught["model"].state_dict()
-    target = model.state_dict()
+    target = modules["model"].state_dict()
     for name in target:
         if name.startswith(("vision_model.", "qformer.", "query_tokens")) and name in source:
             if source[name].shape == target[name].shape:
                 target[name] = source[name].clone()
-    model.load_state_dict(target)
-    model.vision_model.requires_grad_(False)
-    auxiliary = models.Auxiliary()
-    auxiliary.load_state_dict(taught["auxiliary"].state_dict())
-    auxiliary.patch.requires_grad_(False)
-    temperature = nn.ParameterDict({"log": nn.Parameter(torch.tensor(TEMPERATURE).log())})
-    pair = models.PairAuxiliary()
-    return nn.ModuleDict({"model": model, "auxiliary": auxiliary, "pair": pair, "temperature": temperature})
+    modules["model"].load_state_dict(target)
+    modules["auxiliary"].load_state_dict(taught["auxiliary"].state_dict())
 
 
 def cleaned(rng: np.random.Generator, text: str) -> str:

@@ -165,12 +165,19 @@ class Auxiliary(nn.Module):
         return loss + slot_loss, rates | slot_rates
 
     def slot_losses(self, queries: torch.Tensor, facts: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """queries [n, 8, WIDTH] against facts [n, 4, 6]; `scene` is the share of scenes with every attribute right."""
+        """queries [n, 8, WIDTH] against facts [n, 4, 6]."""
+        return self.object_losses(self.slot, queries, facts)
+
+    @classmethod
+    def object_losses(
+        cls, head: Attributes, queries: torch.Tensor, facts: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """What a head reads of the objects from the first queries; `scene` is the share of scenes with every attribute right."""
         rates, loss = {}, queries.new_zeros((), dtype=torch.float32)
-        labels = self.labels(facts)
+        labels = cls.labels(facts)
         present = facts[..., SHAPE] >= 0
         all_right = torch.ones_like(present)
-        *logits, place = self.slot(queries[:, :MAX_OBJECTS])
+        *logits, place = head(queries[:, :MAX_OBJECTS])
         for i, (name, logit) in enumerate(zip(("shape", "color", "size", "height"), logits)):
             loss = loss + nn.functional.cross_entropy(logit.flatten(0, 1), labels[..., i].flatten())
             hit = logit.argmax(-1) == labels[..., i]
@@ -184,12 +191,13 @@ class Auxiliary(nn.Module):
 
 
 class PairAuxiliary(nn.Module):
-    """Thrown away on export: teaches ITM to read the text, to find the objects it names, and to compare.
+    """Thrown away on export: teaches ITM to see, to read, to find and to compare, a layer for each.
 
-    After the second layer, query k tells the k-th object that the text names, and the fifth query what the text says beside
-    the objects. At the end, query k tells which of the text's objects is the image's k-th one, and which of its attributes
-    agree with the text's k-th object (where the text lists all objects, and so from left to right). Where the text is about two
-    objects of the image, the sixth query tells where the first is of the second: left, right or neither, above, below or neither.
+    After the first layer, query k knows the image's k-th object. After the second, it knows the text's k-th object, and which of
+    the text's objects its own one is; the fifth query knows what the text says beside its objects. At the end, query k knows which
+    of its object's attributes agree with the text's k-th object (where the text lists all objects, and so from left to right); and
+    where the text is about two objects of the image, the sixth query knows where the first is of the second: left, right or
+    neither, above, below or neither.
     """
 
     def __init__(self):
@@ -198,6 +206,7 @@ class PairAuxiliary(nn.Module):
         self.claims = nn.Linear(WIDTH, sum(self.sizes))
         self.form = nn.Linear(WIDTH, FORMS)
         self.agree = nn.Linear(WIDTH, 3)
+        self.seen = Attributes(further=2)
         self.named = nn.Linear(WIDTH, MAX_OBJECTS + 1)
         self.where = nn.Linear(WIDTH, 6)
 
@@ -208,11 +217,13 @@ class PairAuxiliary(nn.Module):
         read, found = states[1], states[-1][:, :MAX_OBJECTS]
         objects = Auxiliary.labels(facts)[..., :3]
         none = torch.tensor([s - 1 for s in self.sizes], device=facts.device)
-        loss, all_right = nn.functional.cross_entropy(self.form(read[:, MAX_OBJECTS]).float(), form), None
+        loss, rates = Auxiliary.object_losses(self.seen, states[0], facts)
+        loss = loss + nn.functional.cross_entropy(self.form(read[:, MAX_OBJECTS]).float(), form)
+        all_right = torch.ones_like(claims[..., 0], dtype=torch.bool)
         for i, logits in enumerate(self.claims(read[:, :MAX_OBJECTS]).float().split(self.sizes, dim=-1)):
             loss = loss + nn.functional.cross_entropy(logits.flatten(0, 1), claims[..., i].flatten())
             hit = logits.argmax(-1) == claims[..., i]
-            all_right = hit if all_right is None else all_right & hit
+            all_right &= hit
         # An attribute agrees if it is the same or, of a named object, left unsaid. [n, claim, object, 3]
         unsaid = (claims == none) & (claims[..., :1] != none[0])
         fits = (claims[:, :, None] == objects[:, None]) | unsaid[:, :, None]
@@ -223,7 +234,7 @@ class PairAuxiliary(nn.Module):
         loss = loss + nn.functional.binary_cross_entropy_with_logits(agree[listed], same[listed].float())
         is_named = fits.all(-1) & (claims[..., :1] != none[0])
         target = torch.where(is_named.any(1), is_named.float().argmax(1), MAX_OBJECTS)
-        named = self.named(found).float()
+        named = self.named(read[:, :MAX_OBJECTS]).float()
         present = objects[..., 0] != none[0]
         loss = loss + nn.functional.cross_entropy(named[present], target[present])
         # Objects 0 and 1 of the text in the image [n, 2], and how far the first is to the left of the second and above it.
@@ -236,6 +247,7 @@ class PairAuxiliary(nn.Module):
         # The sum's gradient stays defined when no text of the batch is about two objects.
         loss = loss + nn.functional.cross_entropy(where.flatten(0, 1), direction.flatten(), reduction="sum") / max(1, 2 * len(where))
         return loss, {
+            "seen": rates["scene"],
             "where": (where.argmax(-1) == direction).float().mean(),
             "pair": loss,
             "claims": all_right.all(1).float().mean(),

@@ -210,6 +210,13 @@ class PairAuxiliary(nn.Module):
         self.named = nn.Linear(WIDTH, MAX_OBJECTS + 1)
         self.where = nn.Linear(WIDTH, 6)
 
+    @staticmethod
+    def directions(facts: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Along x and y [n, 2], whether the first of two objects (rows [n, 2] of facts [n, 4, 6]) is before (2), behind (1) or neither."""
+        first, second = facts[..., [X, Y]].gather(1, rows[..., None].expand(-1, -1, 2)).unbind(1)
+        distance = second - first
+        return torch.where(distance.abs() < RELATION_GAP, 0, 1 + (distance > 0).long())
+
     def losses(
         self, states: list[torch.Tensor], facts: torch.Tensor, claims: torch.Tensor, form: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -237,12 +244,8 @@ class PairAuxiliary(nn.Module):
         named = self.named(read[:, :MAX_OBJECTS]).float()
         present = objects[..., 0] != none[0]
         loss = loss + nn.functional.cross_entropy(named[present], target[present])
-        # Objects 0 and 1 of the text in the image [n, 2], and how far the first is to the left of the second and above it.
-        found_at = is_named[:, :2].float().argmax(2)
         two = is_named[:, :2].any(2).all(1) & (form >= 1) & (form <= 4)
-        first, second = facts[..., [X, Y]].gather(1, found_at[two][..., None].expand(-1, -1, 2)).unbind(1)
-        distance = second - first
-        direction = torch.where(distance.abs() < RELATION_GAP, 0, 1 + (distance > 0).long())
+        direction = self.directions(facts[two], is_named[two, :2].float().argmax(2))
         where = self.where(states[-1][:, MAX_OBJECTS + 1][two]).float().view(-1, 2, 3)
         # The sum's gradient stays defined when no text of the batch is about two objects.
         loss = loss + nn.functional.cross_entropy(where.flatten(0, 1), direction.flatten(), reduction="sum") / max(1, 2 * len(where))

@@ -105,6 +105,19 @@ class Models(unittest.TestCase):
             self.assertEqual(matching.claims_of(stated).tolist(), expected, caption)
             self.assertTrue(matching.form_of(stated) == form or (form is None and 1 <= matching.form_of(stated) <= 4), caption)
 
+    def test_directions_are_those_that_captions_state(self):
+        facts, rows, expected = [], [], []
+        for i in range(40):
+            scene = world.sample_scene(0, "val", i)
+            if len(scene.objects) > 1:
+                a, b = scene.objects[-1], scene.objects[0]
+                facts.append(facts_of(scene))
+                rows.append([len(scene.objects) - 1, 0])
+                truths = [language.holds(a, relation, b) for relation in ("left of", "above")]
+                expected.append([0 if t is None else 1 + t for t in truths])
+        found = models.PairAuxiliary.directions(torch.from_numpy(np.stack(facts)), torch.tensor(rows))
+        self.assertEqual(found.tolist(), expected)
+
     def test_a_pair_scores_as_in_transformers_and_its_facts_agree_with_its_truth(self):
         model = models.build_retrieval(len(self.bert)).eval()
         text = matching.make_texts(self.bert, self.batch.facts, np.random.default_rng(0))

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::eval::EvalError;
 use crate::generate::GenerateError;
 use crate::gpu::GpuError;
 use crate::image::ImageError;
@@ -31,6 +32,9 @@ pub enum Error {
     /// Generation options or scores.
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    /// A dataset, or results to measure.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
     /// No checkpoint was named.
     #[error(
         "no model given: pass --model DIR, a BLIP-2 folder in the Hugging Face layout (or set BLIP2_WGPU_MODEL)"

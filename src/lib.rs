@@ -10,6 +10,7 @@ pub mod cli;
 #[cfg(feature = "demo-model")]
 mod demo;
 mod error;
+pub mod eval;
 pub mod generate;
 pub mod gpu;
 pub mod image;

@@ -7,6 +7,7 @@ mod inputs;
 mod inspect;
 mod output;
 mod parity;
+mod score;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -92,6 +93,9 @@ enum Command {
     Inspect(inspect::Args),
     /// Compare every stage with a reference dump of transformers
     Parity(parity::Args),
+    /// Measure results: captions, answers, or retrieval scores against the truth
+    #[command(subcommand)]
+    Score(score::Command),
 }
 
 /// Runs the program on the process's arguments.
@@ -105,6 +109,7 @@ pub fn run() -> ExitCode {
             Command::Devices => devices::run(&cli.shared, &output).await,
             Command::Inspect(args) => inspect::run(&cli.shared, args, &output).await,
             Command::Parity(args) => parity::run(&cli.shared, args, &output).await,
+            Command::Score(command) => score::run(command, &output),
         }
     });
     match result {

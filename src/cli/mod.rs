@@ -2,6 +2,7 @@
 
 mod caption;
 mod devices;
+mod eval;
 mod generation;
 mod inputs;
 mod inspect;
@@ -89,6 +90,9 @@ enum Command {
     /// List adapters, their limits, and the kernels each would use
     #[command(after_help = "Example: blip2-wgpu devices --json")]
     Devices,
+    /// Run a dataset and measure the results
+    #[command(subcommand)]
+    Eval(eval::Command),
     /// Show a checkpoint's configuration, parameters and memory need
     Inspect(inspect::Args),
     /// Compare every stage with a reference dump of transformers
@@ -107,6 +111,7 @@ pub fn run() -> ExitCode {
         match &cli.command {
             Command::Caption(args) => caption::run(&cli.shared, args, &output).await,
             Command::Devices => devices::run(&cli.shared, &output).await,
+            Command::Eval(command) => eval::run(&cli.shared, command, &output).await,
             Command::Inspect(args) => inspect::run(&cli.shared, args, &output).await,
             Command::Parity(args) => parity::run(&cli.shared, args, &output).await,
             Command::Score(command) => score::run(command, &output),

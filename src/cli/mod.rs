@@ -4,11 +4,15 @@ mod caption;
 mod devices;
 mod eval;
 mod generation;
+mod in_order;
 mod inputs;
 mod inspect;
 mod output;
+mod pairs;
 mod parity;
+mod results;
 mod score;
+mod vqa;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,7 +28,7 @@ use output::{Output, load_progress};
 /// Exit code for "something failed; the rest was done".
 const FAILED: u8 = 1;
 
-/// BLIP-2 on any GPU: captions from WGSL kernels, without Python or CUDA.
+/// BLIP-2 on any GPU: captions and answers from WGSL kernels, without Python or CUDA.
 #[derive(Debug, Parser)]
 #[command(
     name = "blip2-wgpu",
@@ -100,6 +104,8 @@ enum Command {
     /// Measure results: captions, answers, or retrieval scores against the truth
     #[command(subcommand)]
     Score(score::Command),
+    /// Answer questions about images
+    Vqa(Box<vqa::Args>),
 }
 
 /// Runs the program on the process's arguments.
@@ -115,6 +121,7 @@ pub fn run() -> ExitCode {
             Command::Inspect(args) => inspect::run(&cli.shared, args, &output).await,
             Command::Parity(args) => parity::run(&cli.shared, args, &output).await,
             Command::Score(command) => score::run(command, &output),
+            Command::Vqa(args) => vqa::run(&cli.shared, args, &output).await,
         }
     });
     match result {

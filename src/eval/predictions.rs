@@ -150,19 +150,24 @@ impl Predictions {
         Ok(merged)
     }
 
-    /// The settings of the run that made `file`; `None` where it holds nothing yet.
+    /// The settings of the run that made `file`; `None` where its first line has none.
     ///
     /// # Errors
-    /// A file that cannot be read or is damaged.
-    pub fn settings(
-        file: &Path,
-        fields: ResultFields,
-    ) -> Result<Option<Map<String, Value>>, EvalError> {
+    /// A file that cannot be read.
+    pub fn settings(file: &Path) -> Result<Option<Map<String, Value>>, EvalError> {
         let bytes = std::fs::read(file).map_err(|cause| EvalError::Read {
             file: file.into(),
             cause,
         })?;
-        Ok(parse(file, fields, &bytes)?.0)
+        let first = bytes
+            .split(|&byte| byte == b'\n')
+            .next()
+            .unwrap_or_default();
+        let line: Option<Map<String, Value>> = serde_json::from_slice(first).ok();
+        match line.and_then(|mut line| line.remove("settings")) {
+            Some(Value::Object(settings)) => Ok(Some(settings)),
+            _ => Ok(None),
+        }
     }
 
     /// The prediction for an item.

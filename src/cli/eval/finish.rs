@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::Error;
-use crate::eval::{Case, Figure, Report, thumbnail, write_whole};
+use crate::eval::{Case, Figure, Id, Report, thumbnail, write_whole};
 use crate::image::{DecodePolicy, decode_file};
 
 use super::PartArgs;
@@ -76,6 +76,23 @@ pub(super) fn finish(
         ));
     }
     Ok(true)
+}
+
+/// Says which items have no prediction; `true` if none.
+pub(super) fn report_missing<'a>(
+    mut missing: impl Iterator<Item = &'a Id>,
+    dataset: &Path,
+    output: &Output,
+) -> bool {
+    let Some(first) = missing.next() else {
+        return true;
+    };
+    let others = missing.count();
+    output.error(&format!(
+        "{}: item {first} has no prediction in any part, nor have {others} others; they are left out",
+        dataset.display()
+    ));
+    false
 }
 
 /// A setting as the report shows it.

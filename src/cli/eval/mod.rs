@@ -2,13 +2,15 @@
 
 mod caption;
 mod finish;
+mod predict;
+mod vqa;
 
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use crate::Error;
-use crate::eval::{EvalError, Shard};
+use crate::eval::{EvalError, Predictions, ResultFields, Shard, VqaRules};
 
 use super::Shared;
 use super::generation::GenerationArgs;
@@ -19,6 +21,9 @@ pub(super) enum Command {
     /// Caption a dataset's images: BLEU, CIDEr, ROUGE-L
     #[command(after_help = CAPTION_HELP)]
     Caption(Box<CaptionArgs>),
+    /// Answer a dataset's questions: accuracy by the rules of the VQA tool, LAVIS or mmpretrain
+    #[command(after_help = VQA_HELP)]
+    Vqa(Box<VqaArgs>),
     /// Join the shards of a run and measure the whole
     #[command(after_help = MERGE_HELP)]
     Merge(Box<MergeArgs>),
@@ -29,6 +34,11 @@ const CAPTION_HELP: &str = "Example: blip2-wgpu eval caption --images coco/image
      Started again, a run goes on where it stopped. The folder gets predictions.jsonl (what is done), results.json (the \
      official format), metrics.json and report.html.";
 
+const VQA_HELP: &str = "Example: blip2-wgpu eval vqa --images coco/val2014 --annotations v2_mscoco_val2014_annotations.json \
+     --questions v2_OpenEnded_mscoco_val2014_questions.json --model blip2-opt-2.7b --preset mmpretrain --out run\n\n\
+     --annotations takes LAVIS's and mmpretrain's lists and GQA's files too, which have the questions in them. Without answers \
+     (a test split) give only --questions: results.json is then what the challenge's server takes.";
+
 const MERGE_HELP: &str = "Example: on two machines eval caption … --shard 1/2 --out run1 and … --shard 2/2 --out run2, then\n\
      blip2-wgpu eval merge run1 run2 --images coco/images --annotations coco_karpathy_test.json --out whole";
 
@@ -38,12 +48,6 @@ struct DataArgs {
     /// Folder of the images; they are found by the paths in the annotations or by the ids in their names
     #[arg(long, value_name = "DIR")]
     images: PathBuf,
-    /// The truth: COCO's captions, a Karpathy split or dataset file
-    #[arg(long, value_name = "FILE")]
-    annotations: PathBuf,
-    /// Split to read from Karpathy's dataset files
-    #[arg(long, default_value = "test")]
-    split: String,
     /// Folder for the results; made where there is none
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -52,10 +56,35 @@ struct DataArgs {
     report_cases: usize,
 }
 
+/// The captions to measure by.
+#[derive(Debug, clap::Args)]
+struct TruthArgs {
+    /// The truth: COCO's captions, a Karpathy split or dataset file
+    #[arg(long, value_name = "FILE")]
+    annotations: PathBuf,
+    /// Split to read from Karpathy's dataset files
+    #[arg(long, default_value = "test")]
+    split: String,
+}
+
+/// The questions and people's answers.
+#[derive(Debug, clap::Args)]
+struct QuestionArgs {
+    /// People's answers: VQAv2's annotations, a list of LAVIS's or mmpretrain's, or GQA's questions
+    #[arg(long, value_name = "FILE", required_unless_present = "questions")]
+    annotations: Option<PathBuf>,
+    /// VQAv2's questions
+    #[arg(long, value_name = "FILE")]
+    questions: Option<PathBuf>,
+    /// Whose rules to score by (GQA has only one set)
+    #[arg(long, value_enum, default_value_t)]
+    rules: VqaRules,
+}
+
 /// Which part of the dataset to run.
 #[derive(Debug, clap::Args)]
 struct PartArgs {
-    /// Only the first N images
+    /// Only the first N images or questions
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// Only part i of n (of the first N, with --limit); `eval merge` joins the parts
@@ -67,6 +96,23 @@ struct PartArgs {
 pub(super) struct CaptionArgs {
     #[command(flatten)]
     data: DataArgs,
+    #[command(flatten)]
+    truth: TruthArgs,
+    #[command(flatten)]
+    part: PartArgs,
+    /// Side of the images in pixels, if not the checkpoint's
+    #[arg(long, value_name = "PIXELS")]
+    image_size: Option<u32>,
+    #[command(flatten)]
+    generation: GenerationArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct VqaArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    truth: QuestionArgs,
     #[command(flatten)]
     part: PartArgs,
     /// Side of the images in pixels, if not the checkpoint's
@@ -83,6 +129,11 @@ pub(super) struct MergeArgs {
     parts: Vec<PathBuf>,
     #[command(flatten)]
     data: DataArgs,
+    #[command(flatten)]
+    truth: QuestionArgs,
+    /// Split to read from Karpathy's dataset files
+    #[arg(long, default_value = "test")]
+    split: String,
 }
 
 /// Runs or joins; `false` if any item failed.
@@ -93,6 +144,7 @@ pub(super) async fn run(
 ) -> Result<bool, Error> {
     match command {
         Command::Caption(args) => caption::run(shared, args, output).await,
+        Command::Vqa(args) => vqa::run(shared, args, output).await,
         Command::Merge(args) => merge(args, output),
     }
 }
@@ -103,6 +155,12 @@ impl PartArgs {
         self.limit.is_none_or(|limit| index < limit)
             && self.shard.is_none_or(|shard| shard.has(index))
     }
+
+    /// All of it.
+    const ALL: Self = Self {
+        limit: None,
+        shard: None,
+    };
 
     /// A file's name, with the shard in it: shards may share a folder.
     fn file(&self, out: &Path, name: &str, extension: &str) -> PathBuf {
@@ -119,7 +177,7 @@ impl PartArgs {
 fn settings(
     task: &str,
     shared: &Shared,
-    data: &DataArgs,
+    dataset: &Path,
     generation: &GenerationArgs,
     image_size: Option<u32>,
 ) -> Map<String, Value> {
@@ -129,8 +187,7 @@ fn settings(
             .to_string_lossy()
             .into_owned()
     };
-    let given: Map<String, Value> = given_options(&format!("{:?}", generation.overrides()));
-    Map::from_iter([
+    let mut settings = Map::from_iter([
         ("task".to_owned(), json!(task)),
         (
             "model".to_owned(),
@@ -141,30 +198,16 @@ fn settings(
                     .map_or_else(|| "demo".to_owned(), name)
             ),
         ),
-        ("annotations".to_owned(), json!(name(&data.annotations))),
-        (
-            "preset".to_owned(),
-            json!(format!("{:?}", generation.preset).to_lowercase()),
-        ),
-        ("prompt".to_owned(), json!(generation.prompt)),
+        ("dataset".to_owned(), json!(name(dataset))),
         ("image_size".to_owned(), json!(image_size)),
-        ("generation".to_owned(), Value::Object(given)),
-    ])
-}
-
-/// The options that were given, from their debug form `Name { a: None, b: Some(1), … }`.
-fn given_options(debug: &str) -> Map<String, Value> {
-    let inside = debug
-        .split_once('{')
-        .map_or("", |(_, rest)| rest.trim_end_matches(['}', ' ']));
-    let fields = inside
-        .split(", ")
-        .filter_map(|field| field.trim().split_once(": "));
-    let given = fields.filter_map(|(name, value)| {
-        let value = value.strip_prefix("Some(")?.strip_suffix(')')?;
-        Some((name.to_owned(), json!(value)))
-    });
-    given.collect()
+    ]);
+    settings.extend(
+        generation
+            .given()
+            .into_iter()
+            .map(|(flag, value)| (flag, json!(value))),
+    );
+    settings
 }
 
 fn make_folder(folder: &Path) -> Result<(), EvalError> {
@@ -176,25 +219,53 @@ fn make_folder(folder: &Path) -> Result<(), EvalError> {
 
 /// Joins the predictions of all parts and measures them.
 fn merge(args: &MergeArgs, output: &Output) -> Result<bool, Error> {
+    make_folder(&args.data.out)?;
+    let whole = args.data.out.join("predictions.jsonl");
     let mut parts = Vec::new();
     for folder in &args.parts {
-        let mut found = predictions_in(folder)?;
+        let found = predictions_in(folder)?;
         if found.is_empty() {
+            let problem = "no predictions*.jsonl in it; pass the --out folders of the parts".into();
             return Err(EvalError::Empty {
                 file: folder.clone(),
-                problem: "no predictions*.jsonl in it; pass the --out folders of the parts".into(),
+                problem,
             }
             .into());
         }
-        parts.append(&mut found);
+        parts.extend(found.into_iter().filter(|part| *part != whole));
     }
-    let fields = crate::eval::ResultFields::CAPTION;
-    make_folder(&args.data.out)?;
-    let whole = args.data.out.join("predictions.jsonl");
-    parts.retain(|part| *part != whole);
-    let predictions = crate::eval::Predictions::merge(&whole, fields, &parts)?;
-    let settings = crate::eval::Predictions::settings(&whole, fields)?.unwrap_or_default();
-    caption::finish_merged(&args.data, &settings, &predictions, output)
+    let settings = match parts.first() {
+        Some(first) => Predictions::settings(first)?.unwrap_or_default(),
+        None => Map::new(),
+    };
+    match settings.get("task").and_then(Value::as_str) {
+        Some("caption") => {
+            let Some(annotations) = &args.truth.annotations else {
+                let problem =
+                    "these are captions; pass the --annotations to measure them by".into();
+                return Err(EvalError::Empty {
+                    file: whole,
+                    problem,
+                }
+                .into());
+            };
+            let truth = TruthArgs {
+                annotations: annotations.clone(),
+                split: args.split.clone(),
+            };
+            let merged = Predictions::merge(&whole, ResultFields::CAPTION, &parts)?;
+            caption::finish_merged(&args.data, &truth, &settings, &merged, output)
+        }
+        Some("vqa") => {
+            let merged = Predictions::merge(&whole, ResultFields::ANSWER, &parts)?;
+            vqa::finish_merged(&args.data, &args.truth, &settings, &merged, output)
+        }
+        _ => {
+            let file = parts.first().cloned().unwrap_or(whole);
+            let problem = "no predictions of eval caption or eval vqa".into();
+            Err(EvalError::Empty { file, problem }.into())
+        }
+    }
 }
 
 /// The predictions files in a folder, sorted.
@@ -217,24 +288,4 @@ fn predictions_in(folder: &Path) -> Result<Vec<PathBuf>, EvalError> {
     }
     files.sort();
     Ok(files)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::generate::GenerationOverrides;
-
-    #[test]
-    fn given_options_are_those_that_are_set() {
-        let overrides = GenerationOverrides {
-            num_beams: Some(5),
-            length_penalty: Some(-1.5),
-            ..GenerationOverrides::default()
-        };
-        let given = given_options(&format!("{overrides:?}"));
-        assert_eq!(
-            Value::Object(given),
-            json!({"num_beams": "5", "length_penalty": "-1.5"})
-        );
-    }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::convert::ConvertError;
+use crate::eval::EvalError;
 use crate::generate::GenerateError;
 use crate::gpu::GpuError;
 use crate::image::ImageError;
@@ -49,6 +50,9 @@ pub enum Error {
     #[cfg(feature = "hub")]
     #[error(transparent)]
     Hub(#[from] crate::hub::HubError),
+    /// A dataset, or results to measure.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
     /// No checkpoint was named.
     #[error(
         "no model given: pass --model DIR, a BLIP-2 folder in the Hugging Face layout (or set BLIP2_WGPU_MODEL)"

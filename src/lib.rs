@@ -11,6 +11,7 @@ pub mod convert;
 #[cfg(feature = "demo-model")]
 mod demo;
 mod error;
+pub mod eval;
 pub mod generate;
 pub mod gpu;
 #[cfg(feature = "hub")]

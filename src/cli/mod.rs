@@ -5,6 +5,7 @@ mod caption;
 mod convert;
 mod devices;
 mod embed;
+mod eval;
 mod explain;
 mod generation;
 mod in_order;
@@ -19,6 +20,7 @@ mod pull;
 mod results;
 mod retrieval;
 mod retrieve;
+mod score;
 mod vqa;
 
 use std::path::{Path, PathBuf};
@@ -111,6 +113,9 @@ enum Command {
     Devices,
     /// Write features of images or texts to a file
     Embed(Box<embed::Args>),
+    /// Run a dataset and measure the results
+    #[command(subcommand)]
+    Eval(eval::Command),
     /// Show a checkpoint's configuration, parameters and memory need
     Inspect(inspect::Args),
     /// Score how well images and texts go together
@@ -119,6 +124,9 @@ enum Command {
     Retrieve(Box<retrieve::Args>),
     /// Compare every stage with a reference dump of transformers
     Parity(parity::Args),
+    /// Measure results: captions, answers, or retrieval scores against the truth
+    #[command(subcommand)]
+    Score(score::Command),
     /// Answer questions about images
     Vqa(Box<vqa::Args>),
     /// Fetch a checkpoint from the Hugging Face Hub, or the rest of it
@@ -130,7 +138,12 @@ impl Command {
     fn takes_model(&self) -> bool {
         !matches!(
             self,
-            Self::Convert(_) | Self::Devices | Self::Inspect(_) | Self::Parity(_) | Self::Pull(_)
+            Self::Convert(_)
+                | Self::Devices
+                | Self::Inspect(_)
+                | Self::Parity(_)
+                | Self::Pull(_)
+                | Self::Score(_)
         )
     }
 }
@@ -149,11 +162,13 @@ pub fn run() -> ExitCode {
             Command::Convert(args) => convert::run(args, &output),
             Command::Devices => devices::run(&cli.shared, &output).await,
             Command::Embed(args) => embed::run(&cli.shared, args, &output).await,
+            Command::Eval(command) => eval::run(&cli.shared, command, &output).await,
             Command::Inspect(args) => inspect::run(&cli.shared, args, &output).await,
             Command::Match(args) => match_::run(&cli.shared, args, &output).await,
             Command::Retrieve(args) => retrieve::run(&cli.shared, args, &output).await,
             Command::Parity(args) => parity::run(&cli.shared, args, &output).await,
             Command::Pull(args) => pull::run(args, &output),
+            Command::Score(command) => score::run(command, &output),
             Command::Vqa(args) => vqa::run(&cli.shared, args, &output).await,
         }
     });

@@ -54,12 +54,12 @@ pub(super) async fn run_jobs(
                         jobs[item].id.clone(),
                         Value::String(text(&jobs[item].ask, texts)),
                     ));
-                    bar.advance();
+                    bar.inc(1);
                 }
                 Some(Ok(ItemEvent::Failed { item, error })) => {
                     output.error(&format!("{}: {error}", jobs[item].id));
                     all_well = false;
-                    bar.advance();
+                    bar.inc(1);
                 }
                 Some(Ok(ItemEvent::Piece { .. })) => {}
                 Some(Err(error)) => break Err(error),

@@ -34,6 +34,9 @@ pub enum Error {
     /// Generation options or scores.
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    /// A dataset, or results to measure.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
     /// The index of a search.
     #[error(transparent)]
     Index(#[from] IndexError),

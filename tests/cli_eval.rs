@@ -298,3 +298,80 @@ fn questions_are_answered_and_scored() {
     .says(&["annotations.json", "question_id 100", "--questions"]);
     run(["eval", "vqa", "--images", &images, "--out", &out]).exits(2);
 }
+
+#[test]
+fn retrieval_is_ranked_in_shards_and_goes_on() {
+    let dataset = Dataset::new();
+    let [images, annotations] = ["images", "captions.json"].map(|name| dataset.path(name));
+    let retrieval = |out: &str, more: &[&str]| {
+        let out = dataset.path(out);
+        let arguments = [
+            "eval",
+            "retrieval",
+            "--images",
+            &images,
+            "--annotations",
+            &annotations,
+            "--out",
+            &out,
+            "--json",
+            "--quiet",
+        ];
+        run([&arguments[..], more].concat())
+    };
+    let whole = retrieval("whole", &[]).exits(0).one_json();
+    assert_eq!(whole.keys().collect::<Vec<_>>(), ["i2t", "mean", "t2i"]);
+    assert_eq!(whole["i2t"]["Recall@10"], 100.0); // seven candidates
+    let found = results(&dataset, "whole/results.json");
+    assert_eq!(found.as_array().map(Vec::len), Some(2 * COUNT));
+    assert_eq!(found[0]["query"], "image 0");
+
+    // Recall by `score` of the scores that the finds have.
+    let rank = |query: &Value| query["found"]["rank"].as_u64().expect("a place");
+    let hits = found
+        .as_array()
+        .expect("a list")
+        .iter()
+        .take(COUNT)
+        .filter(|query| rank(query) == 0)
+        .count();
+    let recall = (10_000.0 * hits as f64 / COUNT as f64).round() / 100.0;
+    assert_eq!(whole["i2t"]["Recall@1"], recall);
+
+    retrieval("one", &["--shard", "1/2"]).exits(0);
+    retrieval("two", &["--shard", "2/2"]).exits(0);
+    let (one, two, merged) = (
+        dataset.path("one"),
+        dataset.path("two"),
+        dataset.path("merged"),
+    );
+    let all = [
+        "--images",
+        &images,
+        "--annotations",
+        &annotations,
+        "--out",
+        &merged,
+        "--json",
+        "--quiet",
+    ];
+    run([&["eval", "merge", &one, &two][..], &all].concat()).exits(0);
+    assert_eq!(
+        dataset.read("merged/results.json"),
+        dataset.read("whole/results.json")
+    );
+    assert_eq!(
+        dataset.read("merged/metrics.json"),
+        dataset.read("whole/metrics.json")
+    );
+
+    // Cut, and gone on with.
+    let text = dataset.read("whole/predictions.jsonl");
+    std::fs::write(
+        dataset.path("whole/predictions.jsonl"),
+        &text[..text.len() / 2],
+    )
+    .expect("written");
+    retrieval("whole", &[]).exits(0);
+    assert_eq!(results(&dataset, "whole/results.json"), found);
+}

@@ -144,6 +144,7 @@ impl Command {
                 | Self::Parity(_)
                 | Self::Pull(_)
                 | Self::Score(_)
+                | Self::Eval(eval::Command::Merge(_))
         )
     }
 }

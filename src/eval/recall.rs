@@ -57,14 +57,23 @@ pub fn score_retrieval(
     if image_ranks.contains(&usize::MAX) || text_ranks.is_empty() {
         return None;
     }
-    let (image_to_text, text_to_image) = (recall(&image_ranks), recall(&text_ranks));
-    Some(RetrievalScores {
-        image_to_text,
-        text_to_image,
-        mean: (image_to_text.mean + text_to_image.mean) / 2.0,
-        image_ranks,
-        text_ranks,
-    })
+    Some(RetrievalScores::from_ranks(image_ranks, text_ranks))
+}
+
+impl RetrievalScores {
+    /// Recall from the place of each image's best text and of each text's image, from 0; `usize::MAX` where it was not
+    /// found at all. A direction without queries has recall 0.
+    #[must_use]
+    pub fn from_ranks(image_ranks: Vec<usize>, text_ranks: Vec<usize>) -> Self {
+        let (image_to_text, text_to_image) = (recall(&image_ranks), recall(&text_ranks));
+        Self {
+            image_to_text,
+            text_to_image,
+            mean: (image_to_text.mean + text_to_image.mean) / 2.0,
+            image_ranks,
+            text_ranks,
+        }
+    }
 }
 
 /// How many candidates come before candidate `index`, whose score is `own`.
@@ -78,7 +87,7 @@ fn rank(scores: impl Iterator<Item = f32>, index: usize, own: f32) -> usize {
 fn recall(ranks: &[usize]) -> DirectionRecall {
     let recall = RECALL_AT.map(|k| {
         let hits = ranks.iter().filter(|&&rank| rank < k).count();
-        100.0 * hits as f64 / ranks.len() as f64
+        100.0 * hits as f64 / ranks.len().max(1) as f64
     });
     DirectionRecall {
         recall,

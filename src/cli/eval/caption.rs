@@ -10,7 +10,7 @@ use crate::eval::{
 };
 use crate::task::{Ask, CaptionOptions, check_caption_options};
 
-use super::finish::{Measured, finish, report_missing, thumbnail_of};
+use super::finish::{Measured, Outcome, finish, report_missing, thumbnail_of};
 use super::predict::{Job, run_jobs};
 use super::{CaptionArgs, DataArgs, PartArgs, TruthArgs, make_folder, settings};
 use crate::cli::Shared;
@@ -26,7 +26,7 @@ pub(super) async fn run(
     shared: &Shared,
     args: &CaptionArgs,
     output: &Output,
-) -> Result<bool, Error> {
+) -> Result<Outcome, Error> {
     // Wrong usage comes before anything a file could fail with.
     let checkpoint = shared.checkpoint()?;
     shared.gpu_options()?;
@@ -48,7 +48,7 @@ pub(super) async fn run(
         "caption",
         shared,
         &args.truth.annotations,
-        &args.generation,
+        args.generation.given(),
         image_size,
     );
     let file = args.part.file(&args.data.out, "predictions", "jsonl");
@@ -90,7 +90,9 @@ pub(super) async fn run(
         part: &args.part,
         data: &data,
     };
-    Ok(truth.measure(&mut folder, &settings, &predictions, output)? && all_well)
+    Ok(truth
+        .measure(&mut folder, &settings, &predictions, output)?
+        .and(all_well))
 }
 
 /// A dataset and what of it to measure.
@@ -107,7 +109,7 @@ pub(super) fn finish_merged(
     settings: &Map<String, Value>,
     predictions: &Predictions,
     output: &Output,
-) -> Result<bool, Error> {
+) -> Result<Outcome, Error> {
     let data = CaptionData::read(&truth.annotations, &truth.split)?;
     let mut folder = ImageFolder::open(&args.images)?;
     let missing = data
@@ -121,7 +123,9 @@ pub(super) fn finish_merged(
         part: &PartArgs::ALL,
         data: &data,
     };
-    Ok(truth.measure(&mut folder, settings, predictions, output)? && complete)
+    Ok(truth
+        .measure(&mut folder, settings, predictions, output)?
+        .and(complete))
 }
 
 impl Truth<'_> {
@@ -132,7 +136,7 @@ impl Truth<'_> {
         settings: &Map<String, Value>,
         predictions: &Predictions,
         output: &Output,
-    ) -> Result<bool, Error> {
+    ) -> Result<Outcome, Error> {
         let Self { args, part, data } = self;
         let captions = data.captions();
         let mut indices = Vec::new();

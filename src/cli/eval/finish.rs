@@ -27,21 +27,33 @@ pub(super) struct Measured {
     pub metrics: Map<String, Value>,
 }
 
-/// Writes results, metrics and report, each whole or not at all, and prints the metrics; `false` if there is nothing
-/// to measure.
+/// What is said of a run at its end.
+pub(super) struct Outcome {
+    /// Whether every item has a prediction.
+    pub all_well: bool,
+    /// What was measured; empty where there was nothing to measure by.
+    pub metrics: Map<String, Value>,
+    pub decimals: usize,
+}
+
+/// Writes results, metrics and report, each whole or not at all.
 pub(super) fn finish(
     out: &Path,
     part: &PartArgs,
     settings: &Map<String, Value>,
     measured: Measured,
     output: &Output,
-) -> Result<bool, Error> {
+) -> Result<Outcome, Error> {
     if measured.items == 0 {
         output.error(&format!(
             "{}: no item was done, so there is nothing to measure",
             out.display()
         ));
-        return Ok(false);
+        return Ok(Outcome {
+            all_well: false,
+            metrics: Map::new(),
+            decimals: measured.decimals,
+        });
     }
     write_whole(
         &part.file(out, "results", "json"),
@@ -62,20 +74,37 @@ pub(super) fn finish(
         cases: measured.cases,
     };
     write_whole(&part.file(out, "report", "html"), &report.html())?;
-    score::print(&measured.metrics, measured.decimals, output);
-    if !output.json {
-        let published = report.figures.iter().filter_map(|figure| {
-            let published = figure.published.as_ref()?;
-            Some(format!("{} {published}", figure.name))
-        });
-        let published: Vec<_> = published.collect();
-        output.detail(&format!(
-            "published: {} ({})",
-            published.join(", "),
-            report.published_for
-        ));
+    let published = report.figures.iter().filter_map(|figure| {
+        let published = figure.published.as_ref()?;
+        Some(format!("{} {published}", figure.name))
+    });
+    let published: Vec<_> = published.collect();
+    output.detail(&format!(
+        "published: {} ({})",
+        published.join(", "),
+        report.published_for
+    ));
+    Ok(Outcome {
+        all_well: true,
+        metrics: measured.metrics,
+        decimals: measured.decimals,
+    })
+}
+
+impl Outcome {
+    /// The same, not well if `also` is not.
+    pub(super) fn and(mut self, also: bool) -> Self {
+        self.all_well &= also;
+        self
     }
-    Ok(true)
+
+    /// Prints the metrics; gives whether all is well.
+    pub(super) fn print(&self, output: &Output) -> bool {
+        if !self.metrics.is_empty() {
+            score::print(&self.metrics, self.decimals, output);
+        }
+        self.all_well
+    }
 }
 
 /// Says which items have no prediction; `true` if none.

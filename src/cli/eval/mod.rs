@@ -3,17 +3,23 @@
 mod caption;
 mod finish;
 mod predict;
+mod retrieval;
+mod scenes;
 mod vqa;
 
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use clap::builder::TypedValueParser;
+
 use crate::Error;
 use crate::eval::{EvalError, Predictions, ResultFields, Shard, VqaRules};
+use crate::kernels::MAX_KEPT;
+use crate::task::Preset;
 
 use super::Shared;
-use super::generation::GenerationArgs;
+use super::generation::{BatchSize, GenerationArgs, parse_batch_size};
 use super::output::Output;
 
 #[derive(Debug, clap::Subcommand)]
@@ -24,6 +30,12 @@ pub(super) enum Command {
     /// Answer a dataset's questions: accuracy by the rules of the VQA tool, LAVIS or mmpretrain
     #[command(after_help = VQA_HELP)]
     Vqa(Box<VqaArgs>),
+    /// Find texts for a dataset's images and images for its texts: Recall at 1, 5 and 10
+    #[command(after_help = RETRIEVAL_HELP)]
+    Retrieval(Box<RetrievalArgs>),
+    /// All three on a folder that `python -m scenes write` made: the demo model's table
+    #[command(after_help = "Example: blip2-wgpu eval scenes /tmp/scenes --out run")]
+    Scenes(Box<ScenesArgs>),
     /// Join the shards of a run and measure the whole
     #[command(after_help = MERGE_HELP)]
     Merge(Box<MergeArgs>),
@@ -38,6 +50,11 @@ const VQA_HELP: &str = "Example: blip2-wgpu eval vqa --images coco/val2014 --ann
      --questions v2_OpenEnded_mscoco_val2014_questions.json --model blip2-opt-2.7b --preset mmpretrain --out run\n\n\
      --annotations takes LAVIS's and mmpretrain's lists and GQA's files too, which have the questions in them. Without answers \
      (a test split) give only --questions: results.json is then what the challenge's server takes.";
+
+const RETRIEVAL_HELP: &str = "Example: blip2-wgpu eval retrieval --images coco/images --annotations coco_karpathy_test.json \
+     --model blip2-itm-vit-g-coco --preset lavis --out run\n\n\
+     As LAVIS does it: the contrastive scores choose --topk candidates a query, the matching head ranks them. The images' \
+     features are kept in OUT/images.index, so that a run that goes on does not encode them again.";
 
 const MERGE_HELP: &str = "Example: on two machines eval caption … --shard 1/2 --out run1 and … --shard 2/2 --out run2, then\n\
      blip2-wgpu eval merge run1 run2 --images coco/images --annotations coco_karpathy_test.json --out whole";
@@ -123,6 +140,61 @@ pub(super) struct VqaArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub(super) struct RetrievalArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    truth: TruthArgs,
+    /// Only the first N images and their texts, which are then also the only candidates
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Only the queries of part i of n; `eval merge` joins the parts
+    #[arg(long, value_name = "i/n")]
+    shard: Option<Shard>,
+    #[command(flatten)]
+    ranking: RankingArgs,
+}
+
+/// How to rank.
+#[derive(Debug, Clone, clap::Args)]
+struct RankingArgs {
+    /// Candidates a query that the matching head ranks
+    #[arg(long, value_name = "K", default_value_t = 128, value_parser = clap::value_parser!(u16).range(10..=MAX_KEPT as i64).map(usize::from))]
+    topk: usize,
+    /// Rank by the contrastive scores alone
+    #[arg(long)]
+    itc_only: bool,
+    /// Whose defaults to follow: image size, how images are opened, how texts are cleaned and cut
+    #[arg(long, value_enum, default_value_t)]
+    preset: Preset,
+    /// Side of the images in pixels, if not the checkpoint's
+    #[arg(long, value_name = "PIXELS")]
+    image_size: Option<u32>,
+    /// Images at a time
+    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_batch_size)]
+    batch_size: BatchSize,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ScenesArgs {
+    /// The folder that `python -m scenes write` made
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+    /// Split that the folder holds
+    #[arg(long, default_value = "test")]
+    split: String,
+    /// Folder for the results; made where there is none
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Only the first N scenes
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Pictures in each report
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    report_cases: usize,
+}
+
+#[derive(Debug, clap::Args)]
 pub(super) struct MergeArgs {
     /// Folders of the parts
     #[arg(required = true, value_name = "DIR")]
@@ -143,9 +215,11 @@ pub(super) async fn run(
     output: &Output,
 ) -> Result<bool, Error> {
     match command {
-        Command::Caption(args) => caption::run(shared, args, output).await,
-        Command::Vqa(args) => vqa::run(shared, args, output).await,
-        Command::Merge(args) => merge(args, output),
+        Command::Caption(args) => Ok(caption::run(shared, args, output).await?.print(output)),
+        Command::Vqa(args) => Ok(vqa::run(shared, args, output).await?.print(output)),
+        Command::Retrieval(args) => Ok(retrieval::run(shared, args, output).await?.print(output)),
+        Command::Scenes(args) => scenes::run(shared, args, output).await,
+        Command::Merge(args) => Ok(merge(args, output)?.print(output)),
     }
 }
 
@@ -178,7 +252,7 @@ fn settings(
     task: &str,
     shared: &Shared,
     dataset: &Path,
-    generation: &GenerationArgs,
+    given: std::collections::BTreeMap<String, String>,
     image_size: Option<u32>,
 ) -> Map<String, Value> {
     let name = |path: &Path| {
@@ -201,12 +275,7 @@ fn settings(
         ("dataset".to_owned(), json!(name(dataset))),
         ("image_size".to_owned(), json!(image_size)),
     ]);
-    settings.extend(
-        generation
-            .given()
-            .into_iter()
-            .map(|(flag, value)| (flag, json!(value))),
-    );
+    settings.extend(given.into_iter().map(|(flag, value)| (flag, json!(value))));
     settings
 }
 
@@ -218,7 +287,7 @@ fn make_folder(folder: &Path) -> Result<(), EvalError> {
 }
 
 /// Joins the predictions of all parts and measures them.
-fn merge(args: &MergeArgs, output: &Output) -> Result<bool, Error> {
+fn merge(args: &MergeArgs, output: &Output) -> Result<finish::Outcome, Error> {
     make_folder(&args.data.out)?;
     let whole = args.data.out.join("predictions.jsonl");
     let mut parts = Vec::new();
@@ -259,6 +328,22 @@ fn merge(args: &MergeArgs, output: &Output) -> Result<bool, Error> {
         Some("vqa") => {
             let merged = Predictions::merge(&whole, ResultFields::ANSWER, &parts)?;
             vqa::finish_merged(&args.data, &args.truth, &settings, &merged, output)
+        }
+        Some("retrieval") => {
+            let Some(annotations) = &args.truth.annotations else {
+                let problem = "this is retrieval; pass the --annotations to measure it by".into();
+                return Err(EvalError::Empty {
+                    file: whole,
+                    problem,
+                }
+                .into());
+            };
+            let truth = TruthArgs {
+                annotations: annotations.clone(),
+                split: args.split.clone(),
+            };
+            let merged = Predictions::merge(&whole, ResultFields::RANKED, &parts)?;
+            retrieval::finish_merged(&args.data, &truth, &settings, &merged, output)
         }
         _ => {
             let file = parts.first().cloned().unwrap_or(whole);

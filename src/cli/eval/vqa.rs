@@ -13,7 +13,7 @@ use crate::eval::{
 };
 use crate::task::{Ask, VqaOptions, check_vqa_options};
 
-use super::finish::{Measured, finish, report_missing, thumbnail_of};
+use super::finish::{Measured, Outcome, finish, report_missing, thumbnail_of};
 use super::predict::{Job, run_jobs};
 use super::{DataArgs, PartArgs, QuestionArgs, VqaArgs, make_folder, settings};
 use crate::cli::Shared;
@@ -25,7 +25,11 @@ const PUBLISHED: f64 = 53.50;
 const PUBLISHED_FOR: &str = "VQAv2, blip2-opt-2.7b zero-shot, as mmpretrain reports it";
 
 /// Answers what is not answered yet, then measures; `false` if any question failed.
-pub(super) async fn run(shared: &Shared, args: &VqaArgs, output: &Output) -> Result<bool, Error> {
+pub(super) async fn run(
+    shared: &Shared,
+    args: &VqaArgs,
+    output: &Output,
+) -> Result<Outcome, Error> {
     // Wrong usage comes before anything a file could fail with.
     let checkpoint = shared.checkpoint()?;
     shared.gpu_options()?;
@@ -44,7 +48,13 @@ pub(super) async fn run(shared: &Shared, args: &VqaArgs, output: &Output) -> Res
     let data = read(&args.truth)?;
     let mut folder = ImageFolder::open(&args.data.images)?;
     make_folder(&args.data.out)?;
-    let settings = settings("vqa", shared, &data.file, &args.generation, image_size);
+    let settings = settings(
+        "vqa",
+        shared,
+        &data.file,
+        args.generation.given(),
+        image_size,
+    );
     let file = args.part.file(&args.data.out, "predictions", "jsonl");
     let mut predictions = Predictions::open(&file, ResultFields::ANSWER, &settings)?;
 
@@ -103,7 +113,9 @@ pub(super) async fn run(shared: &Shared, args: &VqaArgs, output: &Output) -> Res
         part: &args.part,
         data: &data,
     };
-    Ok(truth.measure(&mut folder, &settings, &predictions, output)? && all_well)
+    Ok(truth
+        .measure(&mut folder, &settings, &predictions, output)?
+        .and(all_well))
 }
 
 /// Measures joined parts; `false` if a question has no answer.
@@ -113,7 +125,7 @@ pub(super) fn finish_merged(
     settings: &Map<String, Value>,
     predictions: &Predictions,
     output: &Output,
-) -> Result<bool, Error> {
+) -> Result<Outcome, Error> {
     let data = read(questions)?;
     let mut folder = ImageFolder::open(&args.images)?;
     let missing = data
@@ -128,7 +140,9 @@ pub(super) fn finish_merged(
         part: &PartArgs::ALL,
         data: &data,
     };
-    Ok(truth.measure(&mut folder, settings, predictions, output)? && complete)
+    Ok(truth
+        .measure(&mut folder, settings, predictions, output)?
+        .and(complete))
 }
 
 fn read(args: &QuestionArgs) -> Result<QuestionData, EvalError> {
@@ -195,7 +209,7 @@ impl Truth<'_> {
         settings: &Map<String, Value>,
         predictions: &Predictions,
         output: &Output,
-    ) -> Result<bool, Error> {
+    ) -> Result<Outcome, Error> {
         let Self {
             args,
             questions,

@@ -84,12 +84,39 @@ pub enum Error {
         /// Positions there are.
         most: usize,
     },
+    /// A prompt that no question can be put into.
+    #[error(
+        "--prompt {template:?}: {problem}; write a prompt with {{}} where the question goes, such as \"Question: {{}} Answer:\""
+    )]
+    Template {
+        /// The prompt.
+        template: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A question with nothing in it.
+    #[error("question {question:?}: {problem}; ask something")]
+    Question {
+        /// Its first characters.
+        question: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// A request to the engine that no model could serve: a caller's mistake.
     #[error("request cannot be served: {problem}; this is a bug in the calling program")]
     Request {
         /// What is wrong with it.
         problem: String,
     },
+    /// A file that a decoder gave up on.
+    #[error("{image}: the image cannot be decoded; convert it, to PNG for example")]
+    Undecodable {
+        /// The file.
+        image: String,
+    },
+    /// The same error for several items, such as all questions about an image that cannot be read.
+    #[error(transparent)]
+    Shared(std::sync::Arc<Error>),
     /// A reference dump that cannot be compared with.
     #[error("{}: {problem}; make it with weights-tools/reference_dump.py for this model", file.display())]
     Dump {
@@ -110,6 +137,16 @@ impl From<UploadError> for Error {
 }
 
 impl Error {
+    /// Whether it is about an image that cannot be read, and says which.
+    #[must_use]
+    pub fn names_its_image(&self) -> bool {
+        match self {
+            Self::Image(_) | Self::Undecodable { .. } => true,
+            Self::Shared(error) => error.names_its_image(),
+            _ => false,
+        }
+    }
+
     /// Whether the command line itself was wrong (exit code 2), rather than a file or the machine.
     #[must_use]
     pub fn is_usage(&self) -> bool {
@@ -117,10 +154,14 @@ impl Error {
         if let Self::Hub(crate::hub::HubError::Name { .. }) = self {
             return true;
         }
+        if let Self::Shared(error) = self {
+            return error.is_usage();
+        }
         matches!(
             self,
             Self::NoModel
                 | Self::ImageSize { .. }
+                | Self::Template { .. }
                 | Self::Generate(GenerateError::Option { .. })
                 | Self::Gpu(GpuError::UnknownDisable { .. })
         )

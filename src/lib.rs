@@ -1,6 +1,6 @@
 //! BLIP-2 (ViT → Q-Former → OPT) on any GPU, through hand-written WGSL kernels on `wgpu`.
 //!
-//! Start at [`Blip2`]: open a checkpoint, caption images. Below it the parts can be used by themselves:
+//! Start at [`Blip2`]: open a checkpoint, caption images, ask about them. Below it the parts can be used by themselves:
 //! [`gpu`] and [`kernels`] are a small compute engine, [`image`], [`text`] and [`weights`] read what the published
 //! checkpoints come with, [`generate`] holds greedy, beam search and sampling as plain state machines.
 #![deny(missing_docs)]
@@ -24,4 +24,4 @@ pub mod text;
 pub mod weights;
 
 pub use error::Error;
-pub use task::{Blip2, Caption, CaptionOptions, OpenOptions, Preset};
+pub use task::{Answer, Blip2, Caption, CaptionOptions, OpenOptions, Preset, Question, VqaOptions};

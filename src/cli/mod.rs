@@ -4,11 +4,15 @@ mod caption;
 mod convert;
 mod devices;
 mod generation;
+mod in_order;
 mod inputs;
 mod inspect;
 mod output;
+mod pairs;
 mod parity;
 mod pull;
+mod results;
+mod vqa;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,7 +28,7 @@ use output::{Output, load_progress};
 /// Exit code for "something failed; the rest was done".
 const FAILED: u8 = 1;
 
-/// BLIP-2 on any GPU: captions from WGSL kernels, without Python or CUDA.
+/// BLIP-2 on any GPU: captions and answers from WGSL kernels, without Python or CUDA.
 #[derive(Debug, Parser)]
 #[command(
     name = "blip2-wgpu",
@@ -104,6 +108,8 @@ enum Command {
     Parity(parity::Args),
     /// Fetch a checkpoint from the Hugging Face Hub, or the rest of it
     Pull(pull::Args),
+    /// Answer questions about images
+    Vqa(Box<vqa::Args>),
 }
 
 impl Command {
@@ -132,6 +138,7 @@ pub fn run() -> ExitCode {
             Command::Inspect(args) => inspect::run(&cli.shared, args, &output).await,
             Command::Parity(args) => parity::run(&cli.shared, args, &output).await,
             Command::Pull(args) => pull::run(args, &output),
+            Command::Vqa(args) => vqa::run(&cli.shared, args, &output).await,
         }
     });
     match result {

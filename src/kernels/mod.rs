@@ -17,6 +17,7 @@ mod linear;
 mod log_softmax;
 mod patchify;
 mod process_logits;
+mod row_rules;
 mod store_kv;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -41,6 +42,7 @@ pub use linear::{
 pub use log_softmax::log_softmax;
 pub use patchify::{patch_columns, patchify};
 pub use process_logits::{ProcessLogits, process_logits};
+pub use row_rules::{row_rules_words, write_row_rules};
 pub use store_kv::{KvLayer, Pages, store_kv};
 pub use top_k::{MAX_TOP_K, top_k};
 

@@ -9,7 +9,7 @@ import unittest
 import numpy as np
 
 from scenes import draw, language, layouts, world
-from scenes.__main__ import check, scene_from
+from scenes.__main__ import answers, check, scene_from
 
 
 def scenes(split: str, count: int) -> list[world.Scene]:
@@ -126,6 +126,16 @@ class Layouts(unittest.TestCase):
             annotations = json.loads((folder / "vqa_test_annotations.json").read_text())["annotations"]
             self.assertEqual([q["question_id"] for q in questions], [a["question_id"] for a in annotations])
             self.assertTrue(all(len(a["answers"]) == 10 for a in annotations))
+            pairs = folder / "vqa_test_pairs.jsonl"
+            asked = [json.loads(line) for line in pairs.read_text().splitlines()]
+            self.assertEqual([q["question"] for q in questions], [pair["question"] for pair in asked])
+            said = [pair | {"pred_answer": pair["answer"]} for pair in asked]
+            said[0]["pred_answer"] = "a dog"
+            (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in said))
+            figures = answers(pairs, folder / "answers.jsonl")
+            self.assertEqual(figures["all"]["answers"], len(questions))
+            self.assertLess(figures["all"]["percent"], 100)
+            self.assertEqual(figures[asked[-1]["type"]]["percent"], 100)
 
 
 if __name__ == "__main__":

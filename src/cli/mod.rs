@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. The only place that prints, blocks, or exits.
 
 mod caption;
+mod delivery;
 mod devices;
 mod generation;
 mod in_order;

@@ -17,4 +17,4 @@ mod tails;
 pub use engine::{Engine, Timings};
 pub use images::Pixels;
 pub use plan::MemoryPlan;
-pub use queue::{Event, Queue, Request};
+pub use queue::{Event, MAX_BATCH, Queue, Request};

@@ -23,6 +23,9 @@ use super::session::{Prompt, Session, Shape};
 /// Input rows of one prefill, unless a single prompt has more: bounds the memory of its activations.
 const MAX_PREFILL_ROWS: usize = 1024;
 
+/// Most requests at once, whatever is asked for.
+pub const MAX_BATCH: usize = 1024;
+
 /// One text to generate.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -88,7 +91,7 @@ impl<'e> Queue<'e> {
         });
         Self {
             engine,
-            batch: batch.max(1),
+            batch: batch.clamp(1, MAX_BATCH),
             waiting: VecDeque::new(),
             active: Vec::new(),
             pages: PagePool::new(cache_rows),

@@ -33,7 +33,7 @@ impl TailKey {
         let candidates = needed
             .reduce(|a, b| a.zip(b).map(|(a, b)| a.max(b)))
             .flatten()
-            .map(|k| k.next_power_of_two().min(vocabulary))
+            .map(|k| k.min(vocabulary).next_power_of_two().min(vocabulary))
             .filter(|&k| k <= MAX_TOP_K);
         Self {
             is_prefill,

@@ -10,7 +10,7 @@ use futures_util::stream::{self, Stream};
 
 use crate::Error;
 use crate::generate::Generated;
-use crate::schedule::{Event, Queue, Request};
+use crate::schedule::{Event, MAX_BATCH, Queue, Request};
 use crate::text::TextStream;
 
 use super::caption::CaptionOptions;
@@ -59,7 +59,7 @@ impl Ask {
 /// How to run items.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RunOptions {
-    /// Requests worked on at once; `None` chooses, and takes fewer where the device has no room.
+    /// Requests worked on at once, at most [`MAX_BATCH`]; fewer where the device has no room. `None` chooses.
     pub batch_size: Option<usize>,
     /// Whether to hand over the pieces of each text as they come.
     pub pieces: bool,
@@ -155,7 +155,8 @@ impl Blip2 {
         items: impl IntoIterator<Item = Item, IntoIter: Send + 'a>,
         options: RunOptions,
     ) -> Run<'a> {
-        let batch = options.batch_size.unwrap_or(DEFAULT_BATCH).max(1);
+        let batch = options.batch_size.unwrap_or(DEFAULT_BATCH);
+        let batch = batch.clamp(1, MAX_BATCH);
         let prompter = Prompter {
             config: &self.config,
             tokenizer: &self.tokenizer,

@@ -13,6 +13,7 @@ use crate::task::{Answer, Ask, Blip2, Item, ItemEvent, RunOptions, VqaOptions, c
 
 use super::Shared;
 use super::delivery::{Delivery, Keep, Kind};
+use super::explain::{ExplainFile, Explainer, parse_file};
 use super::generation::GenerationArgs;
 use super::inputs::ImageInput;
 use super::output::Output;
@@ -51,6 +52,10 @@ pub(super) struct Args {
     /// Side of the images in pixels, if not the checkpoint's
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<u32>,
+    /// Also show where the model looks, for each image and each word of its first text: a page
+    /// (.html, any number of images) or a picture (.png, one image)
+    #[arg(long, value_name = "FILE", value_parser = parse_file)]
+    explain: Option<ExplainFile>,
     #[command(flatten)]
     out: OutArgs,
     #[command(flatten)]
@@ -98,6 +103,10 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         return Ok(summary.failed == 0);
     }
 
+    let explainer = args.explain.as_ref();
+    let explainer = explainer.map(|file| Explainer::create(file, asked.images.len()));
+    let mut explainer = explainer.transpose()?;
+
     let mut model = shared.open(image_size, output).await?;
     model.check_vqa_options(&options)?;
     let results = match earlier.map(EarlierResults::begin).transpose() {
@@ -111,10 +120,25 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     let stream = args.generation.stream;
     let print = results.is_none() || output.json || stream;
     let mut delivery = Delivery::new(output, vec![keep; left], results, print, summary);
-    let stream = stream && !output.json;
-    let flow = answer_all(&mut model, &asked, options, stream, output, &mut delivery).await;
+    let options = Arc::new(options);
+    let asking = Asking {
+        options: &options,
+        stream: stream && !output.json,
+        output,
+    };
+    let explain = explainer.as_mut();
+    let flow = answer_all(&mut model, &asked, &asking, &mut delivery, explain).await;
+    // Whatever stopped it, what was written stays.
+    let all_done = delivery.end(flow)?;
+    let mut explained = true;
+    if let Some(explainer) = explainer {
+        let images: Vec<_> = asked.images.iter().collect();
+        explained = explainer
+            .explain_all(&model, &images, preset.decode_policy(), output)
+            .await?;
+    }
     model.gpu().save_pipelines();
-    delivery.end(flow)
+    Ok(all_done && explained)
 }
 
 impl Args {
@@ -139,28 +163,39 @@ impl Args {
     }
 }
 
+/// How questions are asked.
+struct Asking<'a> {
+    options: &'a Arc<VqaOptions>,
+    stream: bool,
+    output: &'a Output,
+}
+
 /// Answers everything and hands over each outcome as it is known. Breaks where the delivery does.
 async fn answer_all(
     model: &mut Blip2,
     asked: &Asked,
-    options: VqaOptions,
-    stream: bool,
-    output: &Output,
+    asking: &Asking<'_>,
     delivery: &mut Delivery<'_>,
+    mut explainer: Option<&mut Explainer>,
 ) -> Result<ControlFlow<()>, Error> {
+    let Asking {
+        options,
+        stream,
+        output,
+    } = *asking;
     let started = std::time::Instant::now();
     let run = RunOptions {
         batch_size: if stream { Some(1) } else { options.batch_size },
         pieces: stream,
     };
-    let options = Arc::new(options);
     let sources: Vec<_> = asked.images.iter().map(ImageInput::to_source).collect();
+    let ask = |question: usize| Ask::Question {
+        question: asked.questions[question].clone(),
+        options: Arc::clone(options),
+    };
     let items = asked.asked.iter().map(|&(image, question)| Item {
         image: sources[image].clone(),
-        ask: Ask::Question {
-            question: asked.questions[question].clone(),
-            options: Arc::clone(&options),
-        },
+        ask: ask(question),
     });
     // Questions that the user knows to be cut.
     let mut warned = HashSet::new();
@@ -172,8 +207,11 @@ async fn answer_all(
                 continue;
             }
             ItemEvent::Done { item, texts } => {
+                let (image, question) = asked.asked[item];
+                if let Some(explainer) = &mut explainer {
+                    explainer.push((item, image), ask(question), &texts);
+                }
                 let answer = Answer::from_texts(texts);
-                let (_, question) = asked.asked[item];
                 if answer.prompt_tokens_cut > 0 && warned.insert(question) {
                     let question = &asked.questions[question];
                     output.warning(&cut_warning(question, answer.prompt_tokens_cut));

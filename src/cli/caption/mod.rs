@@ -13,6 +13,7 @@ use crate::task::{
 
 use super::Shared;
 use super::delivery::{Delivery, Finished, Kind, Summary};
+use super::explain::{ExplainFile, Explainer, parse_file};
 use super::generation::GenerationArgs;
 use super::inputs::{ImageInput, expand};
 use super::output::{Output, digits};
@@ -56,6 +57,10 @@ pub(super) struct Args {
         value_parser = parse_extension
     )]
     sidecar: Option<String>,
+    /// Also show where the model looks, for each image and each word of its first text: a page
+    /// (.html, any number of images) or a picture (.png, one image)
+    #[arg(long, value_name = "FILE", value_parser = parse_file)]
+    explain: Option<ExplainFile>,
     #[command(flatten)]
     generation: GenerationArgs,
 }
@@ -113,6 +118,10 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         return Ok(plan.summary.failed == 0);
     }
 
+    let explainer = args.explain.as_ref();
+    let explainer = explainer.map(|file| Explainer::create(file, plan.images.len()));
+    let mut explainer = explainer.transpose()?;
+
     let mut model = shared.open(image_size, output).await?;
     model.check_caption_options(&options)?;
     let results = match earlier.map(EarlierResults::begin).transpose() {
@@ -121,18 +130,25 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     };
     let print = !keeps || output.json || args.generation.stream;
     let mut delivery = Delivery::new(output, plan.keeps, results, print, plan.summary);
-    let stream = args.generation.stream;
-    let flow = caption_all(
-        &mut model,
-        &plan.images,
-        &options,
-        stream,
+    let options = Arc::new(options);
+    let asking = Asking {
+        options: &options,
+        stream: args.generation.stream,
         output,
-        &mut delivery,
-    )
-    .await;
+    };
+    let explain = explainer.as_mut();
+    let flow = caption_all(&mut model, &plan.images, &asking, &mut delivery, explain).await;
+    // Whatever stopped it, what was written stays.
+    let all_done = delivery.end(flow)?;
+    let mut explained = true;
+    if let Some(explainer) = explainer {
+        let images: Vec<_> = plan.images.iter().collect();
+        explained = explainer
+            .explain_all(&model, &images, preset.decode_policy(), output)
+            .await?;
+    }
     model.gpu().save_pipelines();
-    delivery.end(flow)
+    Ok(all_done && explained)
 }
 
 impl Args {
@@ -156,24 +172,34 @@ impl Args {
     }
 }
 
+/// How captions are asked for.
+struct Asking<'a> {
+    options: &'a Arc<CaptionOptions>,
+    stream: bool,
+    output: &'a Output,
+}
+
 /// Captions all images and hands over each outcome as it is known. Breaks where the delivery does.
 async fn caption_all(
     model: &mut Blip2,
     images: &[ImageInput],
-    options: &CaptionOptions,
-    stream: bool,
-    output: &Output,
+    asking: &Asking<'_>,
     delivery: &mut Delivery<'_>,
+    mut explainer: Option<&mut Explainer>,
 ) -> Result<ControlFlow<()>, Error> {
+    let Asking {
+        options,
+        stream,
+        output,
+    } = *asking;
     let started = Instant::now();
     let run = RunOptions {
         batch_size: if stream { Some(1) } else { options.batch_size },
         pieces: stream,
     };
-    let options = Arc::new(options.clone());
     let items = images.iter().map(|image| Item {
         image: image.to_source(),
-        ask: Ask::Caption(Arc::clone(&options)),
+        ask: Ask::Caption(Arc::clone(options)),
     });
     let mut events = model.run(items, run);
     while let Some(event) = events.next().await {
@@ -183,6 +209,9 @@ async fn caption_all(
                 continue;
             }
             ItemEvent::Done { item, texts } => {
+                if let Some(explainer) = &mut explainer {
+                    explainer.push((item, item), Ask::Caption(Arc::clone(options)), &texts);
+                }
                 let caption = Caption::from_texts(texts.texts);
                 (item, Ok(finished(&images[item].name, &caption)))
             }

@@ -3,6 +3,7 @@
 mod arrays;
 mod caption;
 mod convert;
+mod delivery;
 mod devices;
 mod embed;
 mod eval;

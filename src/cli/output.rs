@@ -61,6 +61,12 @@ impl Output {
         to_stderr(format_args!("error: {message}"));
     }
 
+    /// Reports what a command cannot go on with; the command's outcome.
+    pub(super) fn fail(&self, error: &dyn std::fmt::Display) -> bool {
+        self.error(error);
+        false
+    }
+
     /// Something that is not as the user may think, unless quiet; on one line.
     pub(super) fn warning(&self, text: &str) {
         if !self.quiet {

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use crate::convert::ConvertError;
 use crate::generate::GenerateError;
 use crate::gpu::GpuError;
 use crate::image::ImageError;
 use crate::model::config::ConfigError;
+use crate::task::IndexError;
 use crate::text::TextError;
 use crate::weights::{UploadError, WeightsError};
 
@@ -31,6 +33,22 @@ pub enum Error {
     /// Generation options or scores.
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    /// The index of a search.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// A text in which nothing is left to compare with an image.
+    #[error("text {text:?} is empty, or empty after the preset's clean-up; give words")]
+    EmptyText {
+        /// Its beginning.
+        text: String,
+    },
+    /// A checkpoint of another program, or its conversion.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// The Hugging Face Hub.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
     /// No checkpoint was named.
     #[error(
         "no model given: pass --model DIR, a BLIP-2 folder in the Hugging Face layout (or set BLIP2_WGPU_MODEL)"
@@ -158,6 +176,10 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         if let Self::Shared(error) = self {
             return error.is_usage();
+        }
+        #[cfg(feature = "hub")]
+        if let Self::Hub(crate::hub::HubError::Name { .. }) = self {
+            return true;
         }
         matches!(
             self,

@@ -7,11 +7,14 @@
 
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod convert;
 #[cfg(feature = "demo-model")]
 mod demo;
 mod error;
 pub mod generate;
 pub mod gpu;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod image;
 pub mod kernels;
 pub mod model;
@@ -21,4 +24,6 @@ pub mod text;
 pub mod weights;
 
 pub use error::Error;
-pub use task::{Answer, Blip2, Caption, CaptionOptions, OpenOptions, Preset, Question, VqaOptions};
+pub use task::{
+    Answer, Blip2, Caption, CaptionOptions, OpenOptions, Preset, Question, Retriever, VqaOptions,
+};

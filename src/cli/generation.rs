@@ -66,7 +66,7 @@ pub(super) struct GenerationArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BatchSize(pub Option<usize>);
 
-fn parse_batch_size(text: &str) -> Result<BatchSize, String> {
+pub(super) fn parse_batch_size(text: &str) -> Result<BatchSize, String> {
     match text {
         "auto" => Ok(BatchSize(None)),
         _ => match text.parse() {

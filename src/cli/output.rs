@@ -116,10 +116,11 @@ static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 /// A bar, gone when it is dropped.
 pub(super) struct ItemsBar(ProgressBar);
 
-impl ItemsBar {
-    /// One item more is dealt with.
-    pub(super) fn advance(&self) {
-        self.0.inc(1);
+impl std::ops::Deref for ItemsBar {
+    type Target = ProgressBar;
+
+    fn deref(&self) -> &ProgressBar {
+        &self.0
     }
 }
 
@@ -148,12 +149,17 @@ fn to_stderr(line: std::fmt::Arguments<'_>) {
     }
 }
 
-/// A bar over the checkpoint's bytes.
+/// A bar over the checkpoint's bytes while it is loaded.
 pub(super) fn load_progress(output: &Output) -> impl FnMut(u64, u64) + Send + use<> {
+    byte_progress(output, "loading")
+}
+
+/// A bar over bytes; `doing` says what is done with them.
+pub(super) fn byte_progress(output: &Output, doing: &str) -> impl FnMut(u64, u64) + Send + use<> {
     let bar = if output.wants_progress() {
-        let style = ProgressStyle::with_template(
-            "loading {bytes}/{total_bytes} {wide_bar} {bytes_per_sec} {eta}",
-        );
+        let style = ProgressStyle::with_template(&format!(
+            "{doing} {{bytes}}/{{total_bytes}} {{wide_bar}} {{bytes_per_sec}} {{eta}}"
+        ));
         ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
     } else {
         ProgressBar::hidden()

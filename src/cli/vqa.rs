@@ -291,7 +291,7 @@ impl<'a> Answers<'a> {
                 Ok(answer) => self.print(asked, &answer, self.shown == Some(item)),
                 Err(error) => self.fail(asked, &error),
             }
-            self.bar.advance();
+            self.bar.inc(1);
         }
     }
 

@@ -9,7 +9,7 @@ use crate::generate::GenerationOptions;
 use crate::gpu::{ActivationPool, Gpu, Tap};
 use crate::model::Blip2Model;
 
-use super::images::{ImageEncoder, Pixels};
+use super::encode::{Pixels, VisualEncoder};
 use super::queue::{Queue, Request};
 use super::session::{Prompt, Session, Shape};
 
@@ -55,7 +55,7 @@ pub struct Engine {
     pub(super) model: Blip2Model,
     pool: Arc<ActivationPool>,
     /// By batch size, a power of two.
-    pub(super) encoders: HashMap<usize, ImageEncoder>,
+    pub(super) encoders: HashMap<usize, VisualEncoder>,
     pub(super) session: Option<Session>,
     pub(super) timings: Timings,
 }
@@ -140,7 +140,7 @@ impl Engine {
     /// # Errors
     /// A device that fails or has no room.
     pub async fn stages(&mut self, pixels: &Pixels, text: &[u32]) -> Result<Vec<Tap>, Error> {
-        let encoder = ImageEncoder::record(&self.gpu, &self.model, 1, &self.pool, true)?;
+        let encoder = VisualEncoder::record(&self.gpu, &self.model, 1, &self.pool, true)?;
         let prompt = Prompt {
             visual_row: 0,
             visual_count: self.model.qformer.queries(),
@@ -179,7 +179,7 @@ impl Engine {
     /// Sees to it that there is an encoder for `batch` images.
     pub(super) fn record_encoder(&mut self, batch: usize) -> Result<(), Error> {
         if !self.encoders.contains_key(&batch) {
-            let encoder = ImageEncoder::record(&self.gpu, &self.model, batch, &self.pool, false)?;
+            let encoder = VisualEncoder::record(&self.gpu, &self.model, batch, &self.pool, false)?;
             self.encoders.insert(batch, encoder);
         }
         Ok(())

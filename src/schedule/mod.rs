@@ -5,18 +5,24 @@
 //! ```
 
 mod decode;
+mod encode;
 mod engine;
 mod explain;
 mod images;
 mod job;
+mod matching;
 mod pages;
 mod plan;
 mod queue;
+mod search;
 mod session;
 mod tails;
 
+pub use encode::Pixels;
 pub use engine::{Engine, Timings};
 pub(crate) use explain::AttentionReader;
-pub use images::Pixels;
+pub use images::{EncodedImage, ImageEncoder, ImageShapes};
+pub use matching::{EncodedText, Matcher};
 pub use plan::MemoryPlan;
 pub use queue::{Event, MAX_BATCH, Queue, Request};
+pub use search::{Hit, Search, SearchDirection, itc_score};

@@ -14,8 +14,8 @@ use crate::kernels::row_rules_words;
 
 use super::Timings;
 use super::decode::{Decoder, DeviceRows};
+use super::encode::Pixels;
 use super::engine::Engine;
-use super::images::Pixels;
 use super::job::{Job, cache_rows_of, sequences_of};
 use super::pages::PagePool;
 use super::session::{Prompt, Session, Shape};

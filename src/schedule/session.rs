@@ -7,7 +7,7 @@ use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, Program, ProgramBuil
 use crate::kernels::{INACTIVE, Pages, VISUAL, gather_rows, write_row_rules};
 use crate::model::{Blip2Model, KvCache};
 
-use super::images::ImageStore;
+use super::encode::ImageStore;
 use super::job::Job;
 use super::tails::{CandidateTail, GreedyTail, TailKey};
 

@@ -138,7 +138,7 @@ impl Blip2 {
 }
 
 /// What a generative checkpoint will need on `gpu` for `batch` images at a time with `positions` positions each, without
-/// loading it; `None` for a retrieval checkpoint, which this version only inspects.
+/// loading it; `None` for a retrieval checkpoint, which has no decoder to plan for.
 ///
 /// # Errors
 /// A tensor that is missing or misshapen, or a failing device.

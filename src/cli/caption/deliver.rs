@@ -87,7 +87,7 @@ impl<'a> Delivery<'a> {
                 }
             }
             self.streamed = false;
-            self.bar.advance();
+            self.bar.inc(1);
         }
         ControlFlow::Continue(())
     }

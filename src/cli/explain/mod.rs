@@ -136,7 +136,7 @@ impl Explainer {
                 });
                 all_done = false;
             }
-            bar.advance();
+            bar.inc(1);
         }
         self.report.finish()?;
         Ok(all_done)

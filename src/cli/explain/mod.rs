@@ -8,10 +8,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
-use crate::image::{DecodePolicy, Rgb8Image, decode, decode_file};
+use crate::image::{DecodePolicy, Rgb8Image};
 use crate::task::{Ask, Blip2, ExplainedWord, Explanation, Texts, WrittenText};
 
-use super::inputs::{ImageInput, ImageSource};
+use super::inputs::ImageInput;
 use super::output::Output;
 use super::part_file::PartFile;
 
@@ -149,10 +149,7 @@ impl Explainer {
         texts: &[Written],
         policy: DecodePolicy,
     ) -> Result<(), Error> {
-        let image = match &input.source {
-            ImageSource::Path(path) => decode_file(path, policy),
-            ImageSource::Bytes(bytes) => decode(bytes, &input.name, policy),
-        }?;
+        let image = input.decode(policy)?;
         let prompts = texts.iter().map(|text| model.prompt_tokens(&text.ask));
         let prompts = prompts.collect::<Result<Vec<_>, _>>()?;
         let written: Vec<WrittenText<'_>> = prompts

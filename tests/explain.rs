@@ -2,9 +2,9 @@
 
 mod common;
 
-use blip2_wgpu::Blip2;
-use blip2_wgpu::gpu::{Disabled, GpuOptions};
-use blip2_wgpu::task::WrittenText;
+use blip2_wgpu::gpu::{Disabled, Gpu, GpuOptions};
+use blip2_wgpu::task::{TextUse, WrittenText};
+use blip2_wgpu::{Blip2, OpenOptions, Preset, Retriever};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -15,8 +15,8 @@ const DUMP: &str = "tiny_attention.safetensors";
 /// Measured 1.6e-6 at most.
 const TOLERANCE: f64 = 5e-5;
 
-/// The model on the default device and on the least one.
-fn models() -> [Blip2; 2] {
+/// The default device and the least one.
+fn devices() -> [Gpu; 2] {
     let least = GpuOptions {
         disabled: Disabled {
             f16: true,
@@ -25,7 +25,11 @@ fn models() -> [Blip2; 2] {
         },
         ..GpuOptions::default()
     };
-    [GpuOptions::default(), least].map(|options| open(&device(&options), None))
+    [GpuOptions::default(), least].map(|options| device(&options))
+}
+
+fn models() -> [Blip2; 2] {
+    devices().map(|gpu| open(&gpu, None))
 }
 
 #[test]
@@ -151,4 +155,47 @@ fn texts_that_no_decoder_could_read_are_refused() {
     assert_eq!((silent.texts, silent.queries.len()), (vec![vec![]], 8));
     // Without a prompt the first token is the last query's.
     assert_eq!(explain(&[], &[4]).expect("explained").texts.len(), 1);
+}
+
+/// What the queries look at while they read a text beside the image.
+#[test]
+fn maps_of_pairs_equal_transformers() {
+    let bytes = std::fs::read(data("tiny_itm_attention.safetensors")).expect("the dump");
+    let tensors = SafeTensors::deserialize(&bytes).expect("a dump");
+    let texts = ["a boat", "A Dog, running: on the GRASS?"];
+    for gpu in devices() {
+        let options = OpenOptions {
+            device: Some(gpu),
+            ..OpenOptions::default()
+        };
+        let model = pollster::block_on(Retriever::open(data("tiny-itm"), options));
+        let mut model = model.expect("the tiny checkpoint");
+        let images = pollster::block_on(model.encode_images(&images())).expect("images");
+        let texts = model.encode_texts(&texts, Preset::Hf, TextUse::Match);
+        let texts = pollster::block_on(texts).expect("texts");
+        let mut maps = Vec::new();
+        for (image, features) in images.iter().enumerate() {
+            for (number, text) in texts.iter().enumerate() {
+                let ours = pollster::block_on(model.explain(features, text)).expect("explained");
+                let name = format!("explain.image.{image}.text.{number}");
+                let map = ours.queries.concat();
+                assert_close(&map, &values(&tensors, &name), &name);
+                assert_eq!((ours.grid, ours.texts.len()), (3, 0));
+                maps.push(map);
+            }
+        }
+        assert_ne!(maps[0], maps[1], "the text does not count");
+        let mut other = images[0].clone();
+        other.tokens.pop();
+        let refused = pollster::block_on(model.explain(&other, &texts[0]));
+        assert!(
+            refused
+                .expect_err("too few values")
+                .to_string()
+                .contains("an image of")
+        );
+        let mut long = texts[0].clone();
+        long.tokens.resize(65, 2);
+        pollster::block_on(model.explain(&images[0], &long)).expect_err("too many tokens");
+    }
 }

@@ -15,6 +15,9 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
 
+/// The tiny retrieval checkpoint.
+const TINY_ITM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tiny-itm");
+
 /// `caption IMAGES --explain FILE` in `folder`.
 #[track_caller]
 fn explain(folder: &Path, file: &str, images: &[&str]) -> Run {
@@ -219,4 +222,28 @@ fn the_answers_to_questions_are_explained() {
         "x.png",
     ];
     run(two).exits(2).says(&["2 are given"]);
+}
+
+#[test]
+fn pairs_that_are_matched_are_explained() {
+    let folder = folder();
+    let texts = ["--text", "a boat", "a <dog>"];
+    let model = ["match", "--model", TINY_ITM, "--json"];
+    let both = [&model[..], &[HOUSE, BOAT], &texts].concat();
+    explain_as_well(folder.path(), "out.html", &both);
+    let page = std::fs::read_to_string(folder.path().join("out.html")).expect("the page");
+    assert_eq!(page.matches("<section>").count(), 2);
+    assert_eq!(page.matches("<div class=part>").count(), 4);
+    assert!(page.contains("<p class=text>a &lt;dog&gt;: itm 0."));
+    // For each pair the mean and 8 queries; no words.
+    assert_eq!(pictures(&page, "png").len(), 4 * 9);
+    assert!(!page.contains("By word: "));
+
+    explain_as_well(
+        folder.path(),
+        "out.png",
+        &[&model[..], &[HOUSE], &texts].concat(),
+    );
+    let picture = image::open(folder.path().join("out.png")).expect("a picture");
+    assert!(picture.height() > 2 * 225, "{}", picture.height());
 }

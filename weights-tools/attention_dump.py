@@ -15,7 +15,7 @@ import transformers
 from PIL import Image
 from reference_dump import preprocess, trim
 from safetensors.torch import save_file
-from transformers import Blip2ForConditionalGeneration, Blip2Processor
+from transformers import AutoTokenizer, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval, Blip2Processor
 
 
 def parse_args():
@@ -23,7 +23,8 @@ def parse_args():
     parser.add_argument("model", type=Path, help="checkpoint folder (a small one: it is loaded in float32)")
     parser.add_argument("out", type=Path, help="dump to write (.safetensors)")
     parser.add_argument("--image", type=Path, nargs="+", required=True)
-    parser.add_argument("--prompt", action="append", required=True)
+    parser.add_argument("--prompt", action="append", default=[], help="of a generative model; may be given several times")
+    parser.add_argument("--text", action="append", default=[], help="of a retrieval model; may be given several times")
     parser.add_argument("--max-new-tokens", type=int, default=12)
     parser.add_argument("--threads", type=int, help="torch threads")
     return parser.parse_args()
@@ -34,16 +35,34 @@ def over_heads(attentions):
     return torch.stack([attention[0].mean(0) for attention in attentions])
 
 
-@torch.inference_mode()
-def main():
-    args = parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    transformers.logging.set_verbosity_error()
+def pairs(args, image_config):
+    """A retrieval model: cross-attention of the queries while they read each text beside each image."""
+    model = Blip2ForImageTextRetrieval.from_pretrained(
+        args.model, attn_implementation="eager", dtype=torch.float32).eval()
+    # Where an image token is configured, transformers cuts placeholders off the ids; here there are none.
+    model.config.image_token_index = None
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    size = model.config.vision_config.image_size
+    outputs = []
+    model.qformer.register_forward_pre_hook(
+        lambda _module, inputs, kwargs: (inputs, {**kwargs, "output_attentions": True}), with_kwargs=True)
+    model.qformer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output.cross_attentions))
+    tensors = {}
+    for image, path in enumerate(args.image):
+        _, _, pixel_values = preprocess(path, size, image_config)
+        for number, text in enumerate(args.text):
+            ids = tokenizer(text, return_tensors="pt")
+            model(pixel_values=pixel_values[None], input_ids=ids["input_ids"], attention_mask=ids["attention_mask"],
+                  use_image_text_matching_head=True)
+            tensors[f"explain.image.{image}.text.{number}"] = over_heads(outputs.pop()).mean(0)[:, 1:]
+    return tensors, {"image_size": size, "texts": args.text}
+
+
+def generative(args, image_config):
+    """A generative model: cross-attention of the queries, and the decoder's attention to them while it generates."""
     model = Blip2ForConditionalGeneration.from_pretrained(
         args.model, attn_implementation="eager", dtype=torch.float32).eval()
     processor = Blip2Processor.from_pretrained(args.model)
-    image_config = json.loads((args.model / "preprocessor_config.json").read_text())
     size, queries = model.config.vision_config.image_size, model.config.num_query_tokens
     stop = model.config.text_config.eos_token_id
 
@@ -80,13 +99,23 @@ def main():
         for name, value in stages.items():
             tensors.setdefault(name, []).append(value)
     tensors = {name: torch.stack(value) if isinstance(value, list) else value for name, value in tensors.items()}
+    return tensors, {"image_size": size, "prompts": prompts, "max_new_tokens": args.max_new_tokens}
+
+
+@torch.inference_mode()
+def main():
+    args = parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    transformers.logging.set_verbosity_error()
+    image_config = json.loads((args.model / "preprocessor_config.json").read_text())
+    kind = json.loads((args.model / "config.json").read_text())["architectures"][0]
+    tensors, record = (pairs if "Retrieval" in kind else generative)(args, image_config)
     dump = {
         "format_version": 1,
         "model": args.model.resolve().name,
-        "image_size": size,
         "images": [{"file": path.name} for path in args.image],
-        "prompts": prompts,
-        "max_new_tokens": args.max_new_tokens,
+        **record,
         "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
         "command": " ".join([Path(sys.argv[0]).name, *(Path(word).name if "/" in word else word for word in sys.argv[1:])]),
     }

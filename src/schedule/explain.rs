@@ -1,8 +1,12 @@
-//! Attention read out: an image through ViT and Q-Former, then texts about it through the decoder in one pass each.
+//! Attention read out: an image through ViT and Q-Former, then texts about it through the decoder in one pass each; or
+//! a pair of image and text through the Q-Former of a retrieval model.
 
+use crate::Error;
 use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, Program, ProgramBuilder, Tap};
 use crate::kernels::{Pages, VISUAL, copy};
-use crate::model::Blip2Model;
+use crate::model::{Blip2Model, Texts};
+
+use super::Matcher;
 
 /// The recorded image side of one image with its attention kept. It is apart from the engine's own programs, which
 /// keep none.
@@ -82,12 +86,43 @@ impl<'a> AttentionReader<'a> {
     }
 }
 
-/// The mean of kept attentions of equal shape, once the device has computed them: a retrieval model's Q-Former keeps
-/// its own under the same names.
+impl Matcher {
+    /// Cross-attention of the queries to an image's tokens ([`super::EncodedImage::tokens`]) while they read `text` (ids)
+    /// beside it, `[queries, tokens]`: the mean over layers and heads.
+    ///
+    /// # Errors
+    /// Another model's image, ids that the model does not have or too many, no room on the device, or a failing one.
+    pub(crate) async fn read_pair(
+        &self,
+        image_tokens: &[f32],
+        text: &[u32],
+    ) -> Result<Vec<f32>, Error> {
+        self.check_texts(&[text])?;
+        let (gpu, model) = (self.gpu(), self.model());
+        let (tokens, width) = (model.vit.tokens(), model.vit.hidden_size());
+        if image_tokens.len() != tokens * width {
+            let len = image_tokens.len();
+            let problem = format!("an image of {len} values, not of {tokens} × {width}");
+            return Err(Error::Request { problem });
+        }
+        let texts = Texts::new(gpu, 1, text.len(), model.qformer.queries())?;
+        texts.write(gpu, [text]);
+        let image = gpu.storage_with("image tokens", image_tokens)?;
+        let image = Activation::external(&image, tokens, width);
+        let mut program = ProgramBuilder::new(gpu, "pair attention").with_attention_taps();
+        let qformer = &model.qformer;
+        qformer.forward_pairs(&mut program, &model.text, &image, 1, &texts)?;
+        let program = program.finish(&ActivationPool::default())?;
+        program.run(gpu);
+        Ok(mean_over_layers(gpu, program.taps()).await?)
+    }
+}
+
+/// The mean of kept attentions of equal shape, once the device has computed them.
 ///
 /// # Errors
 /// A failing device.
-pub(crate) async fn mean_over_layers(gpu: &Gpu, layers: &[Tap]) -> Result<Vec<f32>, GpuError> {
+async fn mean_over_layers(gpu: &Gpu, layers: &[Tap]) -> Result<Vec<f32>, GpuError> {
     let mut mean = Vec::new();
     for layer in layers {
         let weights: Vec<f32> = gpu.read(&layer.buffer, layer.rows * layer.columns).await?;

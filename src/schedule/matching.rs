@@ -314,7 +314,7 @@ impl Matcher {
     }
 
     /// Whether the texts are such that the device can be trusted with them.
-    fn check_texts(&self, texts: &[&[u32]]) -> Result<(), Error> {
+    pub(super) fn check_texts(&self, texts: &[&[u32]]) -> Result<(), Error> {
         let (most, vocabulary) = (
             self.model.text.max_positions(),
             self.model.text.vocabulary(),

@@ -29,7 +29,7 @@ pub struct Explanation {
     /// over the Q-Former's cross-attention layers and their heads. What is missing to 1 goes to the class token, which
     /// has no place in the image.
     pub queries: Vec<Vec<f32>>,
-    /// The words of each text.
+    /// The words of each text; none of a retrieval model, whose queries read a text beside the image.
     pub texts: Vec<Vec<ExplainedWord>>,
 }
 
@@ -51,7 +51,7 @@ pub struct ExplainedWord {
 impl Explanation {
     /// From the cross-attention of a Q-Former's queries to the image tokens, `[queries, 1 + grid²]` with the class
     /// token first, and the attention of each word to the queries.
-    fn new(cross_attention: &[f32], image_tokens: usize) -> Self {
+    pub(super) fn new(cross_attention: &[f32], image_tokens: usize) -> Self {
         Self {
             grid: (image_tokens - 1).isqrt(),
             queries: cross_attention

@@ -1,14 +1,13 @@
 // advance: ends a greedy decode step on the GPU, so that the next one can follow without the host.
 //
 //   choice     [rows]  (token, value, log-sum-exp) of argmax over the processed logits
-//   stop       u32 [rows]: greatest number of new tokens of the row
 //   row_info   (sequence, position) [rows]; position 0xffffffff marks a finished row
 //   row_state  (history length, new tokens) [rows]
 //   tokens     u32 [rows]: input of the next step
 //   history    u32 [rows, history_stride]: prompt and generated ids, for the logit processors
 //   chosen     [0].x counts the steps of the submit; then (token, log-probability bits) [steps, rows]: what the host reads
 //
-// A row that meets an end token or its greatest length is finished: it writes PAD and stays where it is.
+// A row that meets an end token or its greatest length (row_rules.wgsl) is finished: it writes 0 and stays where it is.
 // Grid: 1; one thread a row, workgroup of 256 loops over rows.
 // Called once a decode step by schedule/tails.rs (kernels/advance.rs). Its cost is the dispatch.
 
@@ -17,23 +16,22 @@ const INACTIVE: u32 = 0xffffffffu;
 struct Params {
     rows: u32,
     history_stride: u32,
-    pad_token: u32,
-    end_tokens: u32, // how many of end_token hold a value
-    end_token: array<vec4<u32>, 4>, // 16, in fours
+    rules_stride: u32,
+    pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> choice: array<vec4<u32>>;          // [rows] token, value, lse, -
-@group(0) @binding(2) var<storage, read> stop: array<u32>;                  // [rows]
+@group(0) @binding(2) var<storage, read> rules: array<u32>;                 // [rows, rules_stride]
 @group(0) @binding(3) var<storage, read_write> row_info: array<vec2<u32>>;  // [rows]
 @group(0) @binding(4) var<storage, read_write> row_state: array<vec2<u32>>; // [rows]
 @group(0) @binding(5) var<storage, read_write> tokens: array<u32>;          // [rows]
 @group(0) @binding(6) var<storage, read_write> history: array<u32>;         // [rows, history_stride]
 @group(0) @binding(7) var<storage, read_write> chosen: array<vec2<u32>>;    // [1 + window * rows], [0].x counts steps
 
-fn is_end(token: u32) -> bool {
-    for (var i = 0u; i < params.end_tokens; i++) {
-        if params.end_token[i / 4u][i % 4u] == token {
+fn is_end(token: u32, rule: u32) -> bool {
+    for (var i = 0u; i < rules[rule + RULE_ENDS]; i++) {
+        if rules[rule + RULE_LISTS + i] == token {
             return true;
         }
     }
@@ -50,7 +48,7 @@ fn main(@builtin(local_invocation_index) thread: u32) {
         let at = 1u + step * params.rows + row;
         let position = row_info[row].y;
         if position == INACTIVE {
-            chosen[at] = vec2<u32>(params.pad_token, 0u);
+            chosen[at] = vec2<u32>(0u);
             continue;
         }
         let token = choice[row].x;
@@ -61,7 +59,8 @@ fn main(@builtin(local_invocation_index) thread: u32) {
         history[row * params.history_stride + state.x] = token;
         row_state[row] = state + vec2<u32>(1u, 1u);
         tokens[row] = token;
-        let finished = is_end(token) || state.y + 1u >= stop[row];
+        let rule = row * params.rules_stride;
+        let finished = is_end(token, rule) || state.y + 1u >= rules[rule + RULE_MAX_NEW];
         row_info[row].y = select(position + 1u, INACTIVE, finished);
     }
     if thread == 0u {

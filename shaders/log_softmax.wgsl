@@ -1,6 +1,6 @@
-// Logits to log-probabilities in place: row - log(sum(exp(row))).
+// Logits to log-probabilities in place, row - log(sum(exp(row))), for the rows whose rules (row_rules.wgsl) ask for it.
 //
-//   logits [rows, vocab] f32, row r at logits_offset + r * logits_stride
+//   logits [rows, vocab] f32, row r at r * logits_stride
 //
 // -inf and the masked value -3.4028235e38 count as nothing in the sum and stay masked
 // (at or below -3.4e38). Grid: (rows, 1, 1); one workgroup of 256 a row.
@@ -11,11 +11,12 @@ struct Params {
     rows: u32,
     vocab: u32,
     logits_stride: u32,
-    logits_offset: u32,
+    rules_stride: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> logits: array<f32>;
+@group(0) @binding(2) var<storage, read> rules: array<u32>; // [rows, rules_stride]
 
 const THREADS: u32 = 256u;
 const LOWEST: f32 = -3.4028235e38;
@@ -28,7 +29,11 @@ fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let row = params.logits_offset + group.x * params.logits_stride;
+    // The same for the whole workgroup: `rules` is read-only.
+    if rules[group.x * params.rules_stride + RULE_IS_NORMALISED] == 0u {
+        return;
+    }
+    let row = group.x * params.logits_stride;
     var value = LOWEST;
     var sum = 0.0;
     for (var i = thread; i < params.vocab; i += THREADS) {

@@ -2,7 +2,7 @@
 //!
 //! `weights-tools/train` makes it; the files are those of a published checkpoint's folder.
 
-/// The files of the generative demo model, by the names they have in a checkpoint's folder.
+/// The files of a demo model, by the names they have in a checkpoint's folder.
 pub(crate) struct DemoFiles {
     pub config: &'static [u8],
     pub generation_config: &'static str,
@@ -18,4 +18,13 @@ pub(crate) static GENERATIVE: DemoFiles = DemoFiles {
     preprocessor_config: include_bytes!("../demo/preprocessor_config.json"),
     tokenizer: include_bytes!("../demo/tokenizer.json"),
     weights: include_bytes!("../demo/model.safetensors"),
+};
+
+/// The retrieval model: features and scores of images and texts. It has nothing to generate with.
+pub(crate) static RETRIEVAL: DemoFiles = DemoFiles {
+    config: include_bytes!("../demo/retrieval/config.json"),
+    generation_config: "{}",
+    preprocessor_config: include_bytes!("../demo/retrieval/preprocessor_config.json"),
+    tokenizer: include_bytes!("../demo/retrieval/tokenizer.json"),
+    weights: include_bytes!("../demo/retrieval/model.safetensors"),
 };

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use crate::convert::ConvertError;
 use crate::generate::GenerateError;
 use crate::gpu::GpuError;
 use crate::image::ImageError;
 use crate::model::config::ConfigError;
+use crate::task::IndexError;
 use crate::text::TextError;
 use crate::weights::{UploadError, WeightsError};
 
@@ -31,6 +33,22 @@ pub enum Error {
     /// Generation options or scores.
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    /// The index of a search.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// A text in which nothing is left to compare with an image.
+    #[error("text {text:?} is empty, or empty after the preset's clean-up; give words")]
+    EmptyText {
+        /// Its beginning.
+        text: String,
+    },
+    /// A checkpoint of another program, or its conversion.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// The Hugging Face Hub.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
     /// No checkpoint was named.
     #[error(
         "no model given: pass --model DIR, a BLIP-2 folder in the Hugging Face layout (or set BLIP2_WGPU_MODEL)"
@@ -76,12 +94,53 @@ pub enum Error {
         /// Positions there are.
         most: usize,
     },
+    /// A prompt that no question can be put into.
+    #[error(
+        "--prompt {template:?}: {problem}; write a prompt with {{}} where the question goes, such as \"Question: {{}} Answer:\""
+    )]
+    Template {
+        /// The prompt.
+        template: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A question with nothing in it.
+    #[error("question {question:?}: {problem}; ask something")]
+    Question {
+        /// Its first characters.
+        question: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// A request to the engine that no model could serve: a caller's mistake.
     #[error("request cannot be served: {problem}; this is a bug in the calling program")]
     Request {
         /// What is wrong with it.
         problem: String,
     },
+    /// Options of the command line that do not go together.
+    #[error("{problem}")]
+    Usage {
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// A file that cannot be written.
+    #[error("{}: cannot be written ({cause}); check its folder, permissions and the space there", file.display())]
+    Output {
+        /// The file.
+        file: PathBuf,
+        /// What the system answered.
+        cause: std::io::Error,
+    },
+    /// A file that a decoder gave up on.
+    #[error("{image}: the image cannot be decoded; convert it, to PNG for example")]
+    Undecodable {
+        /// The file.
+        image: String,
+    },
+    /// The same error for several items, such as all questions about an image that cannot be read.
+    #[error(transparent)]
+    Shared(std::sync::Arc<Error>),
     /// A reference dump that cannot be compared with.
     #[error("{}: {problem}; make it with weights-tools/reference_dump.py for this model", file.display())]
     Dump {
@@ -102,13 +161,32 @@ impl From<UploadError> for Error {
 }
 
 impl Error {
+    /// Whether it is about an image that cannot be read, and says which.
+    #[must_use]
+    pub fn names_its_image(&self) -> bool {
+        match self {
+            Self::Image(_) | Self::Undecodable { .. } => true,
+            Self::Shared(error) => error.names_its_image(),
+            _ => false,
+        }
+    }
+
     /// Whether the command line itself was wrong (exit code 2), rather than a file or the machine.
     #[must_use]
     pub fn is_usage(&self) -> bool {
+        if let Self::Shared(error) = self {
+            return error.is_usage();
+        }
+        #[cfg(feature = "hub")]
+        if let Self::Hub(crate::hub::HubError::Name { .. }) = self {
+            return true;
+        }
         matches!(
             self,
             Self::NoModel
+                | Self::Usage { .. }
                 | Self::ImageSize { .. }
+                | Self::Template { .. }
                 | Self::Generate(GenerateError::Option { .. })
                 | Self::Gpu(GpuError::UnknownDisable { .. })
         )

@@ -1,17 +1,20 @@
 //! BLIP-2 (ViT → Q-Former → OPT) on any GPU, through hand-written WGSL kernels on `wgpu`.
 //!
-//! Start at [`Blip2`]: open a checkpoint, caption images. Below it the parts can be used by themselves:
+//! Start at [`Blip2`]: open a checkpoint, caption images, ask about them. Below it the parts can be used by themselves:
 //! [`gpu`] and [`kernels`] are a small compute engine, [`image`], [`text`] and [`weights`] read what the published
 //! checkpoints come with, [`generate`] holds greedy, beam search and sampling as plain state machines.
 #![deny(missing_docs)]
 
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod convert;
 #[cfg(feature = "demo-model")]
 mod demo;
 mod error;
 pub mod generate;
 pub mod gpu;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod image;
 pub mod kernels;
 pub mod model;
@@ -21,4 +24,6 @@ pub mod text;
 pub mod weights;
 
 pub use error::Error;
-pub use task::{Blip2, Caption, CaptionOptions, OpenOptions, Preset};
+pub use task::{
+    Answer, Blip2, Caption, CaptionOptions, OpenOptions, Preset, Question, Retriever, VqaOptions,
+};

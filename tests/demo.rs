@@ -5,7 +5,7 @@
 
 use blip2_wgpu::generate::GenerationOverrides;
 use blip2_wgpu::image::{DecodePolicy, Rgb8Image, decode_file};
-use blip2_wgpu::{Blip2, Caption, CaptionOptions, OpenOptions};
+use blip2_wgpu::{Blip2, CaptionOptions, OpenOptions, Question, VqaOptions};
 use serde::Deserialize;
 
 /// A scene, and what transformers says of it in float32.
@@ -33,21 +33,11 @@ fn picture(scene: &Scene) -> Rgb8Image {
     .expect("a picture")
 }
 
-fn ask(
-    model: &mut Blip2,
-    images: &[Rgb8Image],
-    prompt: Option<String>,
-    tokens: usize,
-) -> Vec<Caption> {
-    let options = CaptionOptions {
-        prompt,
-        generation: GenerationOverrides {
-            max_new_tokens: Some(tokens),
-            ..GenerationOverrides::default()
-        },
-        ..CaptionOptions::default()
-    };
-    pollster::block_on(model.caption(images, &options)).expect("captions")
+fn at_most(max_new_tokens: usize) -> GenerationOverrides {
+    GenerationOverrides {
+        max_new_tokens: Some(max_new_tokens),
+        ..GenerationOverrides::default()
+    }
 }
 
 #[test]
@@ -58,18 +48,30 @@ fn captions_and_answers_are_those_of_transformers_and_true() {
     let mut model =
         pollster::block_on(Blip2::demo(OpenOptions::default())).expect("the demo model");
 
-    let captions = ask(&mut model, &images, None, 40);
+    let options = CaptionOptions {
+        generation: at_most(40),
+        ..CaptionOptions::default()
+    };
+    let captions = pollster::block_on(model.caption(&images, &options)).expect("captions");
     for (caption, scene) in captions.iter().zip(&scenes) {
         assert_eq!(caption.text, scene.caption, "{}", scene.image);
     }
-    for (image, scene) in images.into_iter().zip(&scenes) {
-        let prompt = format!("Question: {} Answer:", scene.question);
-        let answer = &ask(&mut model, &[image], Some(prompt), 6)[0];
-        assert_eq!(
-            answer.text, scene.answer,
-            "{}: {}",
-            scene.image, scene.question
-        );
+    let options = VqaOptions {
+        generation: at_most(6),
+        ..VqaOptions::default()
+    };
+    let questions: Vec<_> = scenes
+        .iter()
+        .enumerate()
+        .map(|(image, scene)| Question {
+            image,
+            text: scene.question.clone(),
+        })
+        .collect();
+    let answers = pollster::block_on(model.answer(&images, &questions, &options));
+    for (answer, scene) in answers.expect("answers").iter().zip(&scenes) {
+        let what = format!("{}: {}", scene.image, scene.question);
+        assert_eq!(answer.text, scene.answer, "{what}");
     }
 
     let true_captions = scenes.iter().filter(|scene| scene.caption_true).count();

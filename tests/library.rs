@@ -3,12 +3,12 @@
 mod common;
 
 use std::future::Future;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use blip2_wgpu::generate::GenerationOverrides;
 use blip2_wgpu::gpu::{Gpu, GpuOptions};
 use blip2_wgpu::model::Blip2Model;
-use blip2_wgpu::schedule::{Engine, Request};
+use blip2_wgpu::schedule::{Engine, Pixels, Request};
 use blip2_wgpu::weights::{Checkpoint, Uploader};
 use blip2_wgpu::{Blip2, CaptionOptions, Error, OpenOptions, Preset, image};
 
@@ -87,19 +87,23 @@ fn requests_may_share_an_image() {
     let preprocessor =
         image::Preprocessor::from_files(&data("tiny"), 42).expect("a preprocessor file");
     let pixels = images().map(|image| preprocessor.apply(&image).expect("pixels"));
-    let request = |image: usize, text: &[u32]| Request {
-        image,
-        text: text.to_vec(),
-        history: Vec::new(),
-    };
-    let generation = blip2_wgpu::generate::GenerationOptions {
+    let pixels = pixels.map(Pixels::new);
+    let generation = Arc::new(blip2_wgpu::generate::GenerationOptions {
         eos_token_ids: vec![202],
         ..Default::default()
-    };
-    let mut tokens = |pixels: &[Vec<f32>], requests: &[Request]| -> Vec<Vec<u32>> {
-        let mut unheard = |_, _, _| {};
-        let texts = engine.generate(pixels, requests, &generation, &mut unheard);
-        let texts = pollster::block_on(texts).expect("texts");
+    });
+    let mut tokens = |requests: &[(usize, &[u32])]| -> Vec<Vec<u32>> {
+        let mut queue = engine.queue(2);
+        for (number, (image, text)) in requests.iter().enumerate() {
+            let request = Request {
+                image: Arc::clone(&pixels[*image]),
+                text: text.to_vec(),
+                history: Vec::new(),
+                options: Arc::clone(&generation),
+            };
+            assert_eq!(queue.push(request).expect("a request"), number);
+        }
+        let texts = pollster::block_on(queue.finish()).expect("texts");
         texts
             .into_iter()
             .map(|mut texts| texts.remove(0).tokens)
@@ -107,16 +111,19 @@ fn requests_may_share_an_image() {
     };
     let (short, long) = ([2_u32].as_slice(), [2_u32, 100, 101].as_slice());
     let alone = [(0, short), (0, long), (1, short), (1, long)]
-        .map(|(image, text)| tokens(&pixels[image..=image], &[request(0, text)]).remove(0));
+        .map(|(image, text)| tokens(&[(image, text)]).remove(0));
     assert_ne!(alone[0], alone[1]);
     assert_ne!(alone[1], alone[3]);
     for _ in 0..2 {
-        let one_image = tokens(&pixels[..1], &[request(0, short), request(0, long)]);
+        let one_image = tokens(&[(0, short), (0, long)]);
         assert_eq!(one_image, alone[..2]);
-        let two_images = tokens(&pixels, &[request(0, short), request(1, long)]);
+        let two_images = tokens(&[(0, short), (1, long)]);
         assert_eq!(two_images, [alone[0].clone(), alone[3].clone()]);
-        let crossed = tokens(&pixels, &[request(1, short), request(0, long)]);
+        let crossed = tokens(&[(1, short), (0, long)]);
         assert_eq!(crossed, [alone[2].clone(), alone[1].clone()]);
+        let many = tokens(&[(1, long), (0, long), (0, short), (1, short), (1, long)]);
+        let expected = [3, 1, 0, 2, 3].map(|index: usize| alone[index].clone());
+        assert_eq!(many, expected);
     }
 }
 

@@ -1,5 +1,7 @@
 //! Generation flags, shared by the commands that write text.
 
+use std::collections::BTreeMap;
+
 use crate::generate::GenerationOverrides;
 use crate::task::Preset;
 
@@ -7,7 +9,7 @@ use crate::task::Preset;
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Generation")]
 pub(super) struct GenerationArgs {
-    /// Text before the answer
+    /// Text that the model continues; for vqa with {} where the question goes (once: anything else is an error)
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
     /// Most tokens to generate, the prompt not counted
@@ -46,8 +48,8 @@ pub(super) struct GenerationArgs {
     /// No run of N tokens twice; 0 is off
     #[arg(long, value_name = "N")]
     no_repeat_ngram: Option<usize>,
-    /// Texts an image
-    #[arg(long, value_name = "K")]
+    /// Texts for each image or question, the best first
+    #[arg(long, visible_alias = "num-answers", value_name = "K")]
     num_captions: Option<usize>,
     /// Show tokens as they come (greedy and sampling)
     #[arg(long)]
@@ -64,7 +66,7 @@ pub(super) struct GenerationArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BatchSize(pub Option<usize>);
 
-fn parse_batch_size(text: &str) -> Result<BatchSize, String> {
+pub(super) fn parse_batch_size(text: &str) -> Result<BatchSize, String> {
     match text {
         "auto" => Ok(BatchSize(None)),
         _ => match text.parse() {
@@ -75,6 +77,59 @@ fn parse_batch_size(text: &str) -> Result<BatchSize, String> {
 }
 
 impl GenerationArgs {
+    /// The flags that were given, as far as texts depend on them, for the record of a run.
+    pub(super) fn given(&self) -> BTreeMap<String, String> {
+        // Every field by name, so that a new one is not forgotten here.
+        let Self {
+            prompt,
+            max_new_tokens,
+            min_new_tokens,
+            beams,
+            length_penalty,
+            early_stopping,
+            sample,
+            temperature,
+            top_k,
+            top_p,
+            seed,
+            repetition_penalty,
+            no_repeat_ngram,
+            num_captions,
+            stream: _,
+            batch_size: _,
+            preset,
+        } = self;
+        fn text(value: &Option<impl ToString>) -> Option<String> {
+            value.as_ref().map(ToString::to_string)
+        }
+        let on = |flag: &bool| flag.then(|| "on".to_owned());
+        [
+            ("--prompt", prompt.clone()),
+            ("--max-new-tokens", text(max_new_tokens)),
+            ("--min-new-tokens", text(min_new_tokens)),
+            ("--beams", text(beams)),
+            ("--length-penalty", text(length_penalty)),
+            ("--early-stopping", on(early_stopping)),
+            ("--sample", on(sample)),
+            ("--temperature", text(temperature)),
+            ("--top-k", text(top_k)),
+            ("--top-p", text(top_p)),
+            ("--seed", text(seed)),
+            ("--repetition-penalty", text(repetition_penalty)),
+            ("--no-repeat-ngram", text(no_repeat_ngram)),
+            ("--num-captions", text(num_captions)),
+            ("--preset", Some(format!("{preset:?}").to_lowercase())),
+        ]
+        .into_iter()
+        .filter_map(|(flag, value)| Some((flag.to_owned(), value?)))
+        .collect()
+    }
+
+    /// Texts an image, if that was given.
+    pub(super) fn num_captions(&self) -> Option<usize> {
+        self.num_captions
+    }
+
     /// The flags that were given.
     pub(super) fn overrides(&self) -> GenerationOverrides {
         // Beams and sampling exclude each other: whichever is asked for wins over a preset's or checkpoint's other.

@@ -4,6 +4,9 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::image::{DecodePolicy, ImageError, Rgb8Image, decode, decode_file};
+use crate::task;
+
 /// File name extensions, in lower case, that mark an image in a folder. A file that is named itself is
 /// taken whatever it is called.
 pub const EXTENSIONS: [&str; 16] = [
@@ -21,6 +24,30 @@ pub struct ImageInput {
     pub name: String,
     /// Where its bytes are.
     pub source: ImageSource,
+}
+
+impl ImageInput {
+    /// What the model runs it from.
+    pub fn to_source(&self) -> task::ImageSource {
+        match &self.source {
+            ImageSource::Path(path) => task::ImageSource::File(path.clone()),
+            ImageSource::Bytes(bytes) => task::ImageSource::Bytes {
+                name: self.name.clone(),
+                bytes: bytes.as_slice().into(),
+            },
+        }
+    }
+
+    /// Reads the image as `policy` has it.
+    ///
+    /// # Errors
+    /// A file that is missing, unreadable or no image.
+    pub fn decode(&self, policy: DecodePolicy) -> Result<Rgb8Image, ImageError> {
+        match &self.source {
+            ImageSource::Path(path) => decode_file(path, policy),
+            ImageSource::Bytes(bytes) => decode(bytes, &self.name, policy),
+        }
+    }
 }
 
 /// Where an image's bytes are.
@@ -219,7 +246,7 @@ impl Found {
     }
 }
 
-fn has_image_extension(path: &Path) -> bool {
+pub fn has_image_extension(path: &Path) -> bool {
     let extension = path.extension().and_then(OsStr::to_str);
     extension.is_some_and(|extension| {
         EXTENSIONS

@@ -1,12 +1,25 @@
 //! The command line: one file a subcommand. The only place that prints, blocks, or exits.
 
+mod arrays;
 mod caption;
+mod convert;
 mod devices;
+mod embed;
+mod explain;
 mod generation;
+mod in_order;
 mod inputs;
 mod inspect;
+mod match_;
 mod output;
+mod pairs;
 mod parity;
+mod part_file;
+mod pull;
+mod results;
+mod retrieval;
+mod retrieve;
+mod vqa;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,7 +35,7 @@ use output::{Output, load_progress};
 /// Exit code for "something failed; the rest was done".
 const FAILED: u8 = 1;
 
-/// BLIP-2 on any GPU: captions from WGSL kernels, without Python or CUDA.
+/// BLIP-2 on any GPU: captions and answers from WGSL kernels, without Python or CUDA.
 #[derive(Debug, Parser)]
 #[command(
     name = "blip2-wgpu",
@@ -40,8 +53,14 @@ struct Cli {
 /// Flags that every command takes.
 #[derive(Debug, Clone, clap::Args)]
 struct Shared {
-    /// Checkpoint: a folder in the Hugging Face layout, or demo (the default), the model in this program
-    #[arg(long, global = true, value_name = "DIR|demo", env = "BLIP2_WGPU_MODEL")]
+    /// Checkpoint: a folder in the Hugging Face layout, a name on the hub (OWNER/NAME), or demo (the default), the
+    /// model in this program
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR|NAME|demo",
+        env = "BLIP2_WGPU_MODEL"
+    )]
     model: Option<PathBuf>,
     /// Adapter: its number in `devices`, part of its name, or auto
     #[arg(
@@ -85,26 +104,57 @@ struct Shared {
 enum Command {
     /// Describe images
     Caption(Box<caption::Args>),
+    /// Make a folder that --model takes from a checkpoint of LAVIS, mmpretrain or transformers
+    Convert(convert::Args),
     /// List adapters, their limits, and the kernels each would use
     #[command(after_help = "Example: blip2-wgpu devices --json")]
     Devices,
+    /// Write features of images or texts to a file
+    Embed(Box<embed::Args>),
     /// Show a checkpoint's configuration, parameters and memory need
     Inspect(inspect::Args),
+    /// Score how well images and texts go together
+    Match(Box<match_::Args>),
+    /// Find the best texts for images, or images for texts
+    Retrieve(Box<retrieve::Args>),
     /// Compare every stage with a reference dump of transformers
     Parity(parity::Args),
+    /// Answer questions about images
+    Vqa(Box<vqa::Args>),
+    /// Fetch a checkpoint from the Hugging Face Hub, or the rest of it
+    Pull(pull::Args),
+}
+
+impl Command {
+    /// Whether it works with the checkpoint of `--model`.
+    fn takes_model(&self) -> bool {
+        !matches!(
+            self,
+            Self::Convert(_) | Self::Devices | Self::Inspect(_) | Self::Parity(_) | Self::Pull(_)
+        )
+    }
 }
 
 /// Runs the program on the process's arguments.
 #[must_use]
 pub fn run() -> ExitCode {
-    let cli = Cli::parse(); // wrong usage exits with 2 here
+    let mut cli = Cli::parse(); // wrong usage exits with 2 here
     let output = Output::new(&cli.shared);
     let result = pollster::block_on(async {
+        if cli.command.takes_model() {
+            cli.shared.find_model(&output)?;
+        }
         match &cli.command {
             Command::Caption(args) => caption::run(&cli.shared, args, &output).await,
+            Command::Convert(args) => convert::run(args, &output),
             Command::Devices => devices::run(&cli.shared, &output).await,
+            Command::Embed(args) => embed::run(&cli.shared, args, &output).await,
             Command::Inspect(args) => inspect::run(&cli.shared, args, &output).await,
+            Command::Match(args) => match_::run(&cli.shared, args, &output).await,
+            Command::Retrieve(args) => retrieve::run(&cli.shared, args, &output).await,
             Command::Parity(args) => parity::run(&cli.shared, args, &output).await,
+            Command::Pull(args) => pull::run(args, &output),
+            Command::Vqa(args) => vqa::run(&cli.shared, args, &output).await,
         }
     });
     match result {
@@ -126,6 +176,16 @@ impl Shared {
             cache_dir: cache_dir(),
             max_part_bytes: None,
         })
+    }
+
+    /// Turns a name on the hub into the folder of its checkpoint.
+    fn find_model(&mut self, output: &Output) -> Result<(), Error> {
+        if let Some(model) = self.model.as_deref()
+            && model != Path::new(DEMO)
+        {
+            self.model = Some(pull::resolve(model, output)?);
+        }
+        Ok(())
     }
 
     /// The checkpoint's path; `None` is the demo model that is part of the program.

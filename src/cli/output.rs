@@ -1,8 +1,9 @@
 //! Where words go: results to stdout, all else to stderr; progress only on a terminal.
 
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::Mutex;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use super::{FAILED, Shared};
 
@@ -60,8 +61,17 @@ impl Output {
         to_stderr(format_args!("error: {message}"));
     }
 
+    /// Something that is not as the user may think, unless quiet; on one line.
+    pub(super) fn warning(&self, text: &str) {
+        if !self.quiet {
+            to_stderr(format_args!(
+                "warn: {}",
+                text.replace(char::is_control, " ")
+            ));
+        }
+    }
+
     /// A line to know, unless quiet.
-    #[cfg(feature = "demo-model")]
     pub(super) fn note(&self, text: &str) {
         if !self.quiet {
             to_stderr(format_args!("{text}"));
@@ -79,29 +89,77 @@ impl Output {
         !self.quiet && std::io::stderr().is_terminal()
     }
 
-    /// A bar over `total` items; hidden unless stderr is a terminal.
-    pub(super) fn items(&self, total: usize) -> ProgressBar {
-        if !self.wants_progress() || total < 2 {
-            return ProgressBar::hidden();
+    /// A bar over `total` of `what` ("images") with their rate and the time left; hidden unless stderr is a terminal, and where
+    /// the results themselves go to a terminal and show how far it is.
+    pub(super) fn items(&self, total: usize, what: &'static str, printing: bool) -> ItemsBar {
+        let shown = printing && std::io::stdout().is_terminal();
+        if !self.wants_progress() || total < 2 || shown {
+            return ItemsBar(ProgressBar::hidden());
         }
-        let style = ProgressStyle::with_template("{pos}/{len} {wide_bar} {per_sec} {eta}");
-        // The template is a constant without unknown keys; the default style serves otherwise.
-        ProgressBar::new(total as u64)
-            .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        let style = ProgressStyle::with_template("{pos}/{len} {wide_bar} {rate}, {eta} left");
+        // The template is a constant that can be read; the default style serves otherwise.
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+        let rate = move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+            let _ = write!(text, "{:.1} {what}/s", state.per_sec()); // into memory
+        };
+        let bar = ProgressBar::new(total as u64).with_style(style.with_key("rate", rate));
+        if let Ok(mut shown) = SHOWN.lock() {
+            *shown = Some(bar.clone());
+        }
+        ItemsBar(bar)
     }
+}
+
+/// The bar that is on the terminal, which other lines must not run into.
+static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// A bar, gone when it is dropped.
+pub(super) struct ItemsBar(ProgressBar);
+
+impl std::ops::Deref for ItemsBar {
+    type Target = ProgressBar;
+
+    fn deref(&self) -> &ProgressBar {
+        &self.0
+    }
+}
+
+impl Drop for ItemsBar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+        if let Ok(mut shown) = SHOWN.lock() {
+            *shown = None;
+        }
+    }
+}
+
+/// A score with the digits that an f32 has, not those of the f64 it is written as.
+pub(super) fn digits(score: f32) -> Option<f64> {
+    score.to_string().parse().ok()
 }
 
 /// A line on stderr. There is nowhere left to report that stderr is closed, and `eprintln` would panic.
 fn to_stderr(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let write = || {
+        let _ = writeln!(std::io::stderr(), "{line}");
+    };
+    match SHOWN.lock().ok().and_then(|shown| shown.clone()) {
+        Some(bar) => bar.suspend(write),
+        None => write(),
+    }
 }
 
-/// A bar over the checkpoint's bytes.
+/// A bar over the checkpoint's bytes while it is loaded.
 pub(super) fn load_progress(output: &Output) -> impl FnMut(u64, u64) + Send + use<> {
+    byte_progress(output, "loading")
+}
+
+/// A bar over bytes; `doing` says what is done with them.
+pub(super) fn byte_progress(output: &Output, doing: &str) -> impl FnMut(u64, u64) + Send + use<> {
     let bar = if output.wants_progress() {
-        let style = ProgressStyle::with_template(
-            "loading {bytes}/{total_bytes} {wide_bar} {bytes_per_sec} {eta}",
-        );
+        let style = ProgressStyle::with_template(&format!(
+            "{doing} {{bytes}}/{{total_bytes}} {{wide_bar}} {{bytes_per_sec}} {{eta}}"
+        ));
         ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
     } else {
         ProgressBar::hidden()

@@ -2,13 +2,12 @@
 
 use crate::gpu::{Kernel, Operand, ProgramBuilder, READ, WRITE};
 
-use crate::generate::MAX_END_TOKENS;
-
+use super::row_rules::ROW_RULES;
 use super::word;
 
 static ADVANCE: Kernel = Kernel {
     name: "advance",
-    wgsl: &[include_str!("../../shaders/advance.wgsl")],
+    wgsl: &[ROW_RULES, include_str!("../../shaders/advance.wgsl")],
     bindings: &[READ, READ, WRITE, WRITE, WRITE, WRITE, WRITE],
 };
 
@@ -17,8 +16,10 @@ static ADVANCE: Kernel = Kernel {
 pub struct Advance<'a> {
     /// [`super::Choice`] of each row.
     pub choices: &'a wgpu::Buffer,
-    /// Greatest number of new tokens of each row, u32.
-    pub stop: &'a wgpu::Buffer,
+    /// Each row's rules ([`super::write_row_rules`]), `[rows, rules_stride]`.
+    pub rules: &'a wgpu::Buffer,
+    /// Columns of `rules`.
+    pub rules_stride: usize,
     /// `(sequence, position)` of each row.
     pub row_info: &'a wgpu::Buffer,
     /// `(history length, new tokens)` of each row.
@@ -33,10 +34,6 @@ pub struct Advance<'a> {
     pub rows: usize,
     /// Columns of `history`.
     pub history_stride: usize,
-    /// Written for finished rows.
-    pub pad_token: u32,
-    /// Tokens that end a row, at most [`MAX_END_TOKENS`].
-    pub end_tokens: &'a [u32],
 }
 
 #[repr(C)]
@@ -44,29 +41,24 @@ pub struct Advance<'a> {
 struct Params {
     rows: u32,
     history_stride: u32,
-    pad_token: u32,
-    end_tokens: u32,
-    end_token: [u32; MAX_END_TOKENS],
+    rules_stride: u32,
+    pad: u32,
 }
 
 /// Appends each row's chosen token, moves it to its next position, ends it at an end token or its greatest length.
 pub fn advance(program: &mut ProgramBuilder, inputs: &Advance) {
-    let mut end_token = [0; MAX_END_TOKENS];
-    let count = inputs.end_tokens.len().min(MAX_END_TOKENS);
-    end_token[..count].copy_from_slice(&inputs.end_tokens[..count]);
     program.dispatch(
         &ADVANCE,
         vec![],
         &Params {
             rows: word(inputs.rows),
             history_stride: word(inputs.history_stride),
-            pad_token: inputs.pad_token,
-            end_tokens: word(count),
-            end_token,
+            rules_stride: word(inputs.rules_stride),
+            pad: 0,
         },
         [
             inputs.choices,
-            inputs.stop,
+            inputs.rules,
             inputs.row_info,
             inputs.row_state,
             inputs.tokens,
@@ -82,7 +74,9 @@ pub fn advance(program: &mut ProgramBuilder, inputs: &Advance) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generate::GenerationOptions;
     use crate::gpu::{ActivationPool, Gpu};
+    use crate::kernels::row_rules::rules_of;
     use crate::kernels::testing::gpus;
     use crate::kernels::{Choice, INACTIVE};
 
@@ -103,11 +97,24 @@ mod tests {
     fn rows_go_on_end_and_stay_ended() {
         for gpu in gpus() {
             let with = |data: &[u32]| gpu.storage_with("state", data).expect("small");
-            // Row 0 goes on, 1 meets an end token, 2 reaches its length, 3 had ended before.
+            // Row 0 goes on (9 ends other rows, not this one), 1 meets an end token, 2 reaches its length, 3 had ended
+            // before.
+            let options = |max_new_tokens, eos_token_ids: &[u32]| GenerationOptions {
+                max_new_tokens,
+                eos_token_ids: eos_token_ids.to_vec(),
+                suppress_tokens: vec![5],
+                ..Default::default()
+            };
+            let (rules, rules_stride) = rules_of(&[
+                options(8, &[2]),
+                options(8, &[2, 9]),
+                options(3, &[]),
+                options(8, &[2, 9]),
+            ]);
             let choices = gpu
                 .storage_with("choices", &[choice(5), choice(9), choice(6), choice(7)])
                 .expect("small");
-            let stop = with(&[8, 8, 3, 8]);
+            let rules = with(&rules);
             let row_info = with(&[0, 40, 1, 41, 2, 42, 3, INACTIVE]);
             let row_state = with(&[4, 0, 4, 1, 4, 2, 4, 1]);
             let tokens = with(&[0; 4]);
@@ -118,7 +125,8 @@ mod tests {
                 &mut program,
                 &Advance {
                     choices: &choices,
-                    stop: &stop,
+                    rules: &rules,
+                    rules_stride,
                     row_info: &row_info,
                     row_state: &row_state,
                     tokens: &tokens,
@@ -126,8 +134,6 @@ mod tests {
                     chosen: &chosen,
                     rows: 4,
                     history_stride: 6,
-                    pad_token: 1,
-                    end_tokens: &[2, 9],
                 },
             );
             let program = program.finish(&ActivationPool::default()).expect("valid");
@@ -146,7 +152,7 @@ mod tests {
             let steps: Vec<[u32; 2]> = read(gpu, &chosen, 9);
             let ids: Vec<u32> = steps[1..].iter().map(|step| step[0]).collect();
             assert_eq!(steps[0][0], 2, "two steps");
-            assert_eq!(ids, [5, 9, 6, 1, 5, 1, 1, 1]);
+            assert_eq!(ids, [5, 9, 6, 0, 5, 0, 0, 0]);
             assert_eq!(f32::from_bits(steps[1][1]), -1.5);
         }
     }

@@ -1,13 +1,14 @@
 //! `log_softmax.wgsl`: logits to log-probabilities.
 
-use crate::gpu::{Activation, Kernel, ProgramBuilder, WRITE};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
+use super::row_rules::ROW_RULES;
 use super::word;
 
 static LOG_SOFTMAX: Kernel = Kernel {
     name: "log_softmax",
-    wgsl: &[include_str!("../../shaders/log_softmax.wgsl")],
-    bindings: &[WRITE],
+    wgsl: &[ROW_RULES, include_str!("../../shaders/log_softmax.wgsl")],
+    bindings: &[WRITE, READ],
 };
 
 #[repr(C)]
@@ -16,11 +17,17 @@ struct Params {
     rows: u32,
     vocab: u32,
     logits_stride: u32,
-    logits_offset: u32,
+    rules_stride: u32,
 }
 
-/// `logits −= ln Σ exp(logits)` for each row, in place.
-pub fn log_softmax(program: &mut ProgramBuilder, logits: &Activation) {
+/// `logits −= ln Σ exp(logits)` in place, for each row whose `rules` (`[rows, rules_stride]`, see
+/// [`super::write_row_rules`]) work on log-probabilities.
+pub fn log_softmax(
+    program: &mut ProgramBuilder,
+    logits: &Activation,
+    rules: &wgpu::Buffer,
+    rules_stride: usize,
+) {
     program.dispatch(
         &LOG_SOFTMAX,
         vec![],
@@ -28,9 +35,9 @@ pub fn log_softmax(program: &mut ProgramBuilder, logits: &Activation) {
             rows: word(logits.rows),
             vocab: word(logits.columns),
             logits_stride: word(logits.columns),
-            logits_offset: 0,
+            rules_stride: word(rules_stride),
         },
-        vec![logits.operand()],
+        vec![logits.operand(), Operand::from(rules)],
         [word(logits.rows), 1, 1],
     );
 }
@@ -38,21 +45,30 @@ pub fn log_softmax(program: &mut ProgramBuilder, logits: &Activation) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generate::GenerationOptions;
+    use crate::kernels::row_rules::rules_of;
     use crate::kernels::testing::{Random, assert_close, gpus, run, upload};
 
     #[test]
-    fn equals_its_twin() {
+    fn equals_its_twin_where_rows_ask_for_it() {
+        let with_beams = |num_beams| GenerationOptions {
+            num_beams,
+            ..Default::default()
+        };
+        let (rules, rules_stride) = rules_of(&[3, 1, 2].map(with_beams));
         for gpu in gpus() {
+            let rules = gpu.storage_with("rules", &rules).expect("small");
             for vocab in [1, 3, 256, 1031] {
-                let logits: Vec<f32> = Random(8).vec(2 * vocab).iter().map(|v| v * 40.0).collect();
-                let x = upload(gpu, &logits, 2, vocab);
+                let logits: Vec<f32> = Random(8).vec(3 * vocab).iter().map(|v| v * 40.0).collect();
+                let x = upload(gpu, &logits, 3, vocab);
                 let ours = run(gpu, |program| {
-                    log_softmax(program, &x);
+                    log_softmax(program, &x, &rules, rules_stride);
                     x.clone()
                 });
                 let mut twin = logits.clone();
-                twin.chunks_mut(vocab)
-                    .for_each(crate::generate::log_softmax);
+                for row in [0, 2] {
+                    crate::generate::log_softmax(&mut twin[row * vocab..][..vocab]);
+                }
                 assert_close(&ours, &twin, 1e-6, &format!("{vocab}"));
             }
         }

@@ -8,15 +8,22 @@ mod advance;
 mod argmax;
 mod attention;
 mod attention_cached;
+mod attention_weights;
 mod copy;
+mod copy_rows;
 mod embed_patches;
 mod embed_tokens;
 mod gather_rows;
 mod layer_norm;
 mod linear;
 mod log_softmax;
+mod max_over_queries;
+mod mean_rows;
+mod merge_top_k;
+mod normalize_rows;
 mod patchify;
 mod process_logits;
+mod row_rules;
 mod store_kv;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -29,7 +36,11 @@ pub use attention::{
     self_attention,
 };
 pub use attention_cached::{CachedAttention, attention_cached};
+pub use attention_weights::{
+    AttentionWeights, attention_weights, tap_attention, tap_attention_cached,
+};
 pub use copy::{copy, tap};
+pub use copy_rows::{GroupRows, copy_rows, join_rows, rows_of_groups};
 pub use embed_patches::embed_patches;
 pub use embed_tokens::{EmbedTokens, INACTIVE, VISUAL, embed_tokens};
 pub use gather_rows::gather_rows;
@@ -39,8 +50,13 @@ pub use linear::{
     matmul_variant, matmul_with, matvec_variant, matvec_with,
 };
 pub use log_softmax::log_softmax;
+pub use max_over_queries::max_over_queries;
+pub use mean_rows::mean_rows;
+pub use merge_top_k::{Candidate, MAX_KEPT, NO_CANDIDATE, merge_top_k};
+pub use normalize_rows::normalize_rows;
 pub use patchify::{patch_columns, patchify};
 pub use process_logits::{ProcessLogits, process_logits};
+pub use row_rules::{row_rules_words, write_row_rules};
 pub use store_kv::{KvLayer, Pages, store_kv};
 pub use top_k::{MAX_TOP_K, top_k};
 

@@ -6,6 +6,7 @@ mod layers;
 mod opt;
 mod positions;
 mod qformer;
+mod retrieval;
 mod tensors;
 mod vit;
 
@@ -13,6 +14,7 @@ pub use blip2::Blip2Model;
 pub use config::Blip2Config;
 pub use opt::{KvCache, Opt};
 pub use positions::interpolate_positions;
-pub use qformer::QFormer;
+pub use qformer::{QFormer, TextBranch, Texts};
+pub use retrieval::RetrievalModel;
 pub use tensors::{Component, TensorSpec};
 pub use vit::Vit;

@@ -8,12 +8,16 @@
 use crate::gpu::{Activation, GpuError, ProgramBuilder};
 use crate::kernels::{
     Activate, Attention, Heads, LayerNorm, Linear, View, attention, gather_rows, layer_norm,
-    linear, linear_into, self_attention, tap,
+    linear, linear_into, self_attention, tap, tap_attention,
 };
 use crate::weights::{UploadError, Uploader};
 
 use super::config::QFormerConfig;
 use super::layers::{load_layer_norm, load_linear, load_stacked};
+
+mod text;
+
+pub use text::{TextBranch, Texts};
 
 /// The Q-Former's weights, queries included.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ struct Layer {
 
 #[derive(Debug)]
 struct CrossAttention {
+    /// The layer it is in.
+    layer: usize,
     query: Linear,
     /// Keys and values of the image tokens, stacked: `[2 · hidden, image width]`.
     key_value: Linear,
@@ -51,7 +57,7 @@ struct Residual {
 }
 
 impl QFormer {
-    /// Uploads `query_tokens` and the tensors below `qformer.` that queries use (no text branch).
+    /// Uploads `query_tokens` and the tensors below `qformer.` that queries use; [`TextBranch`] has the others.
     ///
     /// # Errors
     /// A missing or misshapen tensor, or no room on the device.
@@ -88,6 +94,12 @@ impl QFormer {
         self.query_tokens.rows
     }
 
+    /// Width of a query.
+    #[must_use]
+    pub fn hidden_size(&self) -> usize {
+        self.query_tokens.columns
+    }
+
     /// `image_tokens` `[batch · tokens, image width]` → `[batch · queries, hidden]`.
     ///
     /// # Errors
@@ -98,35 +110,49 @@ impl QFormer {
         image_tokens: &Activation,
         batch: usize,
     ) -> Result<Activation, GpuError> {
-        let queries = self.queries();
-        let gpu = program.gpu();
-        let repeat: Vec<u32> = (0..batch).flat_map(|_| 0..queries as u32).collect();
-        let repeat = gpu.storage_with("query index", &repeat)?;
-        let lengths = |keys: usize| gpu.storage_with("key_lengths", &vec![keys as u32; batch]);
-        let query_lengths = lengths(queries)?;
-        let image_lengths = lengths(image_tokens.rows / batch)?;
-
-        let repeated = gather_rows(program, &self.query_tokens, &repeat, batch * queries);
-        let mut hidden = layer_norm(program, &repeated, &self.layernorm);
+        let query_lengths = equal_lengths(program, batch, self.queries())?;
+        let image_lengths = equal_lengths(program, batch, image_tokens.rows / batch)?;
+        let mut hidden = self.query_embeddings(program, batch)?;
         tap(program, &hidden, || "qformer.embeddings".into());
         for (index, layer) in self.layers.iter().enumerate() {
             hidden = self.self_attention(program, layer, &hidden, batch, &query_lengths);
-            if let Some(cross) = &layer.cross_attention {
-                hidden = self.cross_attention(
-                    program,
-                    cross,
-                    &hidden,
-                    image_tokens,
-                    batch,
-                    &image_lengths,
-                );
-            }
-            let inner = linear(program, &hidden, &layer.intermediate_query, self.activate);
-            hidden = layer.output_query.add(program, &inner, &hidden);
+            hidden = self.read_image(program, layer, &hidden, image_tokens, batch, &image_lengths);
             tap(program, &hidden, || format!("qformer.layer.{index}"));
         }
         tap(program, &hidden, || "qformer.output".into());
         Ok(hidden)
+    }
+
+    /// The learned queries `batch` times, normed: `[batch · queries, hidden]`.
+    fn query_embeddings(
+        &self,
+        program: &mut ProgramBuilder,
+        batch: usize,
+    ) -> Result<Activation, GpuError> {
+        let queries = self.queries();
+        let repeat: Vec<u32> = (0..batch).flat_map(|_| 0..queries as u32).collect();
+        let repeat = program.gpu().storage_with("query index", &repeat)?;
+        let repeated = gather_rows(program, &self.query_tokens, &repeat, batch * queries);
+        Ok(layer_norm(program, &repeated, &self.layernorm))
+    }
+
+    /// What follows a layer's self-attention for the rows of queries: cross-attention where it has one, and the mlp.
+    fn read_image(
+        &self,
+        program: &mut ProgramBuilder,
+        layer: &Layer,
+        hidden: &Activation,
+        image_tokens: &Activation,
+        images: usize,
+        image_lengths: &wgpu::Buffer,
+    ) -> Activation {
+        let mut hidden = hidden.clone();
+        if let Some(cross) = &layer.cross_attention {
+            hidden =
+                self.cross_attention(program, cross, &hidden, image_tokens, images, image_lengths);
+        }
+        let inner = linear(program, &hidden, &layer.intermediate_query, self.activate);
+        layer.output_query.add(program, &inner, &hidden)
     }
 
     fn self_attention(
@@ -153,29 +179,40 @@ impl QFormer {
     ) -> Activation {
         let query = linear(program, hidden, &cross.query, Activate::Identity); // [batch · queries, width]
         let key_value = linear(program, image_tokens, &cross.key_value, Activate::Identity); // [batch · tokens, 2 · width]
-        let context = attention(
-            program,
-            &Attention {
-                q: View {
-                    of: &query,
-                    column: 0,
-                },
-                k: View {
-                    of: &key_value,
-                    column: 0,
-                },
-                v: View {
-                    of: &key_value,
-                    column: hidden.columns,
-                },
-                key_lengths,
-                batch,
-                heads: self.heads,
-                scale: self.heads.scale(),
+        let inputs = Attention {
+            q: View {
+                of: &query,
+                column: 0,
             },
-        );
+            k: View {
+                of: &key_value,
+                column: 0,
+            },
+            v: View {
+                of: &key_value,
+                column: hidden.columns,
+            },
+            key_lengths,
+            batch,
+            heads: self.heads,
+            scale: self.heads.scale(),
+        };
+        let context = attention(program, &inputs);
+        tap_attention(program, &inputs, || {
+            format!("qformer.layer.{}.cross_attention", cross.layer)
+        });
         cross.output.add(program, &context, hidden)
     }
+}
+
+/// The same number of keys for each batch item.
+fn equal_lengths(
+    program: &ProgramBuilder,
+    batch: usize,
+    keys: usize,
+) -> Result<wgpu::Buffer, GpuError> {
+    let lengths = vec![keys as u32; batch];
+    program.gpu().storage_with("key_lengths", &lengths)
 }
 
 impl Residual {
@@ -220,7 +257,7 @@ impl Layer {
             )
             .await?,
             cross_attention: if config.has_cross_attention(index) {
-                Some(CrossAttention::load(uploader, config, &name).await?)
+                Some(CrossAttention::load(uploader, config, index).await?)
             } else {
                 None
             },
@@ -241,22 +278,18 @@ impl CrossAttention {
     async fn load(
         uploader: &mut Uploader<'_>,
         config: &QFormerConfig,
-        layer: &str,
+        layer: usize,
     ) -> Result<Self, UploadError> {
         let hidden = config.hidden_size;
-        let projection = |kind: &str| format!("{layer}.crossattention.attention.{kind}");
+        let name = format!("qformer.encoder.layer.{layer}.crossattention");
+        let projection = |kind: &str| format!("{name}.attention.{kind}");
         let (query, key, value) = (projection("query"), projection("key"), projection("value"));
         let image_width = config.encoder_hidden_size;
         Ok(Self {
+            layer,
             query: load_linear(uploader, &query, hidden, hidden).await?,
             key_value: load_stacked(uploader, &[&key, &value], hidden, image_width).await?,
-            output: Residual::load(
-                uploader,
-                &format!("{layer}.crossattention.output"),
-                config,
-                hidden,
-            )
-            .await?,
+            output: Residual::load(uploader, &format!("{name}.output"), config, hidden).await?,
         })
     }
 }

@@ -1,19 +1,17 @@
-//! The three ways of choosing tokens, over one session: greedy (on the device), beams and sampling (on the host,
-//! from each row's best candidates).
+//! One turn of decoding all active jobs: several greedy steps in one submit, or one step whose tokens the host chooses.
 
 use std::time::{Duration, Instant};
 
 use crate::Error;
-use crate::generate::{
-    BeamSearch, Candidate, Generated, GenerationOptions, RandomStream, Row, Warp, sample,
-};
-use crate::gpu::{Activation, Gpu};
+use crate::gpu::Gpu;
 use crate::kernels::INACTIVE;
 use crate::model::Blip2Model;
 
 use super::Timings;
-use super::session::{Prompt, Session};
-use super::tails::{CandidateTail, GreedyTail};
+use super::job::Job;
+use super::queue::Event;
+use super::session::{Session, TableRow};
+use super::tails::{RowScores, TailKey};
 
 /// Steps recorded into one submit at most: what a finished text may waste.
 pub(super) const MAX_WINDOW: usize = 8;
@@ -21,397 +19,223 @@ pub(super) const MAX_WINDOW: usize = 8;
 /// Work to put into one submit: enough to hide the round trip, short enough to stream.
 const WINDOW_TIME: Duration = Duration::from_millis(20);
 
-/// One text to generate.
-#[derive(Debug, Clone)]
-pub(super) struct Job {
-    pub prompt: Prompt,
-    /// Ids that the score processors count as already said.
-    pub history: Vec<u32>,
-    /// Index of this job's first physical cache row.
-    pub first_cache_row: usize,
+/// What the device knows of the active jobs.
+#[derive(Debug, Default)]
+pub(super) struct DeviceRows {
+    tables: Tables,
+    /// Steps of the next greedy window.
+    window: usize,
 }
 
-/// Hears each token as it is chosen: job, alternative, token.
-pub(super) type OnToken<'a> = dyn FnMut(usize, usize, u32) + Send + 'a;
+impl DeviceRows {
+    /// Notes that other jobs are active now.
+    pub(super) fn forget(&mut self) {
+        self.tables = Tables::Stale;
+    }
+}
+
+/// The state of the tables on the device.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Tables {
+    /// They hold other rows.
+    #[default]
+    Stale,
+    /// They hold the running rows; what changes with each token is written at each step.
+    Rows,
+    /// The device itself has kept everything up to date.
+    All,
+}
 
 /// What every way of decoding needs.
 pub(super) struct Decoder<'a> {
     pub gpu: &'a Gpu,
     pub model: &'a Blip2Model,
     pub session: &'a mut Session,
-    pub visual: &'a Activation,
-    pub jobs: &'a [Job],
-    pub options: &'a GenerationOptions,
     pub timings: &'a mut Timings,
 }
 
-/// Sequences that one job decodes side by side.
-pub(super) fn rows_per_job(options: &GenerationOptions) -> usize {
-    if options.num_beams > 1 {
-        options.num_beams
-    } else {
-        options.num_return_sequences
-    }
-}
-
-/// Physical cache rows of a job: its prompt once, then a row a step for each of its sequences.
-pub(super) fn cache_rows(prompt: &Prompt, options: &GenerationOptions) -> usize {
-    prompt.len() + options.max_new_tokens * rows_per_job(options)
-}
+/// A job that has ended at this turn, by its index among the active ones.
+pub(super) type Ended = (usize, Result<(), Error>);
 
 impl Decoder<'_> {
-    /// Generates for every job; the best text first.
+    /// Prefills `jobs` and chooses their first tokens.
     ///
     /// # Errors
-    /// The device failed, or the model's scores leave no choice.
-    pub(super) async fn generate(
+    /// The device failed.
+    pub(super) async fn prefill(
         &mut self,
-        on_token: &mut OnToken<'_>,
-    ) -> Result<Vec<Vec<Generated>>, Error> {
-        if self.options.max_new_tokens == 0 {
-            return Ok(vec![Vec::new(); self.jobs.len()]);
-        }
-        if self.options.num_beams > 1 {
-            self.beams().await
-        } else if self.options.do_sample {
-            self.sampling(on_token).await
+        jobs: &mut [Job],
+        events: &mut Vec<Event>,
+    ) -> Result<Vec<Ended>, Error> {
+        let started = Instant::now();
+        let prefill = self.session.prefill(self.gpu, self.model, jobs)?;
+        let key = TailKey::of(jobs, prefill.prompts, true, self.model.opt.vocabulary());
+        let tail = self.session.candidate_tail(self.gpu, key)?;
+        let mut encoder = self.new_encoder();
+        prefill.program.encode(&mut encoder);
+        let scores = tail.submit_and_read(self.gpu, encoder).await?;
+        self.timings.prefill += started.elapsed();
+        let each_its_row = jobs.iter_mut().zip(scores.chunks(1)).enumerate();
+        let ended = each_its_row.filter_map(|(index, (job, row))| ended(index, job, row, events));
+        Ok(ended.collect())
+    }
+
+    /// Decodes the next tokens of all `jobs`.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub(super) async fn decode(
+        &mut self,
+        jobs: &mut [Job],
+        device: &mut DeviceRows,
+        events: &mut Vec<Event>,
+    ) -> Result<Vec<Ended>, Error> {
+        let started = Instant::now();
+        let running: usize = jobs.iter().map(|job| job.running().count()).sum();
+        let rows = running.next_power_of_two().min(self.session.shape.rows);
+        let steps_before = self.timings.steps;
+        let ended = if jobs.iter().all(Job::is_greedy) {
+            self.greedy_window(jobs, rows, device, events).await?
         } else {
-            self.greedy(on_token).await
+            self.step(jobs, rows, device, events).await?
+        };
+        if !ended.is_empty() {
+            device.forget(); // rows move up
         }
+        let elapsed = started.elapsed();
+        device.window = next_window(self.timings.steps - steps_before, elapsed);
+        self.timings.decode += elapsed;
+        Ok(ended)
     }
 
     /// Greedy: argmax, stop rule and the next input stay on the device; the host reads what was chosen.
-    async fn greedy(&mut self, on_token: &mut OnToken<'_>) -> Result<Vec<Vec<Generated>>, Error> {
-        let tail = GreedyTail::record(self.gpu, self.session, self.options)?;
-        let sequences = Sequences::new(self.jobs, 1);
-        sequences.write_pages(self.gpu, self.session);
-        // Where each prompt ends: `advance` moves on from there.
-        let ends: Vec<[u32; 2]> = (0..)
-            .zip(self.jobs)
-            .map(|(row, job)| [row, job.prompt.len() as u32 - 1])
-            .collect();
-        self.gpu.write(&self.session.pages.row_info, 0, &ends);
-        self.write_job_histories();
-        tail.write_stops(self.gpu, self.options.max_new_tokens, self.jobs.len());
-
-        let mut rows: Vec<Row> = self.jobs.iter().map(|_| Row::new(self.options)).collect();
-        let prefill = self.prefill(1)?;
-        let mut encoder = self
-            .gpu
-            .device()
-            .create_command_encoder(&Default::default());
-        prefill.program.encode(&mut encoder);
-        let mut window = 1;
-        let mut is_prefill = true;
+    async fn greedy_window(
+        &mut self,
+        jobs: &mut [Job],
+        rows: usize,
+        device: &mut DeviceRows,
+        events: &mut Vec<Event>,
+    ) -> Result<Vec<Ended>, Error> {
+        let key = TailKey::of(jobs, rows, false, self.model.opt.vocabulary());
+        let program = self.session.decode(self.gpu, self.model, rows)?;
+        let tail = self.session.greedy_tail(self.gpu, key)?;
+        if device.tables != Tables::All {
+            let table_rows: Vec<TableRow> = jobs.iter().map(|job| (job, 0)).collect();
+            self.session.decoding.write(self.gpu, &table_rows);
+            self.write_inputs(&table_rows, rows);
+            device.tables = Tables::All;
+        }
+        let longest = jobs.iter().map(Job::tokens_left).max().unwrap_or(1);
+        let window = device.window.clamp(1, longest.min(MAX_WINDOW));
+        let mut encoder = self.new_encoder();
         tail.begin(&mut encoder);
-        tail.encode(&mut encoder);
-        loop {
-            let started = Instant::now();
-            let chosen = tail.submit_and_read(self.gpu, encoder, window).await?;
-            self.count_time(is_prefill, window, started.elapsed());
-            for step in chosen {
-                for (job, (row, (token, log_probability))) in rows.iter_mut().zip(step).enumerate()
-                {
-                    if !row.is_done() {
-                        row.push(token, log_probability);
-                        on_token(job, 0, token);
-                    }
+        for _ in 0..window {
+            program.encode(&mut encoder);
+            tail.encode(&mut encoder);
+        }
+        let chosen = tail.submit_and_read(self.gpu, encoder, window).await?;
+        self.timings.steps += window;
+        let mut all_ended = Vec::new();
+        for (index, job) in jobs.iter_mut().enumerate() {
+            for step in &chosen {
+                let (token, log_probability) = step[index];
+                match job.push_greedy(token, log_probability, events) {
+                    Ok(false) => continue,
+                    Ok(true) => all_ended.push((index, Ok(()))),
+                    Err(error) => all_ended.push((index, Err(error.into()))),
                 }
-            }
-            if rows.iter().all(Row::is_done) {
-                return Ok(rows.into_iter().map(|row| vec![row.finish()]).collect());
-            }
-            // The prefill says little about a step: the first window of steps is one step.
-            window = if is_prefill {
-                1
-            } else {
-                next_window(window, started.elapsed())
-            };
-            is_prefill = false;
-            encoder = self
-                .gpu
-                .device()
-                .create_command_encoder(&Default::default());
-            tail.begin(&mut encoder);
-            for _ in 0..window {
-                self.session.decode.encode(&mut encoder);
-                tail.encode(&mut encoder);
+                break;
             }
         }
+        Ok(all_ended)
     }
 
-    /// Beam search: the host keeps the beams; the page table follows their ancestry, no cache row is copied.
-    async fn beams(&mut self) -> Result<Vec<Vec<Generated>>, Error> {
-        let beams = self.options.num_beams;
-        let mut searches = self
-            .jobs
+    /// One step of all rows; the host chooses from each row's candidates.
+    async fn step(
+        &mut self,
+        jobs: &mut [Job],
+        rows: usize,
+        device: &mut DeviceRows,
+        events: &mut Vec<Event>,
+    ) -> Result<Vec<Ended>, Error> {
+        let key = TailKey::of(jobs, rows, false, self.model.opt.vocabulary());
+        let program = self.session.decode(self.gpu, self.model, rows)?;
+        let tail = self.session.candidate_tail(self.gpu, key)?;
+        let table_rows: Vec<TableRow> = jobs
             .iter()
-            .map(|_| BeamSearch::new(self.options))
-            .collect::<Result<Vec<_>, _>>()?;
-        let per_row = searches.first().map_or(0, BeamSearch::candidates_per_beam);
-        let tail =
-            CandidateTail::record(self.gpu, self.session, self.options, Some(per_row), true)?;
-        let mut sequences = Sequences::new(self.jobs, beams);
-        let mut candidates = self.first_candidates(&sequences, &tail).await?;
-        let mut step = 0;
-        loop {
-            for (job, search) in searches.iter_mut().enumerate() {
-                if search.is_done() {
-                    continue;
-                }
-                // After the prefill a job has one row, the same for all of its beams.
-                let rows = if step == 0 {
-                    &candidates[job..=job]
-                } else {
-                    &candidates[job * beams..][..beams]
-                };
-                let next = search.step(rows)?;
-                sequences.follow(job, step, next.iter().map(|beam| (beam.parent, beam.token)));
-            }
-            if searches.iter().all(BeamSearch::is_done) {
-                return Ok(searches.into_iter().map(BeamSearch::finish).collect());
-            }
-            let going: Vec<bool> = searches.iter().map(|search| !search.is_done()).collect();
-            sequences.write_pages(self.gpu, self.session);
-            self.write_step(&sequences, step, &going);
-            candidates = self.step(&tail).await?;
-            step += 1;
-        }
-    }
-
-    /// Sampling: the host draws from each row's candidates.
-    async fn sampling(&mut self, on_token: &mut OnToken<'_>) -> Result<Vec<Vec<Generated>>, Error> {
-        let texts = self.options.num_return_sequences;
-        let warp = Warp::from_options(self.options);
-        let tail = CandidateTail::record(
-            self.gpu,
-            self.session,
-            self.options,
-            warp.candidates_needed(),
-            false,
-        )?;
-        let mut sequences = Sequences::new(self.jobs, texts);
-        // A text's numbers depend on the seed and its number within its job, not on what it is batched with.
-        let mut randoms: Vec<_> = (0..self.jobs.len() * texts)
-            .map(|row| RandomStream::new(self.options.seed, (row % texts) as u64))
+            .flat_map(|job| job.running().map(move |sequence| (job, sequence)))
             .collect();
-        let mut rows: Vec<Row> = randoms.iter().map(|_| Row::new(self.options)).collect();
-        let mut candidates = self.first_candidates(&sequences, &tail).await?;
-        let mut step = 0;
-        loop {
-            for (index, row) in rows.iter_mut().enumerate() {
-                if row.is_done() {
-                    continue;
-                }
-                let from = if step == 0 { index / texts } else { index };
-                let drawn = sample(&warp, &candidates[from], &mut randoms[index])?;
-                row.push(drawn.token, drawn.score);
-                sequences.push(index, drawn.token);
-                on_token(index / texts, index % texts, drawn.token);
-            }
-            if rows.iter().all(Row::is_done) {
-                let mut texts_of_jobs = vec![Vec::new(); self.jobs.len()];
-                for (index, row) in rows.into_iter().enumerate() {
-                    texts_of_jobs[index / texts].push(row.finish());
-                }
-                return Ok(texts_of_jobs);
-            }
-            let going: Vec<bool> = rows
-                .chunks(texts)
-                .map(|rows| rows.iter().any(|row| !row.is_done()))
-                .collect();
-            self.write_step(&sequences, step, &going);
-            candidates = self.step(&tail).await?;
-            step += 1;
-        }
-    }
-
-    fn prefill(
-        &mut self,
-        rows_per_job: usize,
-    ) -> Result<std::sync::Arc<super::session::Prefill>, Error> {
-        let prompts: Vec<Prompt> = self.jobs.iter().map(|job| job.prompt.clone()).collect();
-        Ok(self.session.prefill(
-            self.gpu,
-            self.model,
-            self.visual,
-            &prompts,
-            rows_per_job,
-            false,
-        )?)
-    }
-
-    /// Prefill, and the candidates of each job's first token.
-    async fn first_candidates(
-        &mut self,
-        sequences: &Sequences<'_>,
-        tail: &CandidateTail,
-    ) -> Result<Vec<Vec<Candidate>>, Error> {
-        sequences.write_pages(self.gpu, self.session);
-        // The logits of job i are in row i, so its history must be there too.
-        self.write_job_histories();
-        let prefill = self.prefill(sequences.per_job)?;
-        let started = Instant::now();
-        let mut encoder = self
-            .gpu
-            .device()
-            .create_command_encoder(&Default::default());
-        prefill.program.encode(&mut encoder);
-        let candidates = tail.submit_and_read(self.gpu, encoder).await?;
-        self.count_time(true, 1, started.elapsed());
-        Ok(candidates)
-    }
-
-    /// Adds to the timings of prefill or decode.
-    fn count_time(&mut self, is_prefill: bool, steps: usize, elapsed: Duration) {
-        if is_prefill {
-            self.timings.prefill += elapsed;
+        let tables = &self.session.decoding;
+        if device.tables == Tables::Stale {
+            tables.write(self.gpu, &table_rows);
         } else {
-            self.timings.decode += elapsed;
-            self.timings.steps += steps;
-        }
-    }
-
-    /// One decode step of all rows, and each row's candidates.
-    async fn step(&mut self, tail: &CandidateTail) -> Result<Vec<Vec<Candidate>>, Error> {
-        let started = Instant::now();
-        let mut encoder = self
-            .gpu
-            .device()
-            .create_command_encoder(&Default::default());
-        self.session.decode.encode(&mut encoder);
-        let candidates = tail.submit_and_read(self.gpu, encoder).await?;
-        self.count_time(false, 1, started.elapsed());
-        Ok(candidates)
-    }
-
-    /// Writes inputs, positions and histories of the token that step `step` chose for each sequence.
-    fn write_step(&self, sequences: &Sequences<'_>, step: usize, going: &[bool]) {
-        let per_job = sequences.per_job;
-        let tokens: Vec<u32> = sequences
-            .tokens
-            .iter()
-            .map(|tokens| tokens.last().copied().unwrap_or(0))
-            .collect();
-        let row_info: Vec<[u32; 2]> = (0..tokens.len())
-            .map(|row| {
-                let job = row / per_job;
-                let position = (self.jobs[job].prompt.len() + step) as u32;
-                [row as u32, if going[job] { position } else { INACTIVE }]
-            })
-            .collect();
-        self.gpu.write(&self.session.tokens, 0, &tokens);
-        self.gpu.write(&self.session.pages.row_info, 0, &row_info);
-        let histories: Vec<Vec<u32>> = sequences
-            .tokens
-            .iter()
-            .enumerate()
-            .map(|(row, tokens)| [&self.jobs[row / per_job].history, tokens.as_slice()].concat())
-            .collect();
-        let histories: Vec<_> = histories
-            .iter()
-            .zip(&sequences.tokens)
-            .map(|(history, tokens)| (history.as_slice(), tokens.len()))
-            .collect();
-        self.write_history(&histories);
-    }
-
-    /// Writes what each job has said before its first token, a row a job.
-    fn write_job_histories(&self) {
-        let histories: Vec<_> = self
-            .jobs
-            .iter()
-            .map(|job| (job.history.as_slice(), 0))
-            .collect();
-        self.write_history(&histories);
-    }
-
-    /// Rows of `(history, how many of it are new)`, into history and row state.
-    fn write_history(&self, histories: &[(&[u32], usize)]) {
-        let stride = self.session.shape.max_length;
-        let mut words = vec![0; histories.len() * stride];
-        let mut state = Vec::with_capacity(histories.len());
-        for ((history, new), row) in histories.iter().zip(words.chunks_mut(stride)) {
-            row[..history.len()].copy_from_slice(history);
-            state.push([history.len() as u32, *new as u32]);
-        }
-        self.gpu.write(&self.session.history, 0, &words);
-        self.gpu.write(&self.session.row_state, 0, &state);
-    }
-}
-
-/// Tokens and cache rows of the sequences of all jobs, `per_job` a job.
-struct Sequences<'a> {
-    jobs: &'a [Job],
-    per_job: usize,
-    /// Generated tokens of each sequence.
-    tokens: Vec<Vec<u32>>,
-    /// For each sequence and generated token, which of its job's sequences wrote it: the beam's ancestry.
-    writers: Vec<Vec<usize>>,
-}
-
-impl<'a> Sequences<'a> {
-    fn new(jobs: &'a [Job], per_job: usize) -> Self {
-        Self {
-            jobs,
-            per_job,
-            tokens: vec![Vec::new(); jobs.len() * per_job],
-            writers: vec![Vec::new(); jobs.len() * per_job],
-        }
-    }
-
-    /// Appends a token to a sequence.
-    fn push(&mut self, sequence: usize, token: u32) {
-        self.tokens[sequence].push(token);
-        self.writers[sequence].push(sequence % self.per_job);
-    }
-
-    /// Makes each sequence of `job` the continuation of its parent by a token.
-    fn follow(&mut self, job: usize, step: usize, next: impl Iterator<Item = (usize, u32)>) {
-        let first = job * self.per_job;
-        let (tokens, writers): (Vec<_>, Vec<_>) = next
-            .enumerate()
-            .map(|(beam, (parent, token))| {
-                let parent = first + parent;
-                let mut tokens = self.tokens[parent][..step].to_vec();
-                let mut writers = self.writers[parent][..step].to_vec();
-                tokens.push(token);
-                writers.push(beam);
-                (tokens, writers)
-            })
-            .unzip();
-        self.tokens.splice(first..first + self.per_job, tokens);
-        self.writers.splice(first..first + self.per_job, writers);
-    }
-
-    /// Writes the page table: a job's prompt rows are shared by its sequences; the row of generated token `t` is the
-    /// one its writer had at that step. Entries of steps to come are each sequence's own.
-    fn write_pages(&self, gpu: &Gpu, session: &Session) {
-        let max_length = session.shape.max_length;
-        let last = session.cache_rows() as u32 - 1;
-        let mut table = vec![0_u32; self.tokens.len() * max_length];
-        for (sequence, row) in table.chunks_mut(max_length).enumerate() {
-            let job = &self.jobs[sequence / self.per_job];
-            let own = sequence % self.per_job;
-            let prompt = job.prompt.len();
-            for (position, entry) in row.iter_mut().enumerate() {
-                let within = if position < prompt {
-                    position
-                } else {
-                    let step = position - prompt;
-                    let writer = self.writers[sequence].get(step).copied().unwrap_or(own);
-                    prompt + step * self.per_job + writer
-                };
-                *entry = ((job.first_cache_row + within) as u32).min(last);
+            if jobs.iter().any(Job::has_beams) {
+                tables.write_pages(self.gpu, &table_rows);
+            }
+            if key.reads_history() {
+                tables.write_history(self.gpu, &table_rows);
             }
         }
-        gpu.write(&session.pages.page_table, 0, &table);
+        self.write_inputs(&table_rows, rows);
+        let rows_of_jobs: Vec<usize> = jobs.iter().map(|job| job.running().count()).collect();
+        let mut encoder = self.new_encoder();
+        program.encode(&mut encoder);
+        let scores = tail.submit_and_read(self.gpu, encoder).await?;
+        self.timings.steps += 1;
+        let mut rest = scores.as_slice();
+        let mut all_ended = Vec::new();
+        for (index, (job, count)) in jobs.iter_mut().zip(&rows_of_jobs).enumerate() {
+            let (own, others) = rest.split_at(*count);
+            rest = others;
+            all_ended.extend(ended(index, job, own, events));
+        }
+        // A draw that ends one text of several takes its row away.
+        let running: usize = jobs.iter().map(|job| job.running().count()).sum();
+        device.tables = if running == rows_of_jobs.iter().sum::<usize>() {
+            Tables::Rows
+        } else {
+            Tables::Stale
+        };
+        Ok(all_ended)
+    }
+
+    /// Writes inputs and positions of the decode rows, and that those beyond do nothing.
+    fn write_inputs(&self, table_rows: &[TableRow], rows: usize) {
+        let mut tokens = vec![0; rows];
+        let mut row_info = vec![[0, INACTIVE]; rows];
+        for (row, (job, sequence)) in table_rows.iter().enumerate() {
+            tokens[row] = job.input(*sequence);
+            row_info[row] = [row as u32, job.position(*sequence) as u32];
+        }
+        self.gpu.write(&self.session.tokens, 0, &tokens);
+        self.gpu.write(&self.session.row_info, 0, &row_info);
+    }
+
+    fn new_encoder(&self) -> wgpu::CommandEncoder {
+        self.gpu
+            .device()
+            .create_command_encoder(&Default::default())
+    }
+}
+
+/// Has `job` choose from its rows' scores; says so if it has ended thereby.
+fn ended(
+    index: usize,
+    job: &mut Job,
+    rows: &[RowScores],
+    events: &mut Vec<Event>,
+) -> Option<Ended> {
+    let candidates: Result<Vec<_>, _> = rows.iter().map(|row| row.candidates(job)).collect();
+    match candidates.and_then(|candidates| job.choose(&candidates, events)) {
+        Ok(false) => None,
+        Ok(true) => Some((index, Ok(()))),
+        Err(error) => Some((index, Err(error.into()))),
     }
 }
 
 /// As many steps as fit [`WINDOW_TIME`], judged by the window just run.
 fn next_window(window: usize, elapsed: Duration) -> usize {
-    let step = elapsed.as_secs_f64() / window as f64;
+    let step = elapsed.as_secs_f64() / window.max(1) as f64;
     ((WINDOW_TIME.as_secs_f64() / step.max(1e-6)) as usize).clamp(1, MAX_WINDOW)
 }
 

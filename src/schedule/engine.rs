@@ -5,27 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::Error;
-use crate::generate::{Generated, GenerationOptions};
+use crate::generate::GenerationOptions;
 use crate::gpu::{ActivationPool, Gpu, Tap};
 use crate::model::Blip2Model;
 
-use super::decode::{Decoder, Job, OnToken, cache_rows, rows_per_job};
-use super::encode::ImageEncoder;
+use super::encode::{Pixels, VisualEncoder};
+use super::queue::{Queue, Request};
 use super::session::{Prompt, Session, Shape};
-
-/// Batch sizes whose image programs are kept.
-const MAX_ENCODERS: usize = 2;
-
-/// One text to generate.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// Index of its image in the call.
-    pub image: usize,
-    /// Prompt ids, BOS included.
-    pub text: Vec<u32>,
-    /// Ids that the score processors count as already said.
-    pub history: Vec<u32>,
-}
 
 /// How long the parts of the last call took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -38,8 +24,10 @@ pub struct Timings {
     pub prefill: Duration,
     /// All further steps.
     pub decode: Duration,
-    /// Decode steps, each of all sequences of the batch.
+    /// Decode steps, each of all sequences that were active.
     pub steps: usize,
+    /// Images encoded.
+    pub images: usize,
     /// Tokens generated, of all texts.
     pub tokens: usize,
 }
@@ -60,16 +48,16 @@ impl std::fmt::Display for Timings {
     }
 }
 
-/// Runs requests on one device.
+/// A model and its recorded programs. [`Engine::queue`] runs requests through them.
 #[derive(Debug)]
 pub struct Engine {
-    gpu: Gpu,
-    model: Blip2Model,
+    pub(super) gpu: Gpu,
+    pub(super) model: Blip2Model,
     pool: Arc<ActivationPool>,
-    /// One a batch size: their outputs are told apart by their number of rows.
-    encoders: HashMap<usize, ImageEncoder>,
-    session: Option<Session>,
-    timings: Timings,
+    /// By batch size, a power of two.
+    pub(super) encoders: HashMap<usize, VisualEncoder>,
+    pub(super) session: Option<Session>,
+    pub(super) timings: Timings,
 }
 
 impl Engine {
@@ -92,13 +80,18 @@ impl Engine {
         &self.gpu
     }
 
+    /// The model's weights.
+    pub(crate) fn model(&self) -> &Blip2Model {
+        &self.model
+    }
+
     /// Number of logits.
     #[must_use]
     pub fn vocabulary(&self) -> usize {
         self.model.opt.vocabulary()
     }
 
-    /// How long the parts of the last call took.
+    /// How long the parts of the last queue's work took.
     #[must_use]
     pub fn timings(&self) -> Timings {
         self.timings
@@ -137,184 +130,88 @@ impl Engine {
         Ok(())
     }
 
-    /// Encodes `images` (`[3, size, size]` each) and generates for every request; the best text of each first.
-    ///
-    /// # Errors
-    /// A prompt too long, no room on the device, or a failing device.
-    pub async fn generate(
-        &mut self,
-        images: &[Vec<f32>],
-        requests: &[Request],
-        options: &GenerationOptions,
-        on_token: &mut OnToken<'_>,
-    ) -> Result<Vec<Vec<Generated>>, Error> {
-        if requests.is_empty() {
-            return Ok(Vec::new());
-        }
-        self.check_requests(images, requests, options)?;
-        let jobs = self.jobs(requests, options);
-        self.record_encoder(images.len())?;
-        let mut timings = Timings::default();
-        // The encoder stays in its place: a cancelled call must not part it from the prefills that read its rows.
-        let visual = self.encoders[&images.len()]
-            .run(&self.gpu, images, &mut timings)
-            .await?;
-
-        let mut session = self.take_session(&jobs, options)?;
-        let generated = Decoder {
-            gpu: &self.gpu,
-            model: &self.model,
-            session: &mut session,
-            visual: &visual,
-            jobs: &jobs,
-            options,
-            timings: &mut timings,
-        }
-        .generate(on_token)
-        .await?;
-        self.session = Some(session);
-        timings.tokens = generated
-            .iter()
-            .flatten()
-            .map(|text| text.tokens.len())
-            .sum();
-        self.timings = timings;
-        Ok(generated)
+    /// A queue that works on up to `batch` requests at once.
+    pub fn queue(&mut self, batch: usize) -> Queue<'_> {
+        Queue::new(self, batch)
     }
 
-    /// Runs one image and prompt with every stage kept: `(image stages, decoder stages)`.
+    /// Runs one image and prompt with every stage kept: those of the image, then those of the decoder.
     ///
     /// # Errors
-    /// As [`Engine::generate`].
-    pub async fn stages(&mut self, pixels: &[f32], text: &[u32]) -> Result<Vec<Tap>, Error> {
-        let encoder = ImageEncoder::record(&self.gpu, &self.model, 1, &self.pool, true)?;
-        let visual = encoder
-            .run(&self.gpu, &[pixels], &mut Timings::default())
-            .await?;
+    /// A device that fails or has no room.
+    pub async fn stages(&mut self, pixels: &Pixels, text: &[u32]) -> Result<Vec<Tap>, Error> {
+        let encoder = VisualEncoder::record(&self.gpu, &self.model, 1, &self.pool, true)?;
         let prompt = Prompt {
             visual_row: 0,
             visual_count: self.model.qformer.queries(),
             text: text.to_vec(),
         };
-        let length = prompt.len();
-        let shape = Shape::rounded(1, length, length, self.model.opt.max_positions());
-        let mut session = Session::new(&self.gpu, &self.model, shape, &self.pool)?;
-        let table: Vec<u32> = (0..session.shape.max_length as u32).collect();
-        self.gpu.write(&session.pages.page_table, 0, &table);
-        let prefill = session.prefill(&self.gpu, &self.model, &visual, &[prompt], 1, true)?;
-        prefill.program.run(&self.gpu);
+        let shape = Shape {
+            rows: 1,
+            max_length: prompt.len(),
+            cache_rows: prompt.len(),
+            rules_stride: 1,
+            images: 1,
+        };
+        let shape = shape.rounded(self.model.opt.max_positions());
+        let mut session = self.new_session(shape)?;
+        let mut timings = Timings::default();
+        encoder
+            .run(
+                &self.gpu,
+                std::slice::from_ref(pixels),
+                &session.images,
+                &[0],
+                &mut timings,
+            )
+            .await?;
+        let prefill = session.prefill_with_stages(&self.gpu, &self.model, &prompt)?;
         self.gpu.finish("running all stages").await?;
         let stages = encoder.taps().chain(prefill.program.taps());
         Ok(stages.cloned().collect())
     }
 
-    /// Sees to it that there is an encoder for `batch` images. Two sizes are kept: a folder's full batch and its rest.
-    fn record_encoder(&mut self, batch: usize) -> Result<(), Error> {
-        if self.encoders.contains_key(&batch) {
-            return Ok(());
+    /// An empty session.
+    pub(super) fn new_session(&self, shape: Shape) -> Result<Session, Error> {
+        Ok(Session::new(&self.gpu, &self.model, shape, &self.pool)?)
+    }
+
+    /// Sees to it that there is an encoder for `batch` images.
+    pub(super) fn record_encoder(&mut self, batch: usize) -> Result<(), Error> {
+        if !self.encoders.contains_key(&batch) {
+            let encoder = VisualEncoder::record(&self.gpu, &self.model, batch, &self.pool, false)?;
+            self.encoders.insert(batch, encoder);
         }
-        if self.encoders.len() >= MAX_ENCODERS {
-            // The session's prefills read the rows of encoders that go.
-            self.session = None;
-            self.encoders.clear();
-        }
-        let encoder = ImageEncoder::record(&self.gpu, &self.model, batch, &self.pool, false)?;
-        self.encoders.insert(batch, encoder);
         Ok(())
     }
 
-    /// Whether every request is one that the device can be trusted with.
-    fn check_requests(
-        &self,
-        images: &[Vec<f32>],
-        requests: &[Request],
-        options: &GenerationOptions,
-    ) -> Result<(), Error> {
+    /// Positions of a request's image and text.
+    pub(super) fn prompt_length(&self, request: &Request) -> usize {
+        self.model.qformer.queries() + request.text.len()
+    }
+
+    /// Whether `request` is one that the device can be trusted with.
+    pub(super) fn check_request(&self, request: &Request) -> Result<(), Error> {
+        self.check_length(request.text.len(), &request.options)?;
         let pixels = 3 * self.model.vit.image_size() * self.model.vit.image_size();
-        if let Some(image) = images.iter().find(|image| image.len() != pixels) {
-            return Err(Error::Request {
-                problem: format!(
-                    "an image has {} values, the model takes {pixels}",
-                    image.len()
-                ),
-            });
-        }
-        for request in requests {
-            self.check_length(request.text.len(), options)?;
-            let prompt = self.model.qformer.queries() + request.text.len();
-            let unknown = request
-                .text
-                .iter()
-                .find(|&&id| id as usize >= self.vocabulary());
-            let problem = if request.image >= images.len() {
-                format!("image {} of {}", request.image, images.len())
-            } else if let Some(id) = unknown {
-                format!("token {id} of a vocabulary of {}", self.vocabulary())
-            } else if request.text.is_empty() || request.history.len() > prompt {
-                format!(
-                    "{} history ids for {} prompt ids",
-                    request.history.len(),
-                    request.text.len()
-                )
-            } else {
-                continue;
-            };
-            return Err(Error::Request { problem });
-        }
-        Ok(())
-    }
-
-    /// Numbers the requests' cache rows one after another.
-    fn jobs(&self, requests: &[Request], options: &GenerationOptions) -> Vec<Job> {
-        let queries = self.model.qformer.queries();
-        let mut first_cache_row = 0;
-        requests
+        let unknown = request
+            .text
             .iter()
-            .map(|request| {
-                let prompt = Prompt {
-                    visual_row: request.image * queries,
-                    visual_count: queries,
-                    text: request.text.clone(),
-                };
-                let job = Job {
-                    first_cache_row,
-                    history: request.history.clone(),
-                    prompt,
-                };
-                first_cache_row += cache_rows(&job.prompt, options);
-                job
-            })
-            .collect()
-    }
-
-    /// The session of the last call if it fits, else a new one.
-    fn take_session(
-        &mut self,
-        jobs: &[Job],
-        options: &GenerationOptions,
-    ) -> Result<Session, Error> {
-        let longest = jobs.iter().map(|job| job.prompt.len()).max().unwrap_or(0);
-        let shape = Shape::rounded(
-            jobs.len() * rows_per_job(options),
-            longest + options.max_new_tokens,
-            jobs.iter()
-                .map(|job| cache_rows(&job.prompt, options))
-                .sum(),
-            self.model.opt.max_positions(),
-        );
-        match self.session.take() {
-            Some(session)
-                if session.shape.rows == shape.rows
-                    && session.shape.max_length == shape.max_length
-                    && session.shape.cache_rows >= shape.cache_rows =>
-            {
-                Ok(session)
-            }
-            // The old session's memory goes back before the new one asks for its own.
-            old => {
-                drop(old);
-                Ok(Session::new(&self.gpu, &self.model, shape, &self.pool)?)
-            }
-        }
+            .find(|&&id| id as usize >= self.vocabulary());
+        let problem = if request.image.len() != pixels {
+            let given = request.image.len();
+            format!("an image has {given} values, the model takes {pixels}")
+        } else if let Some(id) = unknown {
+            format!("token {id} of a vocabulary of {}", self.vocabulary())
+        } else if request.text.is_empty() || request.history.len() > self.prompt_length(request) {
+            format!(
+                "{} history ids for {} prompt ids",
+                request.history.len(),
+                request.text.len()
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Error::Request { problem })
     }
 }

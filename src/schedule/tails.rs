@@ -1,20 +1,61 @@
 //! What follows the logits of a step: choosing on the device, or handing the best candidates to the host.
 
 use crate::Error;
-use crate::generate::{Candidate, GenerateError, GenerationOptions, ScoreProcessors};
-use crate::gpu::{ActivationPool, Gpu, GpuError, Program, ProgramBuilder, Readback};
+use crate::generate::{Candidate, GenerateError, MAX_CANDIDATES, ScoreProcessors};
+use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, Program, ProgramBuilder, Readback};
 use crate::kernels::{
-    Advance, MAX_TOP_K, ProcessLogits, advance, argmax, log_softmax, process_logits, top_k,
+    Advance, MAX_TOP_K, ProcessLogits, advance, argmax, copy, log_softmax, process_logits, top_k,
 };
 
 use super::decode::MAX_WINDOW;
-use super::session::Session;
+use super::job::Job;
+use super::session::{Session, Tables};
+
+/// What a recorded tail does. Tails are few: each is recorded once a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct TailKey {
+    /// Whether the rows are prompts just prefilled, or sequences being decoded.
+    pub is_prefill: bool,
+    /// Rows of logits.
+    pub rows: usize,
+    /// Candidates a row; `None`: all.
+    pub candidates: Option<usize>,
+    /// Whether some row works on log-probabilities.
+    normalises: bool,
+    /// Whether some row's scores are processed.
+    processes: bool,
+}
+
+impl TailKey {
+    /// The tail that serves `jobs` in `rows` rows of logits.
+    pub(super) fn of(jobs: &[Job], rows: usize, is_prefill: bool, vocabulary: usize) -> Self {
+        let needed = jobs.iter().map(Job::candidates_needed);
+        let candidates = needed
+            .reduce(|a, b| a.zip(b).map(|(a, b)| a.max(b)))
+            .flatten()
+            .map(|k| k.min(vocabulary).next_power_of_two().min(vocabulary))
+            .filter(|&k| k <= MAX_TOP_K);
+        Self {
+            is_prefill,
+            rows,
+            candidates,
+            normalises: jobs.iter().any(Job::has_beams),
+            processes: jobs
+                .iter()
+                .any(|job| !ScoreProcessors::from_options(&job.options).is_identity()),
+        }
+    }
+
+    /// Whether the kernels read what the rows have said.
+    pub(super) fn reads_history(&self) -> bool {
+        self.processes
+    }
+}
 
 /// Processors, argmax and the stop rule, all on the device.
 #[derive(Debug)]
 pub(super) struct GreedyTail {
     rows: usize,
-    stop: wgpu::Buffer,
     /// A step counter, then `(token, log-probability)` of each step and row.
     chosen: wgpu::Buffer,
     program: Program,
@@ -22,47 +63,36 @@ pub(super) struct GreedyTail {
 }
 
 impl GreedyTail {
-    pub(super) fn record(
-        gpu: &Gpu,
-        session: &Session,
-        options: &GenerationOptions,
-    ) -> Result<Self, GpuError> {
-        let rows = session.shape.rows;
+    pub(super) fn record(gpu: &Gpu, session: &Session, key: TailKey) -> Result<Self, GpuError> {
+        let rows = key.rows;
         let chosen_bytes = 8 * (1 + MAX_WINDOW * rows) as u64;
         let choices = gpu.storage("choices", 16 * rows as u64)?;
-        let stop = gpu.storage("stop", 4 * rows as u64)?;
         let chosen = gpu.storage("chosen", chosen_bytes)?;
         let mut program = ProgramBuilder::new(gpu, "greedy");
-        record_processors(&mut program, session, options);
-        argmax(&mut program, &session.logits, &choices);
+        let (logits, tables) = session.logits(&key);
+        record_processors(&mut program, session, &key, &logits, tables);
+        argmax(&mut program, &logits, &choices);
         advance(
             &mut program,
             &Advance {
                 choices: &choices,
-                stop: &stop,
-                row_info: &session.pages.row_info,
-                row_state: &session.row_state,
+                rules: &tables.rules,
+                rules_stride: session.shape.rules_stride,
+                row_info: &session.row_info,
+                row_state: &tables.row_state,
                 tokens: &session.tokens,
-                history: &session.history,
+                history: &tables.history,
                 chosen: &chosen,
                 rows,
                 history_stride: session.shape.max_length,
-                pad_token: options.pad_token_id.unwrap_or(0),
-                end_tokens: &options.eos_token_ids,
             },
         );
         Ok(Self {
             rows,
-            stop,
             chosen,
             program: program.finish(&ActivationPool::default())?,
             readback: Readback::new(gpu, chosen_bytes)?,
         })
-    }
-
-    /// Sets each row's greatest number of new tokens.
-    pub(super) fn write_stops(&self, gpu: &Gpu, max_new_tokens: usize, rows: usize) {
-        gpu.write(&self.stop, 0, &vec![max_new_tokens as u32; rows]);
     }
 
     /// Starts a window of steps: the step counter goes back to zero.
@@ -75,7 +105,8 @@ impl GreedyTail {
         self.program.encode(encoder);
     }
 
-    /// Submits `encoder`, which holds `steps` steps, and reads `(token, log-probability)` of each step and row.
+    /// Submits `encoder`, which holds `steps` steps, and reads `(token, log-probability)` of each step and row. Rows
+    /// that are finished, and those beyond the running ones, hold nothing of meaning.
     pub(super) async fn submit_and_read(
         &self,
         gpu: &Gpu,
@@ -87,18 +118,9 @@ impl GreedyTail {
             .record(&mut encoder, &self.chosen, 0, 8 * pairs as u64);
         gpu.submit([encoder.finish()]);
         let pairs: Vec<[u32; 2]> = self.readback.read(gpu, pairs).await?;
-        let chosen = |&[token, bits]: &[u32; 2]| {
-            let log_probability = f32::from_bits(bits);
-            if log_probability.is_finite() {
-                Ok((token, log_probability))
-            } else {
-                Err(Error::from(GenerateError::NotANumber { token }))
-            }
-        };
-        pairs[1..]
-            .chunks(self.rows)
-            .map(|step| step.iter().map(chosen).collect())
-            .collect()
+        let row = |&[token, bits]: &[u32; 2]| (token, f32::from_bits(bits));
+        let steps = pairs[1..].chunks(self.rows);
+        Ok(steps.map(|step| step.iter().map(row).collect()).collect())
     }
 }
 
@@ -109,8 +131,6 @@ pub(super) struct CandidateTail {
     program: Program,
     source: CandidateSource,
     readback: Readback,
-    /// Whether the scores are log-probabilities already, or logits still.
-    normalised: bool,
 }
 
 /// What the host reads.
@@ -129,44 +149,37 @@ enum CandidateSource {
     },
 }
 
+/// A row's best tokens by score (a logit, or a log-probability where the row was normalised) and `ln Σ exp` of the row.
+#[derive(Debug)]
+pub(super) struct RowScores {
+    best: Vec<(u32, f32)>,
+    log_sum_exp: f32,
+}
+
 impl CandidateTail {
-    /// `k` candidates a row (`None`, or more than the device can rank: all of them); for beams the processors see
-    /// log-probabilities, else logits.
-    pub(super) fn record(
-        gpu: &Gpu,
-        session: &Session,
-        options: &GenerationOptions,
-        k: Option<usize>,
-        normalise: bool,
-    ) -> Result<Self, GpuError> {
-        let rows = session.shape.rows;
-        let vocabulary = session.logits.columns;
+    pub(super) fn record(gpu: &Gpu, session: &Session, key: TailKey) -> Result<Self, GpuError> {
+        let rows = key.rows;
         let mut program = ProgramBuilder::new(gpu, "candidates");
-        if normalise {
-            log_softmax(&mut program, &session.logits);
-        }
-        record_processors(&mut program, session, options);
-        let (source, bytes) = match k.map(|k| k.min(vocabulary)).filter(|&k| k <= MAX_TOP_K) {
+        let (logits, tables) = session.logits(&key);
+        record_processors(&mut program, session, &key, &logits, tables);
+        let (source, bytes) = match key.candidates {
             Some(k) => {
                 let top = gpu.storage("top", (rows * k * 8) as u64)?;
                 let log_sum_exp = gpu.storage("log_sum_exp", rows as u64 * 4)?;
-                top_k(&mut program, &session.logits, k, &top, &log_sum_exp);
-                (
-                    CandidateSource::Top {
-                        k,
-                        top,
-                        log_sum_exp,
-                    },
-                    rows * (k * 8 + 4),
-                )
+                top_k(&mut program, &logits, k, &top, &log_sum_exp);
+                let source = CandidateSource::Top {
+                    k,
+                    top,
+                    log_sum_exp,
+                };
+                (source, rows * (k * 8 + 4))
             }
             None => {
+                let vocabulary = logits.columns;
                 let scores = gpu.storage("scores", (rows * vocabulary * 4) as u64)?;
-                crate::kernels::copy(&mut program, &session.logits, &scores);
-                (
-                    CandidateSource::All { vocabulary, scores },
-                    rows * vocabulary * 4,
-                )
+                copy(&mut program, &logits, &scores);
+                let source = CandidateSource::All { vocabulary, scores };
+                (source, rows * vocabulary * 4)
             }
         };
         Ok(Self {
@@ -174,16 +187,15 @@ impl CandidateTail {
             program: program.finish(&ActivationPool::default())?,
             source,
             readback: Readback::new(gpu, bytes as u64)?,
-            normalised: normalise,
         })
     }
 
-    /// Submits `encoder`, which ends in logits, and reads each row's candidates with their log-probabilities.
+    /// Submits `encoder`, which ends in logits, and reads each row's best tokens.
     pub(super) async fn submit_and_read(
         &self,
         gpu: &Gpu,
         mut encoder: wgpu::CommandEncoder,
-    ) -> Result<Vec<Vec<Candidate>>, Error> {
+    ) -> Result<Vec<RowScores>, Error> {
         self.program.encode(&mut encoder);
         match &self.source {
             CandidateSource::Top {
@@ -198,15 +210,12 @@ impl CandidateTail {
                 gpu.submit([encoder.finish()]);
                 let words: Vec<u32> = self.readback.read(gpu, self.rows * (2 * k + 1)).await?;
                 let (top, sums) = words.split_at(self.rows * k * 2);
-                top.chunks(k * 2)
-                    .zip(sums)
-                    .map(|(row, &sum)| {
-                        let entries = row
-                            .chunks(2)
-                            .map(|entry| (entry[0], f32::from_bits(entry[1])));
-                        self.candidates(entries, f32::from_bits(sum))
-                    })
-                    .collect()
+                let entry = |entry: &[u32]| (entry[0], f32::from_bits(entry[1]));
+                let row = |(row, sum): (&[u32], &u32)| RowScores {
+                    best: row.chunks(2).map(entry).collect(),
+                    log_sum_exp: f32::from_bits(*sum),
+                };
+                Ok(top.chunks(k * 2).zip(sums).map(row).collect())
             }
             CandidateSource::All { vocabulary, scores } => {
                 let count = self.rows * vocabulary;
@@ -214,82 +223,91 @@ impl CandidateTail {
                     .record(&mut encoder, scores, 0, count as u64 * 4);
                 gpu.submit([encoder.finish()]);
                 let scores: Vec<f32> = self.readback.read(gpu, count).await?;
-                scores
-                    .chunks(*vocabulary)
-                    .map(|row| {
-                        let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                        let sum: f64 = row
-                            .iter()
-                            .map(|&score| f64::from(score - highest).exp())
-                            .sum();
-                        self.candidates((0..).zip(row.iter().copied()), highest + sum.ln() as f32)
-                    })
-                    .collect()
+                Ok(scores.chunks(*vocabulary).map(RowScores::of_all).collect())
             }
         }
     }
+}
 
-    /// A row's candidates as log-probabilities. Masked entries become −∞.
-    fn candidates(
-        &self,
-        entries: impl Iterator<Item = (u32, f32)>,
-        log_sum_exp: f32,
-    ) -> Result<Vec<Candidate>, Error> {
+impl RowScores {
+    /// A whole row of scores.
+    fn of_all(scores: &[f32]) -> Self {
+        let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = scores
+            .iter()
+            .map(|&score| f64::from(score - highest).exp())
+            .sum();
+        Self {
+            best: (0..).zip(scores.iter().copied()).collect(),
+            log_sum_exp: highest + sum.ln() as f32,
+        }
+    }
+
+    /// The candidates that `job` asked for, as log-probabilities. Masked entries become −∞.
+    ///
+    /// # Errors
+    /// Scores that leave no choice.
+    pub(super) fn candidates(&self, job: &Job) -> Result<Vec<Candidate>, GenerateError> {
+        let log_sum_exp = self.log_sum_exp;
         if log_sum_exp == f32::NEG_INFINITY || log_sum_exp <= MASKED {
-            return Err(GenerateError::NoToken.into());
+            return Err(GenerateError::NoToken);
         }
         if !log_sum_exp.is_finite() {
-            return Err(GenerateError::NotANumber { token: 0 }.into());
+            return Err(GenerateError::NotANumber { token: 0 });
         }
-        let shift = if self.normalised { 0.0 } else { log_sum_exp };
-        Ok(entries
-            .map(|(token, score)| Candidate {
-                token,
-                score: if score <= MASKED {
-                    f32::NEG_INFINITY
-                } else {
-                    score - shift
-                },
-            })
-            .collect())
+        let shift = if job.has_beams() { 0.0 } else { log_sum_exp };
+        let candidate = |&(token, score): &(u32, f32)| Candidate {
+            token,
+            score: if score <= MASKED {
+                f32::NEG_INFINITY
+            } else {
+                score - shift
+            },
+        };
+        let all: Vec<Candidate> = self.best.iter().map(candidate).collect();
+        Ok(match job.candidates_needed() {
+            // A job that needs few of a row that was read whole, for another's sake.
+            Some(k) if k < all.len() => {
+                let scores: Vec<f32> = all.iter().map(|candidate| candidate.score).collect();
+                crate::generate::top_k(&scores, k)
+                    .into_iter()
+                    .map(|best| all[best.token as usize])
+                    .collect()
+            }
+            _ => all,
+        })
     }
 }
 
 /// What `generate` lets options ask for is what the kernel can rank.
-const _: () = assert!(crate::generate::MAX_CANDIDATES <= MAX_TOP_K);
+const _: () = assert!(MAX_CANDIDATES <= MAX_TOP_K);
 
 /// Scores at or below this stand for −∞ in the shaders.
 const MASKED: f32 = -3.4e38;
 
-/// Records the score processors that `options` ask for, if any.
-fn record_processors(program: &mut ProgramBuilder, session: &Session, options: &GenerationOptions) {
-    let processors = ScoreProcessors::from_options(options);
-    if processors.is_identity() {
-        return;
+/// Records the score processors, if any row has some.
+fn record_processors(
+    program: &mut ProgramBuilder,
+    session: &Session,
+    key: &TailKey,
+    logits: &Activation,
+    tables: &Tables,
+) {
+    let rules_stride = session.shape.rules_stride;
+    if key.normalises {
+        log_softmax(program, logits, &tables.rules, rules_stride);
     }
-    let inputs = ProcessLogits {
-        scores: &session.logits,
-        history: &session.history,
-        history_stride: session.shape.max_length,
-        row_state: &session.row_state,
-        repetition_penalty: processors.repetition_penalty,
-        // Longer than any history it bans nothing, whatever its length.
-        no_repeat_ngram: processors
-            .no_repeat_ngram_size
-            .min(session.shape.max_length + 1),
-        banned: &processors.eos_token_ids,
-        min_new_tokens: processors.min_new_tokens,
-    };
-    process_logits(program, &inputs);
-    if !processors.suppress_tokens.is_empty() {
-        // The same kernel with nothing but a ban that never ends.
-        let always = ProcessLogits {
-            repetition_penalty: 1.0,
-            no_repeat_ngram: 0,
-            banned: &processors.suppress_tokens,
-            min_new_tokens: usize::MAX,
-            ..inputs
-        };
-        process_logits(program, &always);
+    if key.processes {
+        process_logits(
+            program,
+            &ProcessLogits {
+                scores: logits,
+                history: &tables.history,
+                history_stride: session.shape.max_length,
+                row_state: &tables.row_state,
+                rules: &tables.rules,
+                rules_stride,
+            },
+        );
     }
 }

@@ -11,6 +11,7 @@ use crate::schedule::{Engine, MemoryPlan, Timings};
 use crate::text::Tokenizer;
 use crate::weights::{Checkpoint, Uploader};
 
+use super::prompt::Prompter;
 use super::source::Source;
 
 /// How to open a checkpoint.
@@ -126,14 +127,18 @@ impl Blip2 {
         self.engine.timings()
     }
 
-    /// The image size that the checkpoint was trained at.
-    pub(super) fn stored_image_size(&self) -> usize {
-        self.config.vision.image_size
+    /// What makes prompts.
+    pub(super) fn prompter(&self) -> Prompter<'_> {
+        Prompter {
+            config: &self.config,
+            tokenizer: &self.tokenizer,
+            generation: &self.generation,
+        }
     }
 }
 
 /// What a generative checkpoint will need on `gpu` for `batch` images at a time with `positions` positions each, without
-/// loading it; `None` for a retrieval checkpoint, which this version only inspects.
+/// loading it; `None` for a retrieval checkpoint, which has no decoder to plan for.
 ///
 /// # Errors
 /// A tensor that is missing or misshapen, or a failing device.

@@ -1,18 +1,16 @@
 //! Captions.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::Error;
-use crate::generate::{Generated, GenerationOptions, GenerationOverrides};
+use crate::generate::{GenerationOptions, GenerationOverrides};
 use crate::image::Rgb8Image;
-use crate::schedule::Request;
-use crate::text::{TextStream, Tokenizer};
+use crate::text::Tokenizer;
 
+use super::run::{Ask, Item, RunOptions, Texts};
 use super::source::Source;
-use super::{Blip2, Preset};
-
-/// Images encoded and decoded together unless asked otherwise.
-const DEFAULT_BATCH: usize = 8;
+use super::{Blip2, ImageSource, Preset, Text};
 
 /// How to caption.
 #[derive(Debug, Clone, Default)]
@@ -23,20 +21,8 @@ pub struct CaptionOptions {
     pub preset: Preset,
     /// Options that win over preset and checkpoint.
     pub generation: GenerationOverrides,
-    /// Images at a time; `None` chooses.
+    /// Images at a time; `None` chooses, and takes fewer where the device has no room.
     pub batch_size: Option<usize>,
-}
-
-/// A generated text.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Text {
-    /// The text, special tokens and surrounding space removed, the prompt not included.
-    pub text: String,
-    /// Generated token ids, the end token included.
-    pub tokens: Vec<u32>,
-    /// Sum of log-probabilities; for beams divided by `length ^ length_penalty`. Where tokens are banned or penalised
-    /// it is by the scores after that (transformers' `compute_transition_scores` and `sequences_scores`).
-    pub score: f32,
 }
 
 /// An image's caption.
@@ -54,7 +40,7 @@ pub struct Caption {
 
 impl CaptionOptions {
     /// Preset and checkpoint under the options given.
-    fn generation(
+    pub(super) fn generation(
         &self,
         checkpoint: &GenerationOptions,
         tokenizer: &Tokenizer,
@@ -106,49 +92,18 @@ impl Blip2 {
         options: &CaptionOptions,
         on_text: &mut (dyn FnMut(usize, &str) + Send),
     ) -> Result<Vec<Caption>, Error> {
-        let generation = self.caption_generation(options)?;
-        let prompt = self.caption_prompt(options)?;
-        let batch_size = self.caption_batch_size(options);
-        let mut captions = Vec::with_capacity(images.len());
-        for (batch, images) in images.chunks(batch_size).enumerate() {
-            let pixels = images
-                .iter()
-                .map(|image| self.preprocessor.apply(image))
-                .collect::<Result<Vec<_>, _>>()?;
-            let requests: Vec<Request> = (0..images.len())
-                .map(|image| Request {
-                    image,
-                    text: prompt.clone(),
-                    history: self.history(&prompt, options.preset),
-                })
-                .collect();
-            let tokenizer = &self.tokenizer;
-            let mut streams: Vec<_> = images.iter().map(|_| TextStream::new(tokenizer)).collect();
-            let generated = self
-                .engine
-                .generate(
-                    &pixels,
-                    &requests,
-                    &generation,
-                    &mut |job, alternative, token| {
-                        if alternative == 0
-                            && let Some(piece) = streams[job].push(token)
-                        {
-                            on_text(batch * batch_size + job, &piece);
-                        }
-                    },
-                )
-                .await?;
-            for (image, stream) in streams.into_iter().enumerate() {
-                if let Some(piece) = stream.finish() {
-                    on_text(batch * batch_size + image, &piece);
-                }
-            }
-            for texts in generated {
-                captions.push(self.finish_caption(texts)?);
-            }
-        }
-        Ok(captions)
+        let asked = Arc::new(options.clone());
+        let items = images.iter().map(|image| Item {
+            image: ImageSource::Decoded(Arc::new(image.clone())),
+            ask: Ask::Caption(Arc::clone(&asked)),
+        });
+        let run = RunOptions {
+            batch_size: options.batch_size,
+            pieces: true,
+        };
+        let texts = self.run(items, run).collect(images.len(), on_text).await?;
+        let caption = |texts: Texts| Caption::from_texts(texts.texts);
+        Ok(texts.into_iter().map(caption).collect())
     }
 
     /// Checks `options` without running anything, so that a program can fail before it reads a thousand images.
@@ -156,68 +111,21 @@ impl Blip2 {
     /// # Errors
     /// Options that do not go together, or a prompt too long for the model.
     pub fn check_caption_options(&self, options: &CaptionOptions) -> Result<(), Error> {
-        let generation = self.caption_generation(options)?;
-        let prompt = self.caption_prompt(options)?;
-        self.engine.check_length(prompt.len(), &generation)
+        let prompt = self.prompter().caption(options)?;
+        self.engine.check_length(prompt.text.len(), &prompt.options)
     }
+}
 
-    /// Images captioned at a time under `options`.
+impl Caption {
+    /// The texts of an image, the best first.
     #[must_use]
-    pub fn caption_batch_size(&self, options: &CaptionOptions) -> usize {
-        let most = self.engine.max_batch();
-        options.batch_size.unwrap_or(DEFAULT_BATCH).clamp(1, most)
-    }
-
-    fn caption_generation(&self, options: &CaptionOptions) -> Result<GenerationOptions, Error> {
-        options.generation(&self.generation, &self.tokenizer)
-    }
-
-    /// Token ids of the prompt, BOS included.
-    fn caption_prompt(&self, options: &CaptionOptions) -> Result<Vec<u32>, Error> {
-        let (default, most) = options.preset.caption_prompt(self.stored_image_size());
-        let mut ids = self
-            .tokenizer
-            .encode(options.prompt.as_deref().unwrap_or(default))?;
-        ids.truncate(most);
-        Ok(ids)
-    }
-
-    /// The ids that transformers has before the first new token: an image token a query, then the text.
-    fn history(&self, prompt: &[u32], preset: Preset) -> Vec<u32> {
-        if !preset.counts_prompt() {
-            return Vec::new();
-        }
-        // Revisions without an image token pass embeddings only; an id no token has stands for their places.
-        let image_token = self.config.image_token_index.unwrap_or(u32::MAX);
-        let image = std::iter::repeat_n(image_token, self.config.num_query_tokens);
-        image.chain(prompt.iter().copied()).collect()
-    }
-
-    fn finish_caption(&self, generated: Vec<Generated>) -> Result<Caption, Error> {
-        let alternatives = generated
-            .into_iter()
-            .map(|generated| {
-                Ok(Text {
-                    text: self
-                        .tokenizer
-                        .decode(&generated.tokens, true)?
-                        .trim()
-                        .to_owned(),
-                    tokens: generated.tokens,
-                    score: generated.score,
-                })
-            })
-            .collect::<Result<Vec<_>, Error>>()?;
-        let best = alternatives.first().cloned().unwrap_or(Text {
-            text: String::new(),
-            tokens: Vec::new(),
-            score: 0.0,
-        });
-        Ok(Caption {
+    pub fn from_texts(alternatives: Vec<Text>) -> Self {
+        let best = Text::best(&alternatives);
+        Self {
             text: best.text,
             tokens: best.tokens,
             score: best.score,
             alternatives,
-        })
+        }
     }
 }

@@ -2,13 +2,34 @@
 
 mod blip2;
 mod caption;
+mod explain;
+mod features;
 mod parity;
+mod prepare;
 mod preset;
+mod prompt;
+mod question;
+mod retrieval;
+mod run;
 mod source;
+mod text;
+mod vqa;
 
+pub use crate::schedule::ImageShapes;
+pub use crate::schedule::MAX_BATCH;
 pub use crate::schedule::MemoryPlan;
 pub use crate::schedule::Timings;
 pub use blip2::{Blip2, OpenOptions, plan_memory};
-pub use caption::{Caption, CaptionOptions, Text, check_caption_options};
+pub use caption::{Caption, CaptionOptions, check_caption_options};
+pub use explain::{ExplainedWord, Explanation, WrittenText};
+pub use features::ImageFeaturizer;
 pub use parity::{ParityReport, ParityRow, TOLERANCE};
+pub use prepare::ImageSource;
 pub use preset::Preset;
+pub use retrieval::{
+    Direction, Gallery, GalleryEvent, GalleryImage, GallerySource, ImageFeatures, IndexError,
+    PairScore, RetrieveOptions, Retrieved, Retriever, TextFeatures, TextUse,
+};
+pub use run::{Ask, Item, ItemEvent, Run, RunOptions, Texts};
+pub use text::Text;
+pub use vqa::{Answer, Question, VqaOptions, check_vqa_options};

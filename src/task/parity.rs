@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
 use crate::Error;
 use crate::generate::GenerationOptions;
-use crate::schedule::Request;
+use crate::schedule::{Pixels, Request};
 
 use super::Blip2;
 
@@ -118,6 +119,7 @@ impl Blip2 {
                     .map_err(|error| dump.error(error.to_string()))?;
             }
             for (image, pixels) in pixels.chunks(pixels.len() / images).enumerate() {
+                let pixels = &Pixels::new(pixels.to_vec());
                 for tap in self.engine.stages(pixels, &text).await? {
                     // The image side is the same for every prompt: one comparison is enough.
                     let decoder_stage = tap.name.starts_with("opt.") || tap.name == "logits";
@@ -140,9 +142,8 @@ impl Blip2 {
                         .rows
                         .push(compare(format!("image {image}, {name}"), &ours, expected));
                 }
-                let pixels = pixels.to_vec();
                 self.compare_texts(
-                    &pixels,
+                    pixels,
                     image,
                     prompt_index,
                     prompt,
@@ -183,7 +184,7 @@ impl Blip2 {
     #[allow(clippy::too_many_arguments)] // one comparison's coordinates
     async fn compare_texts(
         &mut self,
-        pixels: &Vec<f32>,
+        pixels: &Pixels,
         image: usize,
         prompt_index: usize,
         prompt: &ReferencePrompt,
@@ -198,20 +199,14 @@ impl Blip2 {
             .filter_map(|(beams, texts)| Some((*beams, texts.get(image)?.first()?)));
         for (num_beams, expected) in greedy.into_iter().chain(beams) {
             let options = self.reference_options(reference, num_beams);
-            let request = Request {
-                image: 0,
+            let mut queue = self.engine.queue(1);
+            queue.push(Request {
+                image: Arc::clone(pixels),
                 text: text.to_vec(),
                 history: prompt.input_ids.clone(),
-            };
-            let texts = self
-                .engine
-                .generate(
-                    std::slice::from_ref(pixels),
-                    &[request],
-                    &options,
-                    &mut |_, _, _| {},
-                )
-                .await?;
+                options: Arc::new(options),
+            })?;
+            let texts = queue.finish().await?;
             let ours = &texts[0][0];
             let stage = match num_beams {
                 1 => format!("image {image}, prompt.{prompt_index}.greedy"),

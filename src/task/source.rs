@@ -158,7 +158,7 @@ fn read_optional(file: &Path) -> Result<Option<String>, Error> {
 }
 
 /// The folder that a checkpoint's small files lie in.
-fn folder_of(path: &Path) -> PathBuf {
+pub(super) fn folder_of(path: &Path) -> PathBuf {
     if path.is_file() {
         path.parent().map_or_else(PathBuf::new, Path::to_path_buf)
     } else {
@@ -170,7 +170,7 @@ fn folder_of(path: &Path) -> PathBuf {
 const MAX_IMAGE_SIZE: usize = 1 << 12;
 
 /// The image size to run at: the one asked for, if the patches divide it.
-fn run_size(config: &Blip2Config, asked: Option<u32>) -> Result<usize, Error> {
+pub(super) fn run_size(config: &Blip2Config, asked: Option<u32>) -> Result<usize, Error> {
     let Some(size) = asked.map(|size| size as usize) else {
         return Ok(config.vision.image_size);
     };

@@ -10,12 +10,18 @@ use super::{TextError, files, special};
 /// BERT's tokens of their own, first in the files that name no others.
 const SPECIAL_TOKENS: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
 
+/// The placeholder for images.
+const IMAGE: &str = "<image>";
+
 /// The Q-Former's tokenizer: BERT's WordPiece. A text becomes `[CLS]`, its pieces and `[SEP]`.
 #[derive(Clone, Debug)]
 pub struct BertTokenizer {
     tokenizer: Tokenizer,
     cls_id: u32,
     sep_id: u32,
+    /// The placeholder for images that transformers' processor adds. It is cut off before anything is embedded, so the
+    /// model has no row for it.
+    image_id: Option<u32>,
     folder: PathBuf,
 }
 
@@ -35,26 +41,47 @@ impl BertTokenizer {
             from_vocab(folder, lower_case)?
         };
         special_files.add_to(&mut tokenizer, folder)?;
-        let id = |role: &'static str, default: &str| {
-            let token = special_files.role(role).unwrap_or(default);
+        let role = |role: &str, default| special_files.role(role).unwrap_or(default).to_owned();
+        let frame = [role("cls_token", "[CLS]"), role("sep_token", "[SEP]")];
+        Self::framed_by(tokenizer, folder, frame)
+    }
+
+    /// The tokenizer of a `tokenizer.json`'s text, with BERT's own `[CLS]` and `[SEP]`; `name` stands for it in errors.
+    ///
+    /// # Errors
+    /// As [`BertTokenizer::open`].
+    pub fn from_json(text: &[u8], name: &Path) -> Result<Self, TextError> {
+        let frame = ["[CLS]", "[SEP]"].map(String::from);
+        Self::framed_by(files::parse_tokenizer(text, name)?, name, frame)
+    }
+
+    /// `frame`: the tokens before and after each text.
+    fn framed_by(
+        tokenizer: Tokenizer,
+        folder: &Path,
+        frame: [String; 2],
+    ) -> Result<Self, TextError> {
+        let id = |role: &'static str, token: &String| {
             tokenizer
                 .token_to_id(token)
                 .ok_or_else(|| TextError::NoSpecialToken {
                     folder: folder.to_owned(),
                     role,
-                    wanted: token.to_owned(),
+                    wanted: token.clone(),
                 })
         };
         Ok(Self {
-            cls_id: id("cls_token", "[CLS]")?,
-            sep_id: id("sep_token", "[SEP]")?,
+            cls_id: id("cls_token", &frame[0])?,
+            sep_id: id("sep_token", &frame[1])?,
+            image_id: tokenizer.token_to_id(IMAGE),
             tokenizer,
             folder: folder.to_owned(),
         })
     }
 
     /// Token ids of `text`: `[CLS]`, its pieces, `[SEP]`; of a long text only so many of the first
-    /// pieces that there are at most `max_tokens` ids (but always the two around them).
+    /// pieces that there are at most `max_tokens` ids (but always the two around them). Placeholders for images stand
+    /// for no word and are left out.
     ///
     /// # Errors
     /// [`TextError::Failed`] where the tokenizer cannot read it (no text is known to do so).
@@ -65,7 +92,8 @@ impl BertTokenizer {
             problem: error.to_string(),
         })?;
         let room = max_tokens.map_or(usize::MAX, |most| most.saturating_sub(2));
-        let pieces = encoding.get_ids().iter().take(room);
+        let pieces = encoding.get_ids().iter();
+        let pieces = pieces.filter(|&&id| Some(id) != self.image_id).take(room);
         let mut ids = vec![self.cls_id];
         ids.extend(pieces);
         ids.push(self.sep_id);
@@ -82,7 +110,7 @@ impl BertTokenizer {
     /// # Errors
     /// [`TextError::VocabularyTooLarge`].
     pub fn check_embedding_rows(&self, rows: usize) -> Result<(), TextError> {
-        special::check_embedding_rows(&self.tokenizer, &self.folder, rows)
+        special::check_embedding_rows(&self.tokenizer, &self.folder, rows, self.image_id)
     }
 }
 
@@ -153,6 +181,17 @@ mod tests {
         assert_eq!(bert.encode("a", Some(0)).unwrap(), [2, 3]);
         bert.check_embedding_rows(11).unwrap();
         assert!(bert.check_embedding_rows(10).is_err());
+    }
+
+    #[test]
+    fn the_image_placeholder_needs_no_embedding() {
+        let config = r#"{"additional_special_tokens": ["<image>"]}"#;
+        let folder = folder(&[("vocab.txt", VOCAB), ("tokenizer_config.json", config)]);
+        let bert = BertTokenizer::open(folder.path()).unwrap();
+        assert_eq!(bert.token_id("<image>"), Some(11));
+        bert.check_embedding_rows(11).unwrap();
+        assert!(bert.check_embedding_rows(10).is_err());
+        assert_eq!(bert.encode("a <image> cat", None).unwrap(), [2, 5, 7, 3]);
     }
 
     #[test]

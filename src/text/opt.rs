@@ -120,7 +120,7 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::VocabularyTooLarge`].
     pub fn check_embedding_rows(&self, rows: usize) -> Result<(), TextError> {
-        special::check_embedding_rows(&self.tokenizer, &self.folder, rows)
+        special::check_embedding_rows(&self.tokenizer, &self.folder, rows, None)
     }
 
     fn failed(&self, error: tokenizers::Error) -> TextError {

@@ -154,13 +154,16 @@ pub(super) fn special_ids(tokenizer: &Tokenizer) -> Vec<u32> {
     ids
 }
 
-/// Errs where the tokenizer has an id that an embedding of `rows` rows lacks.
+/// Errs where the tokenizer has an id that an embedding of `rows` rows lacks, other than `placeholder`, which is never
+/// embedded.
 pub(super) fn check_embedding_rows(
     tokenizer: &Tokenizer,
     folder: &Path,
     rows: usize,
+    placeholder: Option<u32>,
 ) -> Result<(), TextError> {
-    match tokenizer.get_vocab(true).into_values().max() {
+    let ids = tokenizer.get_vocab(true).into_values();
+    match ids.filter(|&id| Some(id) != placeholder).max() {
         Some(largest) if largest as usize >= rows => Err(TextError::VocabularyTooLarge {
             folder: folder.to_owned(),
             largest,

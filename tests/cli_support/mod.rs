@@ -1,6 +1,8 @@
 //! Runs the program as a user does, on the tiny checkpoint, and reads what it says.
 #![allow(dead_code)] // each test binary uses its part of this
 
+pub mod folder;
+
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};

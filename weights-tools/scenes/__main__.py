@@ -1,5 +1,6 @@
 """`python -m scenes write OUT --split test --count 1000`: pictures and JSON files of a split.
-`python -m scenes check FACTS RESULTS`: how many captions of a results file are exactly true."""
+`python -m scenes check FACTS RESULTS`: how many captions of a results file are exactly true.
+`python -m scenes answers PAIRS RESULTS`: how many answers of `blip2-wgpu vqa --pairs PAIRS --json` are right."""
 
 from __future__ import annotations
 
@@ -42,6 +43,18 @@ def check(facts: pathlib.Path, results: pathlib.Path) -> dict:
     return {name: {"percent": round(100 * right[name] / all_[name], 2), "captions": all_[name]} for name in sorted(all_)}
 
 
+def answers(pairs: pathlib.Path, results: pathlib.Path) -> dict:
+    """Shares of right answers, of all and of each type."""
+    right, all_ = collections.Counter(), collections.Counter()
+    asked, said = ([json.loads(line) for line in file.read_text().splitlines()] for file in (pairs, results))
+    for pair, answer in zip(asked, said, strict=True):
+        assert (pair["image"], pair["question"]) == (answer["image"], answer["question"]), "not the answers to these pairs"
+        for name in ("all", pair["type"]):
+            all_[name] += 1
+            right[name] += answer["pred_answer"] == pair["answer"]
+    return {name: {"percent": round(100 * right[name] / all_[name], 2), "answers": all_[name]} for name in sorted(all_)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -54,9 +67,14 @@ def main() -> None:
     checking = commands.add_parser("check")
     checking.add_argument("facts", type=pathlib.Path)
     checking.add_argument("results", type=pathlib.Path)
+    answering = commands.add_parser("answers")
+    answering.add_argument("pairs", type=pathlib.Path)
+    answering.add_argument("results", type=pathlib.Path)
     args = parser.parse_args()
     if args.command == "write":
         layouts.write(args.out, args.split, args.count, args.seed, args.start)
+    elif args.command == "answers":
+        print(json.dumps(answers(args.pairs, args.results), indent=1))
     else:
         print(json.dumps(check(args.facts, args.results), indent=1))
 

@@ -50,6 +50,15 @@ def vqa(scenes: list[world.Scene]) -> tuple[dict, dict]:
     return {"questions": questions}, {"annotations": annotations}
 
 
+def pairs(scenes: list[world.Scene]) -> list[dict]:
+    """The same questions as `blip2-wgpu vqa --pairs` takes them, with what is right."""
+    return [
+        {"image": f"images/{file_name(s)}", "question": q.text, "type": q.type, "answer": q.answer}
+        for s in scenes
+        for q in language.questions(s)
+    ]
+
+
 def karpathy(scenes: list[world.Scene], split: str) -> list[dict]:
     """Karpathy's retrieval layout: one entry a caption for training, one entry a picture with all captions otherwise."""
     entries = [{"image": f"images/{file_name(s)}", "caption": language.captions(s), "image_id": s.index} for s in scenes]
@@ -80,3 +89,5 @@ def write(folder: pathlib.Path, split: str, count: int, seed: int = 0, start: in
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content) + "\n")
+    lines = [json.dumps(pair) + "\n" for pair in pairs(scenes)]
+    (folder / f"vqa_{split}_pairs.jsonl").write_text("".join(lines))

@@ -8,8 +8,8 @@ import unittest
 
 import numpy as np
 
-from scenes import draw, language, layouts, world
-from scenes.__main__ import check, scene_from
+from scenes import draw, language, layouts, looks, world
+from scenes.__main__ import answers, check, scene_from
 
 
 def scenes(split: str, count: int) -> list[world.Scene]:
@@ -126,6 +126,35 @@ class Layouts(unittest.TestCase):
             annotations = json.loads((folder / "vqa_test_annotations.json").read_text())["annotations"]
             self.assertEqual([q["question_id"] for q in questions], [a["question_id"] for a in annotations])
             self.assertTrue(all(len(a["answers"]) == 10 for a in annotations))
+            pairs = folder / "vqa_test_pairs.jsonl"
+            asked = [json.loads(line) for line in pairs.read_text().splitlines()]
+            self.assertEqual([q["question"] for q in questions], [pair["question"] for pair in asked])
+            said = [pair | {"pred_answer": pair["answer"]} for pair in asked]
+            said[0]["pred_answer"] = "a dog"
+            (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in said))
+            figures = answers(pairs, folder / "answers.jsonl")
+            self.assertEqual(figures["all"]["answers"], len(questions))
+            self.assertLess(figures["all"]["percent"], 100)
+            self.assertEqual(figures[asked[-1]["type"]]["percent"], 100)
+
+
+class Looks(unittest.TestCase):
+    FACTS = [{"image": "a.png", "objects": [
+        {"shape": "star", "color": "red", "size": "small", "x": 20.0, "y": 20.0, "radius": 10.0},
+        {"shape": "ring", "color": "red", "size": "large", "x": 100.0, "y": 100.0, "radius": 20.0}]}]
+
+    def count(self, *words):
+        """Words with the patch of a 4 × 4 grid that is brightest."""
+        maps = [{"text": text, "patches": [float(patch == at) for patch in range(16)]} for text, at in words]
+        return looks.looks(self.FACTS, [{"image": "x/a.png", "grid": 4, "words": maps}])
+
+    def test_hits_are_counted_by_kind_of_word(self):
+        counts, chance = self.count(("a", 3), ("red", 0), ("star,", 15), ("large", 15), ("red", 14), ("ring", 0))
+        self.assertEqual(counts, {"color": [2, 2], "shape": [0, 2], "size": [1, 1]})
+        self.assertEqual(chance, (1 + 4) / 2 / 16)
+
+    def test_objects_that_are_not_there_do_not_count(self):
+        self.assertEqual(self.count(("blue", 0), ("star", 0)), ({}, 0))
 
 
 if __name__ == "__main__":

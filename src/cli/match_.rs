@@ -1,0 +1,109 @@
+//! `blip2-wgpu match IMAGE… --text T…`
+
+use crate::Error;
+use crate::image::Rgb8Image;
+use crate::task::{PairScore, Preset, Retriever, TextFeatures, TextUse};
+
+use super::Shared;
+use super::generation::{BatchSize, parse_batch_size};
+use super::inputs::expand;
+use super::output::Output;
+use super::retrieval::{decode_all, encode_texts, image_size, number, texts_of};
+
+/// Scores how well images and texts go together, every image with every text.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: blip2-wgpu match photo.jpg --text \"a cat\" \"a dog\" --model blip2-itm-vit-g --json"
+)]
+pub(super) struct Args {
+    /// Image files, folders (with all below them), globs, or - for stdin
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<std::ffi::OsString>,
+    /// Texts to compare the images with
+    #[arg(long = "text", value_name = "TEXT", num_args = 1.., required_unless_present = "texts")]
+    text: Vec<String>,
+    /// A file of texts, one a line
+    #[arg(long, value_name = "FILE")]
+    texts: Option<std::path::PathBuf>,
+    /// Whose defaults to follow: image size, how images are opened, how texts are cleaned and cut
+    #[arg(long, value_enum, default_value_t)]
+    preset: Preset,
+    /// Side of the images in pixels, if not the checkpoint's
+    #[arg(long, value_name = "PIXELS")]
+    image_size: Option<u32>,
+    /// Images at a time
+    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_batch_size)]
+    batch_size: BatchSize,
+}
+
+/// Scores all pairs; `false` if any image or text failed.
+pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
+    // Wrong usage comes before anything a file could fail with.
+    shared.checkpoint()?;
+    shared.gpu_options()?;
+    let mut all_done = true;
+    let mut texts = args.text.clone();
+    if let Some(file) = &args.texts {
+        let (more, done) = texts_of(file, output);
+        all_done &= done;
+        texts.extend(more);
+    }
+    let (inputs, errors) = expand(&args.images);
+    all_done &= errors.is_empty();
+    errors.iter().for_each(|error| output.error(error));
+    if inputs.is_empty() || texts.is_empty() {
+        return Ok(false);
+    }
+    let size = image_size(args.image_size, args.preset);
+    let mut model = shared.open_retriever(size, output).await?;
+    let given = texts.len();
+    let (texts, features) =
+        encode_texts(&mut model, texts, args.preset, TextUse::Match, output).await?;
+    all_done &= texts.len() == given;
+    if texts.is_empty() {
+        return Ok(false);
+    }
+    let bar = output.items(inputs.len(), "images", true);
+    for inputs in inputs.chunks(model.batch_size(args.batch_size.0)) {
+        let (names, images) = decode_all(inputs, args.preset, output);
+        all_done &= images.len() == inputs.len();
+        let scores = score(&mut model, &images, &features).await?;
+        for (name, scores) in names.iter().zip(scores.chunks(texts.len())) {
+            for (text, score) in texts.iter().zip(scores) {
+                print(name, text, score, output);
+            }
+        }
+        bar.inc(inputs.len() as u64);
+    }
+    bar.finish_and_clear();
+    model.gpu().save_pipelines();
+    Ok(all_done)
+}
+
+/// Scores of every image with every text, those of the first image first.
+async fn score(
+    model: &mut Retriever,
+    images: &[Rgb8Image],
+    texts: &[TextFeatures],
+) -> Result<Vec<PairScore>, Error> {
+    let encoded = model.encode_batch(images).await?;
+    let pairs: Vec<_> = (0..images.len())
+        .flat_map(|image| (0..texts.len()).map(move |text| (image, text)))
+        .collect();
+    model.match_pairs(&encoded, texts, &pairs).await
+}
+
+fn print(name: &str, text: &str, score: &PairScore, output: &Output) {
+    if !output.json {
+        let (itm, itc) = (score.itm, score.itc);
+        output.line(&format!("{name}: {text}: itm {itm:.4}, itc {itc:.4}"));
+        return;
+    }
+    let line = serde_json::json!({
+        "image": name,
+        "text": text,
+        "itm": number(score.itm),
+        "itc": number(score.itc),
+    });
+    output.line(&line.to_string());
+}

@@ -1,0 +1,187 @@
+//! A results file that can be gone on with after a kill at any moment.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::format::{Columns, Existing};
+use super::record::LockedRecord;
+use super::{Format, OutArgs, OutFile, ResultsError, RunRecord, failed, replace};
+
+/// The longest that a line waits before it is on the disk and not only with the system, as long as lines come: what a
+/// power cut may cost. (A killed process loses nothing that it has written.)
+const SYNC_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A results file that was checked and locked, but in which nothing has changed yet.
+#[derive(Debug)]
+pub(in crate::cli) struct EarlierResults {
+    path: PathBuf,
+    format: Format,
+    columns: Columns,
+    record: RunRecord,
+    locked: LockedRecord,
+    /// Whether `record` is what lies beside the lines.
+    recorded: bool,
+    existing: Existing,
+    /// Whether what is there goes.
+    anew: bool,
+}
+
+impl EarlierResults {
+    /// The file of `--out`, if that was given.
+    ///
+    /// # Errors
+    /// A file that is not one of this command's results, that was begun with other options, that another run is
+    /// writing to, or that cannot be read or written.
+    pub(in crate::cli) fn open(
+        args: &OutArgs,
+        columns: Columns,
+        record: impl FnOnce() -> RunRecord,
+    ) -> Result<Option<Self>, ResultsError> {
+        let Some(OutFile { path, format }) = &args.out else {
+            return Ok(None);
+        };
+        let record = record();
+        let earlier = RunRecord::read(path);
+        let existing = format.read(path, &columns);
+        if let Some(earlier) = earlier.as_ref().filter(|_| !args.overwrite) {
+            let differences = record.differences(earlier);
+            let no_lines = matches!(&existing, Ok(existing) if existing.keys.is_empty());
+            if !differences.is_empty() && !no_lines {
+                return Err(ResultsError::OtherOptions {
+                    file: path.clone(),
+                    differences,
+                });
+            }
+        }
+        let existing = match existing {
+            // A record beside it says that it was ours, whatever has become of it.
+            Err(ResultsError::Foreign { .. }) if args.overwrite && earlier.is_some() => {
+                Existing::default()
+            }
+            existing => existing?,
+        };
+        if existing.whole == 0 && existing.torn > 0 && earlier.is_none() {
+            return Err(ResultsError::Foreign {
+                file: path.clone(),
+                problem: "it has no whole line".into(),
+            });
+        }
+        let locked = LockedRecord::lock(path)?;
+        // Another run may have written between the look and the lock.
+        let length = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        if !args.overwrite && length != existing.whole + existing.torn {
+            return Err(ResultsError::InUse { file: path.clone() });
+        }
+        Ok(Some(Self {
+            path: path.clone(),
+            format: *format,
+            columns,
+            record,
+            locked,
+            recorded: earlier.is_some(),
+            anew: args.overwrite || existing.keys.is_empty(),
+            existing,
+        }))
+    }
+
+    /// Whether the item with this key has its line.
+    pub(in crate::cli) fn has(&self, key: &str) -> bool {
+        !self.anew && self.existing.keys.contains(key)
+    }
+
+    /// What a user should know of the lines that stay.
+    pub(in crate::cli) fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.anew {
+            return warnings;
+        }
+        let file = self.path.display();
+        if self.existing.torn > 0 {
+            warnings.push(format!(
+                "{file}: the last line is torn ({} bytes); it goes, and its item is done again",
+                self.existing.torn
+            ));
+        }
+        if !self.recorded {
+            warnings.push(format!(
+                "{file}: there is no {file}.run.json, so nothing shows with which model and options its lines were made"
+            ));
+        }
+        warnings
+    }
+
+    /// Makes the file ready for new lines: drops what a kill has torn, or all where it is to start anew.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub(in crate::cli) fn begin(mut self) -> Result<ResultsFile, ResultsError> {
+        if self.anew {
+            // First the lines go, then the record changes: at no moment does a record stand by lines of another run.
+            let header = self.format.header(&self.columns);
+            replace(&self.path, &header).map_err(failed(&self.path, "written"))?;
+        }
+        let mut file = OpenOptions::new()
+            .write(true)
+            .open(&self.path)
+            .map_err(failed(&self.path, "written"))?;
+        if !self.anew {
+            file.set_len(self.existing.whole)
+                .map_err(failed(&self.path, "written"))?;
+        }
+        file.seek(SeekFrom::End(0))
+            .map_err(failed(&self.path, "written"))?;
+        if self.anew || !self.recorded {
+            self.locked.write(&self.record)?;
+        }
+        Ok(ResultsFile {
+            path: self.path,
+            format: self.format,
+            columns: self.columns,
+            file,
+            synced: Instant::now(),
+            _locked: self.locked,
+        })
+    }
+}
+
+/// A results file that takes lines.
+#[derive(Debug)]
+pub(in crate::cli) struct ResultsFile {
+    path: PathBuf,
+    format: Format,
+    columns: Columns,
+    file: File,
+    synced: Instant,
+    _locked: LockedRecord,
+}
+
+impl ResultsFile {
+    /// Adds an item's record, which no line has yet.
+    ///
+    /// # Errors
+    /// What the system refuses; the file can be gone on with all the same.
+    pub(in crate::cli) fn append(&mut self, record: &Value) -> Result<(), ResultsError> {
+        // One write: a kill tears at most this line, and readers see it as a whole.
+        let line = self.format.line(&self.columns, record);
+        self.file
+            .write_all(&line)
+            .map_err(failed(&self.path, "written"))?;
+        if self.synced.elapsed() >= SYNC_INTERVAL {
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that all lines are on the disk.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub(in crate::cli) fn sync(&mut self) -> Result<(), ResultsError> {
+        self.synced = Instant::now();
+        self.file.sync_data().map_err(failed(&self.path, "written"))
+    }
+}

@@ -1,0 +1,200 @@
+//! A record as a line, and the lines of an earlier run.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::{Format, ResultsError, failed};
+
+/// The fields of a command's records.
+#[derive(Debug, Clone)]
+pub(in crate::cli) struct Columns {
+    names: Vec<&'static str>,
+    keys: usize,
+}
+
+impl Columns {
+    /// `keys`, texts that together name a record, then one field or more that every record has, and `more` that may
+    /// be missing. Separated values have them in this order.
+    pub(in crate::cli) fn new(keys: &[&'static str], more: &[&'static str]) -> Self {
+        Self {
+            names: [keys, more].concat(),
+            keys: keys.len(),
+        }
+    }
+
+    /// What tells a record from the others: its key fields as one text.
+    pub(in crate::cli) fn key<'a>(values: impl IntoIterator<Item = &'a str>) -> String {
+        // File names hold no zero byte, and a question's is kept apart by being last.
+        values.into_iter().collect::<Vec<_>>().join("\0")
+    }
+
+    /// The key of a record; `None` where a key field is missing.
+    fn key_of(&self, record: &Map<String, Value>) -> Option<String> {
+        let values = self.names[..self.keys]
+            .iter()
+            .map(|name| record.get(*name).and_then(Value::as_str))
+            .collect::<Option<Vec<_>>>()?;
+        Some(Self::key(values))
+    }
+
+    /// The field that every line has behind its keys.
+    fn first_result(&self) -> &'static str {
+        self.names[self.keys]
+    }
+}
+
+/// What an earlier run left.
+#[derive(Debug, Default)]
+pub(super) struct Existing {
+    /// The keys of its whole lines.
+    pub keys: HashSet<String>,
+    /// Bytes of its whole lines, header included.
+    pub whole: u64,
+    /// Bytes behind the last whole line.
+    pub torn: u64,
+}
+
+impl Format {
+    /// What a file begins with.
+    pub(super) fn header(self, columns: &Columns) -> Vec<u8> {
+        match self {
+            Self::JsonLines => Vec::new(),
+            Self::Csv => csv_line(columns.names.iter().copied()),
+        }
+    }
+
+    /// A record as a line, newline included.
+    pub(super) fn line(self, columns: &Columns, record: &Value) -> Vec<u8> {
+        match self {
+            Self::JsonLines => format!("{record}\n").into_bytes(),
+            Self::Csv => csv_line(columns.names.iter().map(|name| field(record.get(name)))),
+        }
+    }
+
+    /// Reads what is in `path`: nothing, where there is no such file.
+    pub(super) fn read(self, path: &Path, columns: &Columns) -> Result<Existing, ResultsError> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Existing::default()),
+            Err(error) => return Err(failed(path, "read")(error)),
+        };
+        let (whole, torn) =
+            whole_lines(BufReader::new(file), self).map_err(failed(path, "read"))?;
+        let file = File::open(path).map_err(failed(path, "read"))?;
+        let lines = BufReader::new(file.take(whole));
+        let keys = match self {
+            Self::JsonLines => json_keys(lines, columns),
+            Self::Csv => csv_keys(lines, columns),
+        };
+        let keys = keys.map_err(|problem| match problem {
+            Unreadable::Io(cause) => failed(path, "read")(cause),
+            Unreadable::Foreign(problem) => ResultsError::Foreign {
+                file: path.into(),
+                problem,
+            },
+        })?;
+        Ok(Existing { keys, whole, torn })
+    }
+}
+
+/// Why lines cannot be read.
+enum Unreadable {
+    Io(io::Error),
+    Foreign(String),
+}
+
+impl From<io::Error> for Unreadable {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::InvalidData => Self::Foreign("not UTF-8 text".into()),
+            _ => Self::Io(error),
+        }
+    }
+}
+
+fn json_keys(lines: impl BufRead, columns: &Columns) -> Result<HashSet<String>, Unreadable> {
+    let mut keys = HashSet::new();
+    for (index, line) in lines.lines().enumerate() {
+        let line = line?;
+        let foreign = |problem: &str| Unreadable::Foreign(format!("line {} {problem}", index + 1));
+        let Ok(record) = serde_json::from_str::<Map<String, Value>>(&line) else {
+            return Err(foreign("is no JSON object"));
+        };
+        let key = columns.key_of(&record);
+        match key.filter(|_| record.contains_key(columns.first_result())) {
+            Some(key) => keys.insert(key),
+            None => {
+                let names = columns.names[..=columns.keys].join(", ");
+                return Err(foreign(&format!("lacks one of {names}")));
+            }
+        };
+    }
+    Ok(keys)
+}
+
+fn csv_keys(lines: impl Read, columns: &Columns) -> Result<HashSet<String>, Unreadable> {
+    let foreign = |error: csv::Error| match error.into_kind() {
+        csv::ErrorKind::Io(error) => Unreadable::from(error),
+        csv::ErrorKind::UnequalLengths { pos, .. } => Unreadable::Foreign(format!(
+            "line {} has another number of fields than the header",
+            pos.map_or(0, |pos| pos.line())
+        )),
+        _ => Unreadable::Foreign("not UTF-8 text".into()),
+    };
+    let mut reader = csv::Reader::from_reader(lines);
+    let header = reader.headers().map_err(foreign)?;
+    if !header.is_empty() && header != columns.names {
+        return Err(Unreadable::Foreign(format!(
+            "its columns are not {}",
+            columns.names.join(",")
+        )));
+    }
+    let mut keys = HashSet::new();
+    for record in reader.records() {
+        let record = record.map_err(foreign)?;
+        keys.insert(Columns::key(record.iter().take(columns.keys)));
+    }
+    Ok(keys)
+}
+
+/// Bytes up to the end of the last whole line, and those behind it. A newline between quotes ends no line of
+/// separated values.
+fn whole_lines(mut bytes: impl BufRead, format: Format) -> io::Result<(u64, u64)> {
+    let (mut whole, mut length, mut quoted) = (0, 0, false);
+    loop {
+        let buffer = bytes.fill_buf()?;
+        if buffer.is_empty() {
+            return Ok((whole, length - whole));
+        }
+        for &byte in buffer {
+            length += 1;
+            match byte {
+                b'"' if format == Format::Csv => quoted = !quoted,
+                b'\n' if !quoted => whole = length,
+                _ => {}
+            }
+        }
+        let read = buffer.len();
+        bytes.consume(read);
+    }
+}
+
+fn csv_line<F: AsRef<[u8]>>(fields: impl IntoIterator<Item = F>) -> Vec<u8> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    // Writing to memory does not fail, and there is always a field.
+    let _ = writer.write_record(fields);
+    writer.into_inner().unwrap_or_default()
+}
+
+/// A value as a field: texts as they are, nothing for what is missing, all else as JSON.
+fn field(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(value) => value.to_string(),
+    }
+}

@@ -1,0 +1,90 @@
+//! Image features of any BLIP-2 checkpoint, without its language model.
+
+use std::path::Path;
+
+use crate::Error;
+use crate::gpu::Gpu;
+use crate::image::{Preprocessor, Rgb8Image};
+use crate::model::{Blip2Config, QFormer, Vit};
+use crate::schedule::{ImageEncoder, ImageShapes};
+use crate::weights::{Checkpoint, Uploader};
+
+use super::source::{folder_of, run_size};
+use super::{ImageFeatures, OpenOptions};
+
+/// The image side of a checkpoint on a device: what transformers' `get_image_features` (without the projection) and
+/// `get_qformer_features` give.
+#[derive(Debug)]
+pub struct ImageFeaturizer {
+    preprocessor: Preprocessor,
+    encoder: ImageEncoder,
+}
+
+impl ImageFeaturizer {
+    /// Opens the image encoder and the Q-Former of the checkpoint folder `path`, generative or for retrieval.
+    ///
+    /// # Errors
+    /// No device; a file of the checkpoint that is missing, damaged or does not fit the others; not enough memory.
+    pub async fn open(
+        path: impl AsRef<Path>,
+        options: OpenOptions,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let config = Blip2Config::open(path)?;
+        let side = run_size(&config, options.image_size)?;
+        let mut preprocessor = Preprocessor::from_files(&folder_of(path), side as u32)?;
+        // Not 1×1: a size by the shortest edge leaves other images than square ones oblong.
+        if preprocessor.output_size(1, 2) != (side as u32, side as u32) {
+            preprocessor = preprocessor.with_size(side as u32)?;
+        }
+        let checkpoint = Checkpoint::open(path)?;
+        let gpu = match options.device {
+            Some(gpu) => gpu,
+            None => Gpu::open(&options.gpu).await?,
+        };
+        let mut uploader = Uploader::new(&gpu, &checkpoint, progress);
+        let vit = Vit::load(&mut uploader, &config.vision, side).await?;
+        let qformer =
+            QFormer::load(&mut uploader, &config.qformer, config.num_query_tokens).await?;
+        uploader.finish().await?;
+        Ok(Self {
+            preprocessor,
+            encoder: ImageEncoder::new(gpu, vit, qformer),
+        })
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn gpu(&self) -> &Gpu {
+        self.encoder.gpu()
+    }
+
+    /// Most images that the device takes at a time.
+    #[must_use]
+    pub fn max_batch(&self) -> usize {
+        self.encoder.max_images()
+    }
+
+    /// Rows and columns of what an image becomes.
+    #[must_use]
+    pub fn image_shapes(&self) -> ImageShapes {
+        self.encoder.shapes()
+    }
+
+    /// Encodes `images` as one batch; their [`ImageFeatures::features`] are empty, as a common space is what only
+    /// retrieval checkpoints have.
+    ///
+    /// # Errors
+    /// An image that cannot be prepared, no room on the device, or a failing device.
+    pub async fn encode_batch(
+        &mut self,
+        images: &[Rgb8Image],
+    ) -> Result<Vec<ImageFeatures>, Error> {
+        let pixels = images
+            .iter()
+            .map(|image| self.preprocessor.apply(image))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.encoder.encode(&pixels).await
+    }
+}

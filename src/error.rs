@@ -122,6 +122,20 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// Options of the command line that do not go together.
+    #[error("{problem}")]
+    Usage {
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// A file that cannot be written.
+    #[error("{}: cannot be written ({cause}); check its folder, permissions and the space there", file.display())]
+    Output {
+        /// The file.
+        file: PathBuf,
+        /// What the system answered.
+        cause: std::io::Error,
+    },
     /// A file that a decoder gave up on.
     #[error("{image}: the image cannot be decoded; convert it, to PNG for example")]
     Undecodable {
@@ -174,6 +188,7 @@ impl Error {
         matches!(
             self,
             Self::NoModel
+                | Self::Usage { .. }
                 | Self::ImageSize { .. }
                 | Self::Template { .. }
                 | Self::Generate(GenerateError::Option { .. })

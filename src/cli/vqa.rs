@@ -11,6 +11,7 @@ use clap::error::ErrorKind;
 use crate::Error;
 use crate::task::{Answer, Ask, Item, ItemEvent, RunOptions, VqaOptions, check_vqa_options};
 
+use super::explain::{ExplainFile, Explainer, parse_file};
 use super::generation::GenerationArgs;
 use super::in_order::InOrder;
 use super::inputs::{ImageInput, ImageSource, expand, has_image_extension};
@@ -47,6 +48,10 @@ pub(super) struct Args {
     /// Side of the images in pixels, if not the checkpoint's
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<u32>,
+    /// Also show where the model looks, for each image and each word of its first text: a page
+    /// (.html, any number of images) or a picture (.png, one image)
+    #[arg(long, value_name = "FILE", value_parser = parse_file)]
+    explain: Option<ExplainFile>,
     #[command(flatten)]
     generation: GenerationArgs,
 }
@@ -83,6 +88,9 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     if asked.asked.is_empty() {
         return Ok(false);
     }
+    let explainer = args.explain.as_ref();
+    let explainer = explainer.map(|file| Explainer::create(file, asked.images.len()));
+    let mut explainer = explainer.transpose()?;
     if let Some(path) = checkpoint {
         check_vqa_options(path, &options)?;
     }
@@ -97,17 +105,23 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     };
     let options = Arc::new(options);
     let sources: Vec<_> = asked.images.iter().map(ImageInput::to_source).collect();
+    let ask = |question: usize| Ask::Question {
+        question: asked.questions[question].clone(),
+        options: Arc::clone(&options),
+    };
     let items = asked.asked.iter().map(|&(image, question)| Item {
         image: sources[image].clone(),
-        ask: Ask::Question {
-            question: asked.questions[question].clone(),
-            options: Arc::clone(&options),
-        },
+        ask: ask(question),
     });
     let mut answers = Answers::new(&asked, output);
     let mut events = model.run(items, run);
     while let Some(event) = events.next().await {
-        answers.hear(event?);
+        let event = event?;
+        if let (Some(explainer), ItemEvent::Done { item, texts }) = (&mut explainer, &event) {
+            let (image, question) = asked.asked[*item];
+            explainer.push((*item, image), ask(question), texts);
+        }
+        answers.hear(event);
     }
     drop(events);
     output.detail(&format!(
@@ -116,8 +130,16 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         started.elapsed().as_secs_f64(),
         model.timings()
     ));
+    let mut explained = true;
+    if let Some(explainer) = explainer {
+        let images: Vec<_> = asked.images.iter().collect();
+        let policy = preset.decode_policy();
+        explained = explainer
+            .explain_all(&model, &images, policy, output)
+            .await?;
+    }
     model.gpu().save_pipelines();
-    Ok(asked.complete && answers.failed == 0)
+    Ok(asked.complete && answers.failed == 0 && explained)
 }
 
 /// Every question about every image, image by image; those that cannot be asked are reported.

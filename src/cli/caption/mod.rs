@@ -13,6 +13,7 @@ use crate::task::{
 };
 
 use super::Shared;
+use super::explain::{ExplainFile, Explainer, parse_file};
 use super::generation::GenerationArgs;
 use super::inputs::expand;
 use super::output::Output;
@@ -57,6 +58,10 @@ pub(super) struct Args {
         value_parser = parse_extension
     )]
     sidecar: Option<String>,
+    /// Also show where the model looks, for each image and each word of its first text: a page
+    /// (.html, any number of images) or a picture (.png, one image)
+    #[arg(long, value_name = "FILE", value_parser = parse_file)]
+    explain: Option<ExplainFile>,
     #[command(flatten)]
     generation: GenerationArgs,
 }
@@ -114,6 +119,10 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         output.note(&format!("resuming: {done} done already, {left} to go"));
     }
 
+    let explainer = args.explain.as_ref();
+    let explainer = explainer.map(|file| Explainer::create(file, plan.todo.len()));
+    let mut explainer = explainer.transpose()?;
+
     let mut model = shared.open(image_size, output).await?;
     model.check_caption_options(&options)?;
     let results = match earlier.map(EarlierResults::begin).transpose() {
@@ -123,9 +132,26 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     let print = !keeps || output.json || args.generation.stream;
     let mut delivery = Delivery::new(output, &plan.todo, results, print, summary);
     let stream = args.generation.stream;
-    let flow = caption_all(&mut model, &plan.todo, &options, stream, &mut delivery).await;
+    let options = Arc::new(options);
+    let flow = caption_all(
+        &mut model,
+        &plan.todo,
+        &options,
+        stream,
+        &mut delivery,
+        explainer.as_mut(),
+    )
+    .await;
     // Whatever stopped it, what was written stays.
     let ended = delivery.end();
+    let mut explained = true;
+    if let (Some(explainer), Ok(ControlFlow::Continue(()))) = (explainer, &flow) {
+        let images: Vec<_> = plan.todo.iter().map(|todo| &todo.input).collect();
+        let policy = preset.decode_policy();
+        explained = explainer
+            .explain_all(&model, &images, policy, output)
+            .await?;
+    }
     model.gpu().save_pipelines();
     let flow = flow?;
     let summary = match ended {
@@ -135,7 +161,7 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     if keeps {
         output.note(&summary.to_string());
     }
-    Ok(summary.failed == 0 && flow.is_continue())
+    Ok(summary.failed == 0 && flow.is_continue() && explained)
 }
 
 impl Args {
@@ -170,19 +196,19 @@ fn fail(output: &Output, error: &ResultsError) -> bool {
 async fn caption_all(
     model: &mut Blip2,
     todo: &[Todo],
-    options: &CaptionOptions,
+    options: &Arc<CaptionOptions>,
     stream: bool,
     delivery: &mut Delivery<'_>,
+    mut explainer: Option<&mut Explainer>,
 ) -> Result<ControlFlow<()>, Error> {
     let started = Instant::now();
     let run = RunOptions {
         batch_size: if stream { Some(1) } else { options.batch_size },
         pieces: stream,
     };
-    let options = Arc::new(options.clone());
     let items = todo.iter().map(|todo| Item {
         image: todo.input.to_source(),
-        ask: Ask::Caption(Arc::clone(&options)),
+        ask: Ask::Caption(Arc::clone(options)),
     });
     let mut events = model.run(items, run);
     while let Some(event) = events.next().await {
@@ -191,7 +217,12 @@ async fn caption_all(
                 delivery.piece(item, &text);
                 continue;
             }
-            ItemEvent::Done { item, texts } => (item, Ok(Caption::from_texts(texts.texts))),
+            ItemEvent::Done { item, texts } => {
+                if let Some(explainer) = &mut explainer {
+                    explainer.push((item, item), Ask::Caption(Arc::clone(options)), &texts);
+                }
+                (item, Ok(Caption::from_texts(texts.texts)))
+            }
             ItemEvent::Failed { item, error } if error.names_its_image() => {
                 (item, Err(error.to_string()))
             }

@@ -1,13 +1,12 @@
 //! `blip2-wgpu eval scenes`: captions, answers and retrieval on the demo world's test split, in one table.
 
 use clap::Parser;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::Error;
 use crate::cli::Shared;
 use crate::cli::generation::GenerationArgs;
 use crate::cli::output::Output;
-use crate::cli::score;
 
 use super::{
     CaptionArgs, DataArgs, PartArgs, QuestionArgs, RankingArgs, RetrievalArgs, ScenesArgs,
@@ -83,10 +82,17 @@ pub(super) async fn run(
         ("retrieval", &found),
         ("vqa", &answers),
     ];
-    let all: Map<String, Value> = table
-        .iter()
-        .map(|(name, outcome)| ((*name).to_owned(), Value::Object(outcome.metrics.clone())))
-        .collect();
-    score::print(&all, 4, output);
+    if output.json {
+        let all = table.iter().map(|(name, outcome)| {
+            let metrics = Value::Object(outcome.metrics.clone());
+            ((*name).to_owned(), metrics)
+        });
+        output.line(&Value::Object(all.collect()).to_string());
+    } else {
+        for (name, outcome) in &table {
+            output.line(name);
+            outcome.print(output);
+        }
+    }
     Ok(table.iter().all(|(_, outcome)| outcome.all_well))
 }

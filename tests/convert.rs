@@ -3,6 +3,7 @@
 
 mod cli_support;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use blip2_wgpu::convert::{Conversion, ConvertError, ConvertOptions, Family, Task, convert};
@@ -406,8 +407,15 @@ const LAVIS: [&str; 6] = [
 ];
 
 #[test]
-fn a_converted_checkpoint_captions_as_its_original() {
+fn a_converted_checkpoint_captions_and_answers_as_its_original() {
     let folder = tempfile::tempdir().unwrap();
+    let answer = |model: &Path| {
+        let arguments = ["vqa", HOUSE, "what is this?", "--json", "--model"].map(OsStr::new);
+        run(arguments.into_iter().chain([model.as_os_str()]))
+            .exits(0)
+            .one_json()
+    };
+    let expected_answer = answer(&data("micro"));
     let expected = caption(data("micro"), &[HOUSE]).exits(0).one_json();
     for (number, (input, arguments)) in [
         ("lavis_pretrained.pth", &LAVIS[..]),
@@ -426,6 +434,7 @@ fn a_converted_checkpoint_captions_as_its_original() {
         run.says(&["left out: ", "position_ids"]);
         let ours = caption(&out, &[HOUSE]).exits(0).one_json();
         assert_eq!(ours, expected, "{input}");
+        assert_eq!(answer(&out), expected_answer, "{input}");
         let inspected =
             cli_support::run(["inspect".as_ref(), out.as_os_str(), "--json".as_ref()]).exits(0);
         assert_eq!(

@@ -394,7 +394,7 @@ mod tests {
         assert!(error(&file, 5).contains("beams 1, not 5"));
         let text = std::fs::read_to_string(&file).expect("text");
         for (from, to, part) in [
-            ("text 1\"}", "text 1", "line 2 is damaged"),
+            ("text 1\",", "text 1,", "line 2 is damaged"),
             ("\"image_id\":2", "\"image_id\":1", "image_id 1 again"),
             ("{\"settings\"", "{\"other\"", "no settings"),
         ] {

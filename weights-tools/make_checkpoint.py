@@ -15,7 +15,7 @@ import json
 import math
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -338,10 +338,10 @@ def tiny_config(vocab_size=408, image_token=400, eos=None):
 
 
 def tiny_t5_config(vocab_size, image_token):
-    """As `tiny_config` with a T5: heads (12 × 3) wider together than the residual stream, unequal stacks, few buckets."""
+    """As `tiny_config` with a T5: heads (2 × 12) narrower together than the residual stream, unequal stacks, few buckets."""
     config = tiny_config(vocab_size, image_token)
     text = T5Config(
-        vocab_size=vocab_size, d_model=32, d_kv=12, d_ff=48, num_layers=2, num_decoder_layers=3, num_heads=2,
+        vocab_size=vocab_size, d_model=32, d_kv=12, d_ff=48, num_layers=3, num_decoder_layers=2, num_heads=2,
         relative_attention_num_buckets=8, relative_attention_max_distance=12, feed_forward_proj="gated-gelu",
         decoder_start_token_id=0, tie_word_embeddings=False,
     )
@@ -480,7 +480,8 @@ def main():
         tokenizer = write_unigram_tokenizer(folder, 200)
         image_token = tokenizer.token_to_id("<image>")
         config = tiny_t5_config(-(-tokenizer.get_vocab_size() // 8) * 8, image_token)
-        seed, eos_lean = 7, 1.5
+        # Of some dozen seeds one with texts of several lengths.
+        seed, eos_lean, gains = 5, 1.0, replace(SHALLOW, attention_out=1.4)
         unlikely = sorted({0, 2, *range(image_token, config.text_config.vocab_size)})
     else:
         if args.tokenizer:

@@ -3,6 +3,8 @@ use super::*;
 use half::f16;
 use safetensors::Dtype;
 
+const EMBED_TOKENS: &str = "language_model.model.decoder.embed_tokens.weight";
+
 fn open(tensors: &[Tensor]) -> (tempfile::TempDir, Checkpoint) {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), "model.safetensors", tensors);

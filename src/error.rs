@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::convert::ConvertError;
+use crate::eval::EvalError;
 use crate::generate::GenerateError;
 use crate::gpu::GpuError;
 use crate::image::ImageError;
@@ -32,6 +34,9 @@ pub enum Error {
     /// Generation options or scores.
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    /// A dataset, or results to measure.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
     /// The index of a search.
     #[error(transparent)]
     Index(#[from] IndexError),
@@ -41,6 +46,13 @@ pub enum Error {
         /// Its beginning.
         text: String,
     },
+    /// A checkpoint of another program, or its conversion.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// The Hugging Face Hub.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
     /// No checkpoint was named.
     #[error(
         "no model given: pass --model DIR, a BLIP-2 folder in the Hugging Face layout (or set BLIP2_WGPU_MODEL)"
@@ -110,6 +122,20 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// Options of the command line that do not go together.
+    #[error("{problem}")]
+    Usage {
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// A file that cannot be written.
+    #[error("{}: cannot be written ({cause}); check its folder, permissions and the space there", file.display())]
+    Output {
+        /// The file.
+        file: PathBuf,
+        /// What the system answered.
+        cause: std::io::Error,
+    },
     /// A file that a decoder gave up on.
     #[error("{image}: the image cannot be decoded; convert it, to PNG for example")]
     Undecodable {
@@ -155,9 +181,14 @@ impl Error {
         if let Self::Shared(error) = self {
             return error.is_usage();
         }
+        #[cfg(feature = "hub")]
+        if let Self::Hub(crate::hub::HubError::Name { .. }) = self {
+            return true;
+        }
         matches!(
             self,
             Self::NoModel
+                | Self::Usage { .. }
                 | Self::ImageSize { .. }
                 | Self::Template { .. }
                 | Self::Generate(GenerateError::Option { .. })

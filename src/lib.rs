@@ -7,11 +7,15 @@
 
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod convert;
 #[cfg(feature = "demo-model")]
 mod demo;
 mod error;
+pub mod eval;
 pub mod generate;
 pub mod gpu;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod image;
 pub mod kernels;
 pub mod model;

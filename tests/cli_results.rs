@@ -182,3 +182,72 @@ fn a_text_is_one_images() {
     ]);
     assert_eq!(std::fs::read(folder.path("named.txt")).unwrap(), house);
 }
+
+// --- answers ---
+
+#[test]
+fn answers_are_kept_and_resumed() {
+    let folder = Folder::new(3);
+    let pair = |image: &str, question: &str| {
+        let pair = serde_json::json!({"image": image, "question": question});
+        format!("{pair}\n")
+    };
+    let pairs = [
+        pair("images/00.png", "what is it?"),
+        pair("images/01.png", "what is it?"),
+        pair("images/00.png", "is it, \"really\"?\nsay"),
+        pair("images/gone.png", "where?"),
+        pair("images/gone.png", "why?"),
+        pair("images/00.png", "what is it?"),
+        pair("images/02.png", "what is it?"),
+    ];
+    folder.write("pairs.jsonl", pairs.concat());
+    let vqa = |flags: &[&str]| {
+        let mut command = command(["vqa", "--model", TINY, "--pairs", "pairs.jsonl"]);
+        command.args(flags).current_dir(folder.path(""));
+        finish(command)
+    };
+    let first = vqa(&["--out", "a.jsonl", "--json"]).exits(1).says(&[
+        "error: images/gone.png: ",
+        "4 questions answered in ",
+        " questions/s), 1 given twice, 2 failed",
+    ]);
+    assert_eq!(first.stderr.len(), 2, "{first:#?}");
+    let whole = folder.read("a.jsonl");
+    assert_eq!(first.stdout, whole);
+    let asked = |line: &serde_json::Map<String, Value>| {
+        [&line["image"], &line["question"]].map(|value| value.as_str().unwrap().to_owned())
+    };
+    let lines = folder.lines("a.jsonl");
+    let third = ["images/00.png", "is it, \"really\"?\nsay"];
+    assert_eq!(asked(&lines[2]), third);
+
+    // Killed within the third line.
+    let third_ends = whole.match_indices('\n').nth(2).unwrap().0;
+    folder.write("a.jsonl", &whole[..third_ends - 9]);
+    std::fs::copy(HOUSE, folder.path("images/gone.png")).unwrap();
+    vqa(&["--out", "a.jsonl"]).exits(0).says(&[
+        "warn: a.jsonl: the last line is torn",
+        "resuming: 2 done already, 4 to go",
+    ]);
+    let resumed = folder.lines("a.jsonl");
+    assert_eq!(resumed[..3], lines[..3]);
+    assert_eq!(resumed.len(), 6);
+
+    let csv = vqa(&["--out", "a.csv"]).exits(0);
+    assert_eq!(csv.stdout, "");
+    let mut reader = csv::Reader::from_path(folder.path("a.csv")).unwrap();
+    let header: Vec<_> = reader.headers().unwrap().iter().collect();
+    assert_eq!(header[..3], ["image", "question", "pred_answer"]);
+    let rows: Vec<_> = reader.records().map(Result::unwrap).collect();
+    assert_eq!((&rows[2][0], &rows[2][1]), (third[0], third[1]));
+    vqa(&["--out", "a.csv"]).exits(0).says(&["6 done already"]);
+    // Captions are no answers.
+    folder
+        .caption("a.jsonl", &[])
+        .exits(1)
+        .one_error(&["a.jsonl"]);
+    vqa(&["--out", "a.jsonl", "--prompt", "{}"])
+        .exits(1)
+        .one_error(&["--prompt: not given then"]);
+}

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Makes random BLIP-2 checkpoints in the Hugging Face folder layout.
 
-Presets: `tiny` (a few hundred KB, for tests), `tiny-t5` (with T5 in OPT's place), `tiny-itm` (the retrieval model), `opt-2.7b` (the published sizes, or
-their widths with fewer layers). Names and shapes come from transformers' own model classes, built without memory on
+Presets: `tiny` (a few hundred KB, for tests), `tiny-t5` (with T5 in OPT's place), `tiny-itm` (the retrieval model), `micro` and
+`micro-itm` (some ten KB, to convert), `opt-2.7b` (the published sizes, or their widths with fewer layers). Names and shapes come from transformers' own model classes, built without memory on
 the "meta" device; each tensor is drawn, rounded to float16 and written before the next, so the full size needs about
 half a GB of RAM. Same arguments, same bytes.
 
@@ -349,6 +349,19 @@ def tiny_t5_config(vocab_size, image_token):
                        num_query_tokens=8, image_token_index=image_token, image_text_hidden_size=24)
 
 
+def micro_config(vocab_size, image_token, eos=None):
+    """Nothing but the structure: widths 16 and 8, two layers, 2 × 2 patches and the class token."""
+    return Blip2Config(
+        vision_config=Blip2VisionConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+                                        num_attention_heads=2, image_size=28, patch_size=14),
+        qformer_config=Blip2QFormerConfig(vocab_size=vocab_size, hidden_size=16, num_hidden_layers=2,
+                                          num_attention_heads=2, intermediate_size=24, max_position_embeddings=40),
+        text_config=OPTConfig(vocab_size=vocab_size, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+                              ffn_dim=16, max_position_embeddings=64, word_embed_proj_dim=8, eos_token_id=eos),
+        num_query_tokens=4, image_token_index=image_token, image_text_hidden_size=8,
+    )
+
+
 def published_config(args, eos):
     """blip2-opt-2.7b: 39 × 1408/16/6144, 12 × 768/12/3072, 32 × 2560/32/10240."""
     return Blip2Config(
@@ -451,7 +464,7 @@ def unlikely_tokens(tokenizer, vocab_size, eos, image_token):
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the checkpoint goes (made if missing)")
-    parser.add_argument("--preset", choices=["tiny", "tiny-t5", "tiny-itm", "opt-2.7b"], default="tiny")
+    parser.add_argument("--preset", choices=["tiny", "tiny-t5", "tiny-itm", "micro", "micro-itm", "opt-2.7b"], default="tiny")
     parser.add_argument("--seed", type=int, default=None, help="default: the preset's own")
     parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer files to copy (opt-2.7b)")
     parser.add_argument("--vit-layers", type=int, help="opt-2.7b: fewer ViT blocks")
@@ -471,10 +484,11 @@ def main():
     model_class = Blip2ForConditionalGeneration
     seed, eos_lean, unlikely = 428, 1.8, []  # of some hundred seeds one with texts of all lengths and clear margins
     gains = SHALLOW
-    if args.preset == "tiny-itm":
+    if args.preset.endswith("-itm"):
         model_class = Blip2ForImageTextRetrieval
-        known = write_wordpiece_tokenizer(folder, 300)
-        config = tiny_config(vocab_size=known + 1, image_token=known)
+        sizes, words = (tiny_config, 300) if args.preset == "tiny-itm" else (micro_config, 80)
+        known = write_wordpiece_tokenizer(folder, words)
+        config = sizes(vocab_size=known + 1, image_token=known)
         config.qformer_config.use_qformer_text_input = True
     elif args.preset == "tiny-t5":
         tokenizer = write_unigram_tokenizer(folder, 200)
@@ -487,10 +501,12 @@ def main():
         if args.tokenizer:
             copy_tokenizer(args.tokenizer, folder)
         else:
-            write_trained_tokenizer(folder, 400)
+            write_trained_tokenizer(folder, 263 if args.preset == "micro" else 400)
         tokenizer, eos, args.image_token = read_tokenizer(folder)
         if args.preset == "tiny":
             config = tiny_config(408, args.image_token, eos)
+        elif args.preset == "micro":
+            config = micro_config(264, args.image_token, eos)
         else:
             args.vocab = args.vocab or 50304
             if args.vocab < tokenizer.get_vocab_size():

@@ -189,7 +189,9 @@ fn safetensors_header(
     });
     let length = room - 8;
     let mut header = length.to_le_bytes().to_vec();
-    header.extend(format!("{:<1$}", json.to_string(), length as usize).bytes());
+    header.extend(json.to_string().bytes());
+    // Spaces up to the room, counted in bytes: names need not be ASCII.
+    header.resize(header.len().max(room as usize), b' ');
     header
 }
 

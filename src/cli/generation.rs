@@ -125,9 +125,9 @@ impl GenerationArgs {
         .collect()
     }
 
-    /// Texts an image, if that was given.
-    pub(super) fn num_captions(&self) -> Option<usize> {
-        self.num_captions
+    /// Whether several texts an item are asked for.
+    pub(super) fn several_texts(&self) -> bool {
+        self.num_captions.is_some_and(|texts| texts > 1)
     }
 
     /// The flags that were given.

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::image::{DecodePolicy, ImageError, Rgb8Image, decode, decode_file};
 use crate::task;
 
 /// File name extensions, in lower case, that mark an image in a folder. A file that is named itself is
@@ -34,6 +35,17 @@ impl ImageInput {
                 name: self.name.clone(),
                 bytes: bytes.as_slice().into(),
             },
+        }
+    }
+
+    /// Reads the image as `policy` has it.
+    ///
+    /// # Errors
+    /// A file that is missing, unreadable or no image.
+    pub fn decode(&self, policy: DecodePolicy) -> Result<Rgb8Image, ImageError> {
+        match &self.source {
+            ImageSource::Path(path) => decode_file(path, policy),
+            ImageSource::Bytes(bytes) => decode(bytes, &self.name, policy),
         }
     }
 }

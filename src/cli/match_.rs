@@ -1,10 +1,10 @@
 //! `blip2-wgpu match IMAGE… --text T…`
 
 use crate::Error;
-use crate::image::Rgb8Image;
-use crate::task::{PairScore, Preset, Retriever, TextFeatures, TextUse};
+use crate::task::{ImageFeatures, PairScore, Preset, Retriever, TextFeatures, TextUse};
 
 use super::Shared;
+use super::explain::{ExplainFile, Page, Part, Report, parse_file};
 use super::generation::{BatchSize, parse_batch_size};
 use super::inputs::expand;
 use super::output::Output;
@@ -34,6 +34,10 @@ pub(super) struct Args {
     /// Images at a time
     #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_batch_size)]
     batch_size: BatchSize,
+    /// Also show where the model looks in each image while it reads each text: a page (.html, any number of images) or
+    /// a picture (.png, one image)
+    #[arg(long, value_name = "FILE", value_parser = parse_file)]
+    explain: Option<ExplainFile>,
 }
 
 /// Scores all pairs; `false` if any image or text failed.
@@ -54,6 +58,9 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     if inputs.is_empty() || texts.is_empty() {
         return Ok(false);
     }
+    let report = args.explain.as_ref();
+    let report = report.map(|file| Report::create(file, inputs.len()));
+    let mut report = report.transpose()?;
     let size = image_size(args.image_size, args.preset);
     let mut model = shared.open_retriever(size, output).await?;
     let given = texts.len();
@@ -67,15 +74,28 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     for inputs in inputs.chunks(model.batch_size(args.batch_size.0)) {
         let (names, images) = decode_all(inputs, args.preset, output);
         all_done &= images.len() == inputs.len();
-        let scores = score(&mut model, &images, &features).await?;
-        for (name, scores) in names.iter().zip(scores.chunks(texts.len())) {
+        let encoded = model.encode_batch(&images).await?;
+        let scores = score(&mut model, &encoded, &features).await?;
+        for (index, scores) in scores.chunks(texts.len()).enumerate() {
             for (text, score) in texts.iter().zip(scores) {
-                print(name, text, score, output);
+                print(&names[index], text, score, output);
+            }
+            if let Some(report) = &mut report {
+                let titles: Vec<_> = texts.iter().zip(scores).map(title).collect();
+                let parts = explain(&model, &encoded[index], &features, titles).await?;
+                report.add(&Page {
+                    name: &names[index],
+                    image: &images[index],
+                    parts: &parts,
+                })?;
             }
         }
         bar.inc(inputs.len() as u64);
     }
     bar.finish_and_clear();
+    if let Some(report) = report {
+        report.finish()?;
+    }
     model.gpu().save_pipelines();
     Ok(all_done)
 }
@@ -83,14 +103,35 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
 /// Scores of every image with every text, those of the first image first.
 async fn score(
     model: &mut Retriever,
-    images: &[Rgb8Image],
+    images: &[ImageFeatures],
     texts: &[TextFeatures],
 ) -> Result<Vec<PairScore>, Error> {
-    let encoded = model.encode_batch(images).await?;
     let pairs: Vec<_> = (0..images.len())
         .flat_map(|image| (0..texts.len()).map(move |text| (image, text)))
         .collect();
-    model.match_pairs(&encoded, texts, &pairs).await
+    model.match_pairs(images, texts, &pairs).await
+}
+
+/// Where the queries look in an image while they read each text.
+async fn explain(
+    model: &Retriever,
+    image: &ImageFeatures,
+    texts: &[TextFeatures],
+    titles: Vec<String>,
+) -> Result<Vec<Part>, Error> {
+    let mut parts = Vec::with_capacity(texts.len());
+    for (text, title) in texts.iter().zip(titles) {
+        parts.push(Part {
+            explanation: model.explain(image, text).await?,
+            titles: vec![title],
+        });
+    }
+    Ok(parts)
+}
+
+/// The line above a text's map.
+fn title((text, score): (&String, &PairScore)) -> String {
+    format!("{text}: itm {:.4}, itc {:.4}", score.itm, score.itc)
 }
 
 fn print(name: &str, text: &str, score: &PairScore, output: &Output) {

@@ -2,8 +2,12 @@
 
 mod arrays;
 mod caption;
+mod convert;
+mod delivery;
 mod devices;
 mod embed;
+mod eval;
+mod explain;
 mod generation;
 mod in_order;
 mod inputs;
@@ -12,9 +16,12 @@ mod match_;
 mod output;
 mod pairs;
 mod parity;
+mod part_file;
+mod pull;
 mod results;
 mod retrieval;
 mod retrieve;
+mod score;
 mod vqa;
 
 use std::path::{Path, PathBuf};
@@ -49,8 +56,14 @@ struct Cli {
 /// Flags that every command takes.
 #[derive(Debug, Clone, clap::Args)]
 struct Shared {
-    /// Checkpoint: a folder in the Hugging Face layout, or demo (the default), the model in this program
-    #[arg(long, global = true, value_name = "DIR|demo", env = "BLIP2_WGPU_MODEL")]
+    /// Checkpoint: a folder in the Hugging Face layout, a name on the hub (OWNER/NAME), or demo (the default), the
+    /// model in this program
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR|NAME|demo",
+        env = "BLIP2_WGPU_MODEL"
+    )]
     model: Option<PathBuf>,
     /// Adapter: its number in `devices`, part of its name, or auto
     #[arg(
@@ -94,11 +107,16 @@ struct Shared {
 enum Command {
     /// Describe images
     Caption(Box<caption::Args>),
+    /// Make a folder that --model takes from a checkpoint of LAVIS, mmpretrain or transformers
+    Convert(convert::Args),
     /// List adapters, their limits, and the kernels each would use
     #[command(after_help = "Example: blip2-wgpu devices --json")]
     Devices,
     /// Write features of images or texts to a file
     Embed(Box<embed::Args>),
+    /// Run a dataset and measure the results
+    #[command(subcommand)]
+    Eval(eval::Command),
     /// Show a checkpoint's configuration, parameters and memory need
     Inspect(inspect::Args),
     /// Score how well images and texts go together
@@ -107,24 +125,52 @@ enum Command {
     Retrieve(Box<retrieve::Args>),
     /// Compare every stage with a reference dump of transformers
     Parity(parity::Args),
+    /// Measure results: captions, answers, or retrieval scores against the truth
+    #[command(subcommand)]
+    Score(score::Command),
     /// Answer questions about images
     Vqa(Box<vqa::Args>),
+    /// Fetch a checkpoint from the Hugging Face Hub, or the rest of it
+    Pull(pull::Args),
+}
+
+impl Command {
+    /// Whether it works with the checkpoint of `--model`.
+    fn takes_model(&self) -> bool {
+        !matches!(
+            self,
+            Self::Convert(_)
+                | Self::Devices
+                | Self::Inspect(_)
+                | Self::Parity(_)
+                | Self::Pull(_)
+                | Self::Score(_)
+                | Self::Eval(eval::Command::Merge(_))
+        )
+    }
 }
 
 /// Runs the program on the process's arguments.
 #[must_use]
 pub fn run() -> ExitCode {
-    let cli = Cli::parse(); // wrong usage exits with 2 here
+    let mut cli = Cli::parse(); // wrong usage exits with 2 here
     let output = Output::new(&cli.shared);
     let result = pollster::block_on(async {
+        if cli.command.takes_model() {
+            cli.shared.find_model(&output)?;
+        }
         match &cli.command {
             Command::Caption(args) => caption::run(&cli.shared, args, &output).await,
+            Command::Convert(args) => convert::run(args, &output),
             Command::Devices => devices::run(&cli.shared, &output).await,
             Command::Embed(args) => embed::run(&cli.shared, args, &output).await,
+            Command::Eval(command) => eval::run(&cli.shared, command, &output).await,
             Command::Inspect(args) => inspect::run(&cli.shared, args, &output).await,
             Command::Match(args) => match_::run(&cli.shared, args, &output).await,
             Command::Retrieve(args) => retrieve::run(&cli.shared, args, &output).await,
             Command::Parity(args) => parity::run(&cli.shared, args, &output).await,
+            Command::Pull(args) => pull::run(args, &output),
+            Command::Score(command) => score::run(command, &output),
             Command::Vqa(args) => vqa::run(&cli.shared, args, &output).await,
         }
     });
@@ -147,6 +193,16 @@ impl Shared {
             cache_dir: cache_dir(),
             max_part_bytes: None,
         })
+    }
+
+    /// Turns a name on the hub into the folder of its checkpoint.
+    fn find_model(&mut self, output: &Output) -> Result<(), Error> {
+        if let Some(model) = self.model.as_deref()
+            && model != Path::new(DEMO)
+        {
+            self.model = Some(pull::resolve(model, output)?);
+        }
+        Ok(())
     }
 
     /// The checkpoint's path; `None` is the demo model that is part of the program.

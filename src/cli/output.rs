@@ -61,6 +61,12 @@ impl Output {
         to_stderr(format_args!("error: {message}"));
     }
 
+    /// Reports what a command cannot go on with; the command's outcome.
+    pub(super) fn fail(&self, error: &dyn std::fmt::Display) -> bool {
+        self.error(error);
+        false
+    }
+
     /// Something that is not as the user may think, unless quiet; on one line.
     pub(super) fn warning(&self, text: &str) {
         if !self.quiet {
@@ -149,12 +155,17 @@ fn to_stderr(line: std::fmt::Arguments<'_>) {
     }
 }
 
-/// A bar over the checkpoint's bytes.
+/// A bar over the checkpoint's bytes while it is loaded.
 pub(super) fn load_progress(output: &Output) -> impl FnMut(u64, u64) + Send + use<> {
+    byte_progress(output, "loading")
+}
+
+/// A bar over bytes; `doing` says what is done with them.
+pub(super) fn byte_progress(output: &Output, doing: &str) -> impl FnMut(u64, u64) + Send + use<> {
     let bar = if output.wants_progress() {
-        let style = ProgressStyle::with_template(
-            "loading {bytes}/{total_bytes} {wide_bar} {bytes_per_sec} {eta}",
-        );
+        let style = ProgressStyle::with_template(&format!(
+            "{doing} {{bytes}}/{{total_bytes}} {{wide_bar}} {{bytes_per_sec}} {{eta}}"
+        ));
         ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
     } else {
         ProgressBar::hidden()

@@ -1,21 +1,24 @@
 //! `blip2-wgpu vqa IMAGE QUESTION…`
 
-use std::collections::{HashMap, HashSet};
+mod asked;
+
+use std::collections::HashSet;
 use std::ffi::OsString;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::CommandFactory;
-use clap::error::ErrorKind;
-
 use crate::Error;
-use crate::task::{Answer, Ask, Item, ItemEvent, RunOptions, VqaOptions, check_vqa_options};
+use crate::task::{Answer, Ask, Blip2, Item, ItemEvent, RunOptions, VqaOptions, check_vqa_options};
 
+use super::Shared;
+use super::delivery::{Delivery, Keep, Kind};
+use super::explain::{ExplainFile, Explainer, parse_file};
 use super::generation::GenerationArgs;
-use super::in_order::InOrder;
-use super::inputs::{ImageInput, ImageSource, expand, has_image_extension};
-use super::output::{ItemsBar, Output, digits};
-use super::{Cli, Shared, pairs};
+use super::inputs::ImageInput;
+use super::output::Output;
+use super::results::{Columns, EarlierResults, OutArgs, ResultsError, RunRecord};
+use asked::Asked;
 
 /// Answers questions about images.
 #[derive(Debug, clap::Args)]
@@ -26,7 +29,9 @@ use super::{Cli, Shared, pairs};
     after_help = "Examples:\n  \
                   blip2-wgpu vqa photo.jpg \"what animal is this?\" \"is it asleep?\"\n  \
                   blip2-wgpu vqa holiday/ --question \"is anybody in the picture?\" --json\n  \
-                  blip2-wgpu vqa --pairs questions.jsonl --preset lavis --json"
+                  blip2-wgpu vqa --pairs questions.jsonl --preset lavis --json\n  \
+                  blip2-wgpu vqa --pairs questions.jsonl --out answers.jsonl    the same command again resumes it\n\n\
+                  A results file has a line for each image and question, in the order they were given; see caption --help."
 )]
 pub(super) struct Args {
     /// An image and the questions about it. With --question: images only (files, folders with all below them, globs,
@@ -47,20 +52,21 @@ pub(super) struct Args {
     /// Side of the images in pixels, if not the checkpoint's
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<u32>,
+    /// Also show where the model looks, for each image and each word of its first text: a page
+    /// (.html, any number of images) or a picture (.png, one image)
+    #[arg(long, value_name = "FILE", value_parser = parse_file)]
+    explain: Option<ExplainFile>,
+    #[command(flatten)]
+    out: OutArgs,
     #[command(flatten)]
     generation: GenerationArgs,
 }
 
-/// What is asked about what: `asked` in the order of the answers.
-#[derive(Debug, Default)]
-struct Asked {
-    images: Vec<ImageInput>,
-    questions: Vec<String>,
-    /// Indices of an image and a question.
-    asked: Vec<(usize, usize)>,
-    /// Whether everything that was given can be asked.
-    complete: bool,
-}
+const KIND: Kind = Kind {
+    item: "question",
+    items: "questions",
+    finished: "answered",
+};
 
 /// Answers every question; `false` if any failed.
 pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
@@ -76,9 +82,9 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         batch_size: args.generation.batch_size.0,
     };
     options.check_prompt()?;
-    let asked = match &args.pairs {
-        Some(file) => from_pairs(file, &options, output),
-        None => from_arguments(args, &options, output),
+    let mut asked = match &args.pairs {
+        Some(file) => asked::from_pairs(file, &options, output),
+        None => asked::from_arguments(args, &options, output),
     };
     if asked.asked.is_empty() {
         return Ok(false);
@@ -86,28 +92,143 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     if let Some(path) = checkpoint {
         check_vqa_options(path, &options)?;
     }
+    let earlier = match args.earlier_results(checkpoint) {
+        Ok(earlier) => earlier,
+        Err(error) => return Ok(output.fail(&error)),
+    };
+    let summary = asked.leave_missing(earlier.as_ref(), output);
+    let left = asked.asked.len();
+    EarlierResults::announce(earlier.as_ref(), &summary, left, output);
+    if left == 0 {
+        return Ok(summary.failed == 0);
+    }
+
+    let explainer = args.explain.as_ref();
+    let explainer = explainer.map(|file| Explainer::create(file, asked.images.len()));
+    let mut explainer = explainer.transpose()?;
+
     let mut model = shared.open(image_size, output).await?;
     model.check_vqa_options(&options)?;
+    let results = match earlier.map(EarlierResults::begin).transpose() {
+        Ok(results) => results,
+        Err(error) => return Ok(output.fail(&error)),
+    };
+    let keep = Keep {
+        line: results.is_some(),
+        sidecar: None,
+    };
+    let stream = args.generation.stream;
+    let print = results.is_none() || output.json || stream;
+    let mut delivery = Delivery::new(output, vec![keep; left], results, print, summary);
+    let options = Arc::new(options);
+    let asking = Asking {
+        options: &options,
+        stream: stream && !output.json,
+        output,
+    };
+    let explain = explainer.as_mut();
+    let flow = answer_all(&mut model, &asked, &asking, &mut delivery, explain).await;
+    // Whatever stopped it, what was written stays.
+    let all_done = delivery.end(flow)?;
+    let mut explained = true;
+    if let Some(explainer) = explainer {
+        let images: Vec<_> = asked.images.iter().collect();
+        explained = explainer
+            .explain_all(&model, &images, preset.decode_policy(), output)
+            .await?;
+    }
+    model.gpu().save_pipelines();
+    Ok(all_done && explained)
+}
 
+impl Args {
+    /// The results file as earlier runs left it, if one was asked for.
+    fn earlier_results(
+        &self,
+        checkpoint: Option<&Path>,
+    ) -> Result<Option<EarlierResults>, ResultsError> {
+        let mut fields = vec!["pred_answer", "score", "num_tokens", "tokens"];
+        if self.generation.several_texts() {
+            fields.push("answers");
+        }
+        let columns = Columns::new(&["image", "question"], &fields);
+        let record = || {
+            let mut options = self.generation.given();
+            if let Some(size) = self.image_size {
+                options.insert("--image-size".into(), size.to_string());
+            }
+            RunRecord::new("vqa", checkpoint, options)
+        };
+        EarlierResults::open(&self.out, columns, record)
+    }
+}
+
+/// How questions are asked.
+struct Asking<'a> {
+    options: &'a Arc<VqaOptions>,
+    stream: bool,
+    output: &'a Output,
+}
+
+/// Answers everything and hands over each outcome as it is known. Breaks where the delivery does.
+async fn answer_all(
+    model: &mut Blip2,
+    asked: &Asked,
+    asking: &Asking<'_>,
+    delivery: &mut Delivery<'_>,
+    mut explainer: Option<&mut Explainer>,
+) -> Result<ControlFlow<()>, Error> {
+    let Asking {
+        options,
+        stream,
+        output,
+    } = *asking;
     let started = std::time::Instant::now();
-    let stream = args.generation.stream && !output.json;
     let run = RunOptions {
         batch_size: if stream { Some(1) } else { options.batch_size },
         pieces: stream,
     };
-    let options = Arc::new(options);
     let sources: Vec<_> = asked.images.iter().map(ImageInput::to_source).collect();
+    let ask = |question: usize| Ask::Question {
+        question: asked.questions[question].clone(),
+        options: Arc::clone(options),
+    };
     let items = asked.asked.iter().map(|&(image, question)| Item {
         image: sources[image].clone(),
-        ask: Ask::Question {
-            question: asked.questions[question].clone(),
-            options: Arc::clone(&options),
-        },
+        ask: ask(question),
     });
-    let mut answers = Answers::new(&asked, output);
+    // Questions that the user knows to be cut.
+    let mut warned = HashSet::new();
     let mut events = model.run(items, run);
     while let Some(event) = events.next().await {
-        answers.hear(event?);
+        let (item, outcome) = match event? {
+            ItemEvent::Piece { item, text } => {
+                delivery.piece(item, &asked.intro(asked.asked[item]), &text);
+                continue;
+            }
+            ItemEvent::Done { item, texts } => {
+                let (image, question) = asked.asked[item];
+                if let Some(explainer) = &mut explainer {
+                    explainer.push((item, image), ask(question), &texts);
+                }
+                let answer = Answer::from_texts(texts);
+                if answer.prompt_tokens_cut > 0 && warned.insert(question) {
+                    let question = &asked.questions[question];
+                    output.warning(&cut_warning(question, answer.prompt_tokens_cut));
+                }
+                (item, Ok(asked.finished(asked.asked[item], &answer)))
+            }
+            ItemEvent::Failed { item, error } if error.names_its_image() => {
+                (item, Err(error.to_string()))
+            }
+            ItemEvent::Failed { item, error } => {
+                let name = &asked.images[asked.asked[item].0].name;
+                (item, Err(format!("{name}: {error}")))
+            }
+        };
+        if delivery.finished(item, outcome).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
     }
     drop(events);
     output.detail(&format!(
@@ -116,199 +237,7 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         started.elapsed().as_secs_f64(),
         model.timings()
     ));
-    model.gpu().save_pipelines();
-    Ok(asked.complete && answers.failed == 0)
-}
-
-/// Every question about every image, image by image; those that cannot be asked are reported.
-fn from_arguments(args: &Args, options: &VqaOptions, output: &Output) -> Asked {
-    let (images, questions) = if args.questions.is_empty() {
-        let (image, questions) = args.items.split_at(args.items.len().min(1));
-        (image, questions_of(questions))
-    } else {
-        (&args.items[..], args.questions.clone())
-    };
-    let (images, errors) = expand(images);
-    let mut complete = errors.is_empty();
-    for error in &errors {
-        output.error(error);
-    }
-    let mut usable = Vec::new();
-    for question in questions {
-        match options.check_question(&question) {
-            Ok(()) => usable.push(question),
-            Err(error) => {
-                output.error(&error);
-                complete = false;
-            }
-        }
-    }
-    let asked = (0..images.len())
-        .flat_map(|image| (0..usable.len()).map(move |question| (image, question)))
-        .collect();
-    Asked {
-        images,
-        questions: usable,
-        asked,
-        complete,
-    }
-}
-
-/// The questions among the arguments, after the image; ends the program where there are none or they are files.
-fn questions_of(arguments: &[OsString]) -> Vec<String> {
-    if arguments.is_empty() {
-        wrong_usage(
-            "no question: write it after the image, or give --question TEXT or --pairs FILE.jsonl",
-        );
-    }
-    let question = |argument: &OsString| {
-        let Some(text) = argument.to_str() else {
-            wrong_usage(&format!(
-                "question {argument:?} is not UTF-8; check the terminal's encoding"
-            ));
-        };
-        if is_path(text) {
-            wrong_usage(&format!(
-                "{text:?} stands where a question is expected, but is a path; to ask about several images give \
-                 --question TEXT"
-            ));
-        }
-        text.to_owned()
-    };
-    arguments.iter().map(question).collect()
-}
-
-/// Whether an argument is meant as an image rather than as a question.
-fn is_path(text: &str) -> bool {
-    let path = Path::new(text);
-    path.exists() || has_image_extension(path) && !text.contains(char::is_whitespace)
-}
-
-/// Ends the program as clap does on wrong usage.
-fn wrong_usage(problem: &str) -> ! {
-    Cli::command()
-        .error(ErrorKind::MissingRequiredArgument, problem)
-        .exit()
-}
-
-/// The pairs of a file; lines that cannot be asked are reported.
-fn from_pairs(file: &Path, options: &VqaOptions, output: &Output) -> Asked {
-    let (pairs, errors) = pairs::read(file);
-    let mut asked = Asked {
-        complete: errors.is_empty(),
-        ..Asked::default()
-    };
-    for error in &errors {
-        output.error(error);
-    }
-    let mut known = HashMap::new();
-    for pair in pairs {
-        if let Err(error) = options.check_question(&pair.question) {
-            output.error(&format!("{}, line {}: {error}", file.display(), pair.line));
-            asked.complete = false;
-            continue;
-        }
-        let image = *known.entry(pair.image).or_insert_with_key(|name| {
-            asked.images.push(ImageInput {
-                name: name.clone(),
-                source: ImageSource::Path(pairs::locate(file, name)),
-            });
-            asked.images.len() - 1
-        });
-        asked.asked.push((image, asked.questions.len()));
-        asked.questions.push(pair.question);
-    }
-    asked
-}
-
-/// Prints answers in the order of the questions.
-struct Answers<'a> {
-    asked: &'a Asked,
-    outcomes: InOrder<Result<Answer, Arc<Error>>>,
-    /// The question whose answer is being shown as it comes.
-    shown: Option<usize>,
-    /// Questions that the user knows to be cut.
-    warned: HashSet<usize>,
-    /// Images that the user knows to be unreadable.
-    unreadable: HashSet<usize>,
-    failed: usize,
-    bar: ItemsBar,
-    output: &'a Output,
-}
-
-impl<'a> Answers<'a> {
-    fn new(asked: &'a Asked, output: &'a Output) -> Self {
-        Self {
-            asked,
-            outcomes: InOrder::default(),
-            shown: None,
-            warned: HashSet::new(),
-            unreadable: HashSet::new(),
-            failed: 0,
-            bar: output.items(asked.asked.len(), "questions", true),
-            output,
-        }
-    }
-
-    fn hear(&mut self, event: ItemEvent) {
-        match event {
-            ItemEvent::Piece { item, text } => {
-                if self.shown.replace(item) != Some(item) {
-                    self.output.text(&self.asked.intro(self.asked.asked[item]));
-                }
-                self.output.text(&text);
-            }
-            ItemEvent::Done { item, texts } => {
-                self.outcomes.put(item, Ok(Answer::from_texts(texts)));
-            }
-            ItemEvent::Failed { item, error } => self.outcomes.put(item, Err(error)),
-        }
-        while let Some((item, outcome)) = self.outcomes.next() {
-            let asked = self.asked.asked[item];
-            match outcome {
-                Ok(answer) => self.print(asked, &answer, self.shown == Some(item)),
-                Err(error) => self.fail(asked, &error),
-            }
-            self.bar.inc(1);
-        }
-    }
-
-    /// Reports a question that has no answer; an image that cannot be read once for all questions about it.
-    fn fail(&mut self, (image, _): (usize, usize), error: &Error) {
-        self.failed += 1;
-        if error.names_its_image() {
-            if self.unreadable.insert(image) {
-                self.output.error(error);
-            }
-        } else {
-            let name = &self.asked.images[image].name;
-            self.output.error(&format!("{name}: {error}"));
-        }
-    }
-
-    /// Prints an answer, the first text of which may have been `shown` already, and says if its question was cut.
-    fn print(&mut self, (image, question): (usize, usize), answer: &Answer, shown: bool) {
-        let output = self.output;
-        if answer.prompt_tokens_cut > 0 && self.warned.insert(question) {
-            output.warning(&cut_warning(
-                &self.asked.questions[question],
-                answer.prompt_tokens_cut,
-            ));
-        }
-        if output.json {
-            output.line(&self.asked.json((image, question), answer).to_string());
-            return;
-        }
-        let mut texts = answer.alternatives.iter();
-        if shown {
-            texts.next();
-            output.line("");
-        }
-        for text in texts {
-            let intro = self.asked.intro((image, question));
-            output.line(&format!("{intro}{}", text.text));
-        }
-    }
+    Ok(ControlFlow::Continue(()))
 }
 
 /// Letters of a question that a warning shows.
@@ -324,33 +253,6 @@ fn cut_warning(question: &str, tokens: usize) -> String {
     format!(
         "question {excerpt:?}{dots} is too long: {tokens} tokens at the end are cut; shorten it to have it asked whole"
     )
-}
-
-impl Asked {
-    /// What stands before an answer on its line.
-    fn intro(&self, (image, question): (usize, usize)) -> String {
-        let question = self.questions[question].replace(char::is_control, " ");
-        format!("{}: {} ", self.images[image].name, question.trim())
-    }
-
-    fn json(&self, (image, question): (usize, usize), answer: &Answer) -> serde_json::Value {
-        let mut line = serde_json::json!({
-            "image": self.images[image].name,
-            "question": self.questions[question],
-            "pred_answer": answer.text,
-            "tokens": answer.tokens,
-            "score": digits(answer.score),
-            "num_tokens": answer.tokens.len(),
-        });
-        if answer.alternatives.len() > 1 {
-            line["answers"] = answer
-                .alternatives
-                .iter()
-                .map(|text| serde_json::json!({"text": text.text, "score": digits(text.score)}))
-                .collect();
-        }
-        line
-    }
 }
 
 #[cfg(test)]

@@ -107,11 +107,19 @@ pub struct ProgramBuilder<'gpu> {
     dispatches: Vec<Recorded>,
     params: Vec<u8>,
     lifetimes: Vec<Lifetime>,
-    taps: Option<Vec<Tap>>,
+    taps: Vec<Tap>,
+    keeps: Keeps,
     failure: Option<GpuError>,
 }
 
-/// A copy of an activation at one point of the program, for parity checks.
+/// What a program keeps copies of.
+#[derive(Debug, Clone, Copy, Default)]
+struct Keeps {
+    stages: bool,
+    attention: bool,
+}
+
+/// A copy of an activation at one point of the program, for parity checks and for looking at attention.
 #[derive(Debug, Clone)]
 pub struct Tap {
     /// The stage's canonical name, such as `vit.block.0`.
@@ -134,7 +142,8 @@ impl<'gpu> ProgramBuilder<'gpu> {
             dispatches: Vec::new(),
             params: Vec::new(),
             lifetimes: Vec::new(),
-            taps: None,
+            taps: Vec::new(),
+            keeps: Keeps::default(),
             failure: None,
         }
     }
@@ -142,7 +151,17 @@ impl<'gpu> ProgramBuilder<'gpu> {
     /// Keeps a copy of every stage that the model names with [`ProgramBuilder::tap`].
     #[must_use]
     pub fn with_taps(mut self) -> Self {
-        self.taps = Some(Vec::new());
+        self.keeps = Keeps {
+            stages: true,
+            attention: true,
+        };
+        self
+    }
+
+    /// Keeps the weights of every attention that the model names with [`ProgramBuilder::tap_attention`], and no stage.
+    #[must_use]
+    pub fn with_attention_taps(mut self) -> Self {
+        self.keeps.attention = true;
         self
     }
 
@@ -226,11 +245,30 @@ impl<'gpu> ProgramBuilder<'gpu> {
         rows: usize,
         columns: usize,
     ) -> Option<wgpu::Buffer> {
-        let taps = self.taps.as_mut()?;
-        let name = name();
+        if !self.keeps.stages {
+            return None;
+        }
+        self.keep(name(), rows, columns)
+    }
+
+    /// Where to write attention weights `name` of this shape to, if attention is kept. The caller records what
+    /// computes them: without taps a program does nothing for them.
+    pub fn tap_attention(
+        &mut self,
+        name: impl FnOnce() -> String,
+        rows: usize,
+        columns: usize,
+    ) -> Option<wgpu::Buffer> {
+        if !self.keeps.attention {
+            return None;
+        }
+        self.keep(name(), rows, columns)
+    }
+
+    fn keep(&mut self, name: String, rows: usize, columns: usize) -> Option<wgpu::Buffer> {
         match self.gpu.storage(&name, (rows * columns * 4) as u64) {
             Ok(buffer) => {
-                taps.push(Tap {
+                self.taps.push(Tap {
                     name,
                     buffer: buffer.clone(),
                     rows,
@@ -313,7 +351,7 @@ impl<'gpu> ProgramBuilder<'gpu> {
             name: self.name,
             steps,
             activation_bytes: plan.slots.iter().sum(),
-            taps: self.taps.unwrap_or_default(),
+            taps: self.taps,
         })
     }
 

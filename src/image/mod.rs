@@ -20,6 +20,7 @@ mod webp;
 pub use decode::{AlphaPolicy, DecodePolicy, MAX_PIXELS, decode, decode_file};
 pub use error::ImageError;
 pub use preprocess::Preprocessor;
+pub(crate) use preprocess::{CLIP_MEAN, CLIP_STD};
 pub use resize::resize_bicubic;
 
 /// An 8-bit RGB image: rows from the top, `data` is `[height, width, 3]` without padding.

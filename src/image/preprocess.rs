@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 use super::{ImageError, MAX_PIXELS, Rgb8Image, groups, resize_bicubic};
 
 /// OpenAI CLIP's mean and standard deviation of RGB in 0..1, which every BLIP-2 checkpoint uses.
-const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
-const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
+pub(crate) const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
+pub(crate) const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 /// Pillow's number for bicubic.
 const BICUBIC: u64 = 3;
 /// The largest side asked for that is still taken for an image size, in pixels.

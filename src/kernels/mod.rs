@@ -9,6 +9,7 @@ mod argmax;
 mod attention;
 mod attention_cached;
 mod attention_relative;
+mod attention_weights;
 mod copy;
 mod copy_rows;
 mod embed_patches;
@@ -39,6 +40,9 @@ pub use attention::{
 };
 pub use attention_cached::{CachedAttention, attention_cached};
 pub use attention_relative::{RelativeAttention, RelativeBias, Span, attention_relative};
+pub use attention_weights::{
+    AttentionWeights, attention_weights, tap_attention, tap_attention_cached,
+};
 pub use copy::{copy, tap};
 pub use copy_rows::{GroupRows, copy_rows, join_rows, rows_of_groups};
 pub use embed_patches::embed_patches;

@@ -8,6 +8,7 @@ use crate::gpu::{Activation, Gpu, GpuError, Matrix, ProgramBuilder};
 use crate::kernels::{
     Activate, CachedAttention, EmbedTokens, Heads, KvLayer, LayerNorm, Linear, Pages, Positions,
     attention_cached, embed_tokens, layer_norm, linear, linear_into, linear_to, store_kv, tap,
+    tap_attention_cached,
 };
 use crate::weights::{UploadError, Uploader};
 
@@ -153,7 +154,14 @@ impl Opt {
         );
         tap(program, &hidden, || "opt.embeddings_with_positions".into());
         for (index, (layer, cache)) in self.layers.iter().zip(rows.cache.layers()).enumerate() {
-            self.layer(program, layer, &hidden, cache, rows.pages);
+            self.layer(
+                program,
+                (index, layer),
+                &hidden,
+                cache,
+                rows.pages,
+                rows.visual.rows,
+            );
             tap(program, &hidden, || format!("opt.layer.{index}"));
         }
         hidden
@@ -167,28 +175,31 @@ impl Opt {
         tap(program, logits, || "logits".into());
     }
 
-    /// Adds one pre-norm layer to the residual stream `hidden` `[rows, width]`.
+    /// Adds one pre-norm layer to the residual stream `hidden` `[rows, width]`. Where attention is kept, it is that of
+    /// all rows to the first `visual_positions`: those of the image, if the program's rows are of one image.
     fn layer(
         &self,
         program: &mut ProgramBuilder,
-        layer: &Layer,
+        (index, layer): (usize, &Layer),
         hidden: &Activation,
         cache: &KvLayer,
         pages: &Pages,
+        visual_positions: usize,
     ) {
         let normed = layer_norm(program, hidden, &layer.self_attn_layer_norm);
         let qkv = linear(program, &normed, &layer.qkv, Activate::Identity); // [rows, 3 · width]
         store_kv(program, &qkv, cache, pages);
-        let context = attention_cached(
-            program,
-            &CachedAttention {
-                qkv: &qkv,
-                cache,
-                pages,
-                heads: self.heads,
-                scale: self.heads.scale(),
-            },
-        );
+        let inputs = CachedAttention {
+            qkv: &qkv,
+            cache,
+            pages,
+            heads: self.heads,
+            scale: self.heads.scale(),
+        };
+        let context = attention_cached(program, &inputs);
+        tap_attention_cached(program, &inputs, visual_positions, || {
+            format!("opt.layer.{index}.attention")
+        });
         linear_into(program, &context, &layer.out_proj, hidden);
 
         let normed = layer_norm(program, hidden, &layer.final_layer_norm);

@@ -8,7 +8,7 @@
 use crate::gpu::{Activation, GpuError, ProgramBuilder};
 use crate::kernels::{
     Activate, Attention, Heads, LayerNorm, Linear, View, attention, gather_rows, layer_norm,
-    linear, linear_into, self_attention, tap,
+    linear, linear_into, self_attention, tap, tap_attention,
 };
 use crate::weights::{UploadError, Uploader};
 
@@ -41,6 +41,8 @@ struct Layer {
 
 #[derive(Debug)]
 struct CrossAttention {
+    /// The layer it is in.
+    layer: usize,
     query: Linear,
     /// Keys and values of the image tokens, stacked: `[2 · hidden, image width]`.
     key_value: Linear,
@@ -177,27 +179,28 @@ impl QFormer {
     ) -> Activation {
         let query = linear(program, hidden, &cross.query, Activate::Identity); // [batch · queries, width]
         let key_value = linear(program, image_tokens, &cross.key_value, Activate::Identity); // [batch · tokens, 2 · width]
-        let context = attention(
-            program,
-            &Attention {
-                q: View {
-                    of: &query,
-                    column: 0,
-                },
-                k: View {
-                    of: &key_value,
-                    column: 0,
-                },
-                v: View {
-                    of: &key_value,
-                    column: hidden.columns,
-                },
-                key_lengths,
-                batch,
-                heads: self.heads,
-                scale: self.heads.scale(),
+        let inputs = Attention {
+            q: View {
+                of: &query,
+                column: 0,
             },
-        );
+            k: View {
+                of: &key_value,
+                column: 0,
+            },
+            v: View {
+                of: &key_value,
+                column: hidden.columns,
+            },
+            key_lengths,
+            batch,
+            heads: self.heads,
+            scale: self.heads.scale(),
+        };
+        let context = attention(program, &inputs);
+        tap_attention(program, &inputs, || {
+            format!("qformer.layer.{}.cross_attention", cross.layer)
+        });
         cross.output.add(program, &context, hidden)
     }
 }
@@ -254,7 +257,7 @@ impl Layer {
             )
             .await?,
             cross_attention: if config.has_cross_attention(index) {
-                Some(CrossAttention::load(uploader, config, &name).await?)
+                Some(CrossAttention::load(uploader, config, index).await?)
             } else {
                 None
             },
@@ -275,22 +278,18 @@ impl CrossAttention {
     async fn load(
         uploader: &mut Uploader<'_>,
         config: &QFormerConfig,
-        layer: &str,
+        layer: usize,
     ) -> Result<Self, UploadError> {
         let hidden = config.hidden_size;
-        let projection = |kind: &str| format!("{layer}.crossattention.attention.{kind}");
+        let name = format!("qformer.encoder.layer.{layer}.crossattention");
+        let projection = |kind: &str| format!("{name}.attention.{kind}");
         let (query, key, value) = (projection("query"), projection("key"), projection("value"));
         let image_width = config.encoder_hidden_size;
         Ok(Self {
+            layer,
             query: load_linear(uploader, &query, hidden, hidden).await?,
             key_value: load_stacked(uploader, &[&key, &value], hidden, image_width).await?,
-            output: Residual::load(
-                uploader,
-                &format!("{layer}.crossattention.output"),
-                config,
-                hidden,
-            )
-            .await?,
+            output: Residual::load(uploader, &format!("{name}.output"), config, hidden).await?,
         })
     }
 }

@@ -80,6 +80,11 @@ impl Engine {
         &self.gpu
     }
 
+    /// The model's weights.
+    pub(crate) fn model(&self) -> &Blip2Model {
+        &self.model
+    }
+
     /// Number of logits.
     #[must_use]
     pub fn vocabulary(&self) -> usize {

@@ -12,9 +12,14 @@ use crate::model::{RetrievalModel, Texts};
 use super::images::{EncodedImage, ImageParts, ImagePrograms, ImageShapes, max_images};
 use super::search::{Hit, Search, SearchDirection};
 
-/// Texts encoded together, and pairs matched together.
+/// Texts encoded together.
 const MAX_TEXTS: usize = 32;
-const MAX_PAIRS: usize = 16;
+
+/// Pairs matched together, texts of one image among them (more would be padded to the longest of more), and images: their
+/// tokens are large.
+const MAX_PAIRS: usize = 64;
+const MAX_IMAGE_TEXTS: usize = 16;
+const MAX_PAIR_IMAGES: usize = 16;
 
 /// Padded tokens of one batch of texts: a long text goes alone.
 const MAX_TEXT_ROWS: usize = 2048;
@@ -247,7 +252,7 @@ impl Matcher {
         let most = limit / (vit.tokens() * widest * 4) as u64;
         usize::try_from(most)
             .unwrap_or(usize::MAX)
-            .clamp(1, MAX_PAIRS)
+            .clamp(1, MAX_PAIR_IMAGES)
     }
 
     /// Runs a block and returns the logits of its pairs in order.
@@ -314,7 +319,7 @@ impl Matcher {
     }
 
     /// Whether the texts are such that the device can be trusted with them.
-    fn check_texts(&self, texts: &[&[u32]]) -> Result<(), Error> {
+    pub(super) fn check_texts(&self, texts: &[&[u32]]) -> Result<(), Error> {
         let (most, vocabulary) = (
             self.model.text.max_positions(),
             self.model.text.vocabulary(),
@@ -371,7 +376,7 @@ fn blocks(pairs: &[(usize, &[u32])], most_images: usize, least: usize) -> Vec<Bl
     // Groups of one image's texts, by the power of two that holds them and their padded length.
     let mut groups: std::collections::BTreeMap<[usize; 2], Vec<Vec<usize>>> = Default::default();
     for of_image in order.chunk_by(|&a, &b| pairs[a].0 == pairs[b].0) {
-        for group in of_image.chunks(MAX_PAIRS) {
+        for group in of_image.chunks(MAX_IMAGE_TEXTS) {
             let longest = group.iter().map(|&index| pairs[index].1.len()).max();
             let key = [
                 group.len().next_power_of_two().max(least),

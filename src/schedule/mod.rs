@@ -7,6 +7,7 @@
 mod decode;
 mod encode;
 mod engine;
+mod explain;
 mod images;
 mod job;
 mod matching;
@@ -19,6 +20,7 @@ mod tails;
 
 pub use encode::Pixels;
 pub use engine::{Engine, Timings};
+pub(crate) use explain::AttentionReader;
 pub use images::{EncodedImage, ImageEncoder, ImageShapes};
 pub use matching::{EncodedText, Matcher};
 pub use plan::MemoryPlan;

@@ -2,6 +2,7 @@
 
 mod blip2;
 mod caption;
+mod explain;
 mod features;
 mod parity;
 mod prepare;
@@ -20,6 +21,7 @@ pub use crate::schedule::MemoryPlan;
 pub use crate::schedule::Timings;
 pub use blip2::{Blip2, OpenOptions, plan_memory};
 pub use caption::{Caption, CaptionOptions, check_caption_options};
+pub use explain::{ExplainedWord, Explanation, WrittenText};
 pub use features::ImageFeaturizer;
 pub use parity::{ParityReport, ParityRow, TOLERANCE};
 pub use prepare::ImageSource;

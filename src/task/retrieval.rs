@@ -17,7 +17,7 @@ use crate::schedule::{EncodedImage, ImageShapes, Matcher, itc_score};
 use crate::text::BertTokenizer;
 use crate::weights::{Checkpoint, Uploader};
 
-use super::{OpenOptions, Preset};
+use super::{Explanation, OpenOptions, Preset};
 use hash::Hash;
 use source::{RetrievalSource, image_fingerprint};
 
@@ -343,6 +343,23 @@ impl Retriever {
                 PairScore::new(logits, itc)
             })
             .collect())
+    }
+}
+
+impl Retriever {
+    /// Where the queries look in `image` while they read `text` beside it, for the matching score of the two: the
+    /// cross-attention of the joint pass.
+    ///
+    /// # Errors
+    /// Features of another model, no room on the device, or a failing device.
+    pub async fn explain(
+        &self,
+        image: &ImageFeatures,
+        text: &TextFeatures,
+    ) -> Result<Explanation, Error> {
+        let attention = self.matcher.read_pair(&image.tokens, &text.tokens).await?;
+        let image_tokens = self.matcher.model().vit.tokens();
+        Ok(Explanation::new(&attention, image_tokens))
     }
 }
 

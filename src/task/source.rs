@@ -28,7 +28,7 @@ impl Source {
         let config = Blip2Config::open(path)?;
         let language = language(&config, path)?;
         let folder = folder_of(path);
-        let tokenizer = Tokenizer::open(&folder, prompt_mark(&language))?;
+        let tokenizer = Tokenizer::open(&folder, PromptMark::of(&language))?;
         let file = folder.join("generation_config.json");
         let generation = generation_options(read_optional(&file)?.as_deref(), &file, &language)?;
         let side = run_size(&config, image_size)?;
@@ -54,7 +54,7 @@ impl Source {
         let tokenizer = Tokenizer::from_json(
             files.tokenizer,
             &name("tokenizer.json"),
-            prompt_mark(&language),
+            PromptMark::of(&language),
         )?;
         let file = name("generation_config.json");
         let generation = generation_options(Some(files.generation_config), &file, &language)?;
@@ -111,14 +111,6 @@ fn language(config: &Blip2Config, path: &Path) -> Result<LanguageConfig, Error> 
             task: "write text",
             needed: "generative (such as blip2-opt-2.7b)",
         })
-}
-
-/// The special token of every prompt.
-fn prompt_mark(language: &LanguageConfig) -> PromptMark {
-    match language {
-        LanguageConfig::Opt(opt) => PromptMark::First(opt.bos_token_id),
-        LanguageConfig::T5(t5) => PromptMark::Last(t5.prompt_end()),
-    }
 }
 
 /// The checkpoint's generation options: transformers' defaults, the configuration's special tokens, and what the text

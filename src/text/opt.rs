@@ -5,6 +5,8 @@ use tokenizers::{
     pre_tokenizers::byte_level::ByteLevel,
 };
 
+use crate::model::config::LanguageConfig;
+
 use super::{TextError, files, special};
 
 /// The special token of every prompt.
@@ -14,6 +16,17 @@ pub enum PromptMark {
     First(u32),
     /// T5's prompts end with it.
     Last(u32),
+}
+
+impl PromptMark {
+    /// That of a language model.
+    #[must_use]
+    pub fn of(language: &LanguageConfig) -> Self {
+        match language {
+            LanguageConfig::Opt(opt) => Self::First(opt.bos_token_id),
+            LanguageConfig::T5(t5) => Self::Last(t5.prompt_end()),
+        }
+    }
 }
 
 /// The language model's tokenizer: byte-level BPE for OPT, Unigram for T5.

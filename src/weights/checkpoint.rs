@@ -361,7 +361,7 @@ fn read_index(index: &Path) -> Result<BTreeMap<String, String>, WeightsError> {
     }
 }
 
-fn map_file(path: &Path) -> Result<Mmap, WeightsError> {
+pub(super) fn map_file(path: &Path) -> Result<Mmap, WeightsError> {
     let read_error = |cause| read_error(path, cause);
     let mut file = File::open(path).map_err(read_error)?;
     let bad = |problem: &str, remedy| WeightsError::BadFile {
@@ -374,7 +374,7 @@ fn map_file(path: &Path) -> Result<Mmap, WeightsError> {
     if !metadata.is_file() {
         return Err(bad(
             "is not a regular file",
-            "give a .safetensors file or a folder that holds one",
+            "give a file of weights or a folder that holds one",
         ));
     }
     if metadata.len() == 0 {

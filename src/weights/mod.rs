@@ -9,6 +9,7 @@ mod checkpoint;
 mod dtype;
 mod error;
 mod names;
+mod pytorch;
 mod upload;
 
 #[cfg(test)]
@@ -18,4 +19,5 @@ pub use checkpoint::{Checkpoint, TensorView};
 pub use dtype::{BadElement, Format, SourceFormat, convert_elements};
 pub use error::WeightsError;
 pub use names::{Weight, aliases, is_ignored_buffer};
+pub use pytorch::{PytorchFile, StridedView};
 pub use upload::{Progress, UploadError, Uploader};

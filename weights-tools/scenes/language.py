@@ -131,20 +131,25 @@ def is_inventory(claims: list[tuple[str | None, str, str]], objects: tuple[Objec
     return not left
 
 
-def check_caption(scene: Scene, text: str) -> Verdict:
-    """Parses a caption back into facts and compares them with the scene."""
+@dataclasses.dataclass(frozen=True)
+class Statement:
+    """A parsed caption: the objects it names and what else it says. At most one of relation, place and the rest is set."""
+
+    claims: tuple[tuple[str | None, str, str], ...]  # (size or None, colour, shape)
+    relation: str | None = None
+    place: str | None = None
+    number: int | None = None
+    ordered: bool = False
+
+
+def parse_caption(text: str) -> Statement | None:
+    """What a caption states; None if it is not a sentence of the grammar."""
     text = " ".join(text.lower().split()).rstrip(".").rstrip()
     if m := _RELATION.fullmatch(text):
-        first = scene.find(color=m[1], shape=m[2])
-        second = scene.find(color=m[4], shape=m[5])
-        true = bool(first and second) and holds(first[0], m[3], second[0]) is True
-        return Verdict(True, true, true and len(scene.objects) == 2)
+        return Statement(((None, m[1], m[2]), (None, m[4], m[5])), relation=m[3])
     if m := _PLACE.fullmatch(text):
         claims = parse_objects(m[1])
-        if claims is None or len(claims) != 1:
-            return Verdict(False, False, False)
-        true = any(matches(claims[0], o) and place_of(o) == m[2] for o in scene.objects)
-        return Verdict(True, true, true and len(scene.objects) == 1)
+        return Statement(tuple(claims), place=m[2]) if claims is not None and len(claims) == 1 else None
     number = None
     if m := _NUMBER.fullmatch(text):
         number, text = NUMBERS.index(m[1]), m[2]
@@ -152,12 +157,31 @@ def check_caption(scene: Scene, text: str) -> Verdict:
     for start in ("from left to right: ", "a picture of ", "only "):
         text = text.removeprefix(start)
     claims = parse_objects(text, commas_only=ordered)
-    if claims is None:
-        return Verdict(False, False, False)
-    true = is_inventory(claims, scene.objects) and number in (None, len(scene.objects))
-    if ordered:
+    return None if claims is None else Statement(tuple(claims), number=number, ordered=ordered)
+
+
+def is_true(scene: Scene, statement: Statement) -> bool:
+    """Whether everything that a caption states is so."""
+    claims = statement.claims
+    if statement.relation:
+        first, second = (scene.find(color=color, shape=shape) for _, color, shape in claims)
+        return bool(first and second) and holds(first[0], statement.relation, second[0]) is True
+    if statement.place:
+        return any(matches(claims[0], o) and place_of(o) == statement.place for o in scene.objects)
+    true = is_inventory(list(claims), scene.objects) and statement.number in (None, len(scene.objects))
+    if statement.ordered:
         true = true and all(matches(c, o) for c, o in zip(claims, scene.objects))
-    return Verdict(True, true, true)
+    return true
+
+
+def check_caption(scene: Scene, text: str) -> Verdict:
+    """Parses a caption back into facts and compares them with the scene."""
+    statement = parse_caption(text)
+    if statement is None:
+        return Verdict(False, False, False)
+    true = is_true(scene, statement)
+    names_all = not (statement.relation or statement.place) or len(statement.claims) == len(scene.objects)
+    return Verdict(True, true, true and names_all)
 
 
 QUESTION_TYPES = ("color", "shape", "size", "count", "exist", "relation", "compare")

@@ -8,7 +8,7 @@ import unittest
 
 import numpy as np
 
-from scenes import draw, language, layouts, world
+from scenes import draw, language, layouts, looks, world
 from scenes.__main__ import answers, check, scene_from
 
 
@@ -136,6 +136,25 @@ class Layouts(unittest.TestCase):
             self.assertEqual(figures["all"]["answers"], len(questions))
             self.assertLess(figures["all"]["percent"], 100)
             self.assertEqual(figures[asked[-1]["type"]]["percent"], 100)
+
+
+class Looks(unittest.TestCase):
+    FACTS = [{"image": "a.png", "objects": [
+        {"shape": "star", "color": "red", "size": "small", "x": 20.0, "y": 20.0, "radius": 10.0},
+        {"shape": "ring", "color": "red", "size": "large", "x": 100.0, "y": 100.0, "radius": 20.0}]}]
+
+    def count(self, *words):
+        """Words with the patch of a 4 × 4 grid that is brightest."""
+        maps = [{"text": text, "patches": [float(patch == at) for patch in range(16)]} for text, at in words]
+        return looks.looks(self.FACTS, [{"image": "x/a.png", "grid": 4, "words": maps}])
+
+    def test_hits_are_counted_by_kind_of_word(self):
+        counts, chance = self.count(("a", 3), ("red", 0), ("star,", 15), ("large", 15), ("red", 14), ("ring", 0))
+        self.assertEqual(counts, {"color": [2, 2], "shape": [0, 2], "size": [1, 1]})
+        self.assertEqual(chance, (1 + 4) / 2 / 16)
+
+    def test_objects_that_are_not_there_do_not_count(self):
+        self.assertEqual(self.count(("blue", 0), ("star", 0)), ({}, 0))
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def evaluate_generative(folder: pathlib.Path, scenes: list[world.Scene], said_pa
 
 @torch.no_grad()
 def evaluate_retrieval(folder: pathlib.Path, scenes: list[world.Scene], top: int) -> dict[str, float]:
-    """Recall@1 both ways: ITC picks the `top` candidates, ITM re-ranks them (its logit plus the ITC score, as LAVIS)."""
+    """Recall@1 both ways: ITC picks the `top` candidates, ITM re-ranks them (its logit plus the ITC score, as LAVIS); and ITM alone."""
     from transformers import AutoImageProcessor, AutoTokenizer, Blip2ForImageTextRetrieval
 
     from . import matching
@@ -138,7 +138,8 @@ def evaluate_retrieval(folder: pathlib.Path, scenes: list[world.Scene], top: int
         ]
     )
     captions = [language.captions(s) for s in scenes]
-    return matching.recall(model, vocabulary, tokens, captions, matching.truth_table(scenes, captions), top)
+    figures = matching.recall(model, vocabulary, tokens, captions, matching.truth_table(scenes, captions), top)
+    return figures | matching.match_figures(model, vocabulary, tokens, scenes)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from . import evaluate, loop, matching, models, texts
 from .pool import Batch, Pool, pixel_values
+from .seen import Seen
 
 LEARNING_RATES = {"see": 2e-3, "speak": 2e-3, "all": 5e-4, "match": 1e-3}
 # Tokens of the packed texts of one image.
@@ -75,16 +76,20 @@ def build_modules(args, vocabulary) -> nn.ModuleDict:
 
 
 def hand_over(modules: nn.ModuleDict, path: pathlib.Path) -> None:
-    """Starts from the averaged weights of an earlier stage; a side task that has changed its shape starts anew."""
+    """Starts from the averaged weights of an earlier stage; a side task that is new or has changed its shape starts anew."""
+    mine, earlier = modules.state_dict(), earlier_weights(path)
+    anew = [n for n in mine if n not in earlier or earlier[n].shape != mine[n].shape]
+    if not all(n.startswith(("auxiliary.", "pair.")) for n in anew):
+        raise ValueError(f"{path} holds a model of other sizes: {', '.join(anew)}")
+    modules.load_state_dict({n: mine[n] if n in anew else earlier[n] for n in mine})
+
+
+def earlier_weights(path: pathlib.Path) -> dict[str, torch.Tensor]:
+    """The averaged weights of a state file."""
     if not path.exists():
         raise SystemExit(f"{path} is not there: train the earlier stage first, or name its state with --start")
     state = torch.load(path, map_location=loop.device(), weights_only=True)
-    mine = modules.state_dict()
-    earlier = state["modules"] | state["average"]
-    anew = [n for n in mine if earlier[n].shape != mine[n].shape]
-    if not all(n.startswith("auxiliary.") for n in anew):
-        raise ValueError(f"{path} holds a model of other sizes: {', '.join(anew)}")
-    modules.load_state_dict({n: mine[n] if n in anew else w for n, w in earlier.items()})
+    return state["modules"] | state["average"]
 
 
 def new_trainer(args, modules: nn.ModuleDict, **settings) -> loop.Trainer:
@@ -212,21 +217,29 @@ def fit_match(args) -> None:
     """Stage `match`."""
     device = loop.device()
     opt_vocabulary, vocabulary = texts.load_tokenizers(args.work)
-    taught = build_modules(args, opt_vocabulary)
-    hand_over(taught, args.start or args.work / "all.pt")
-    modules = matching.build_modules(len(vocabulary), taught).to(device)
+    start = args.start or args.work / "all.pt"
+    torch.manual_seed(args.seed)
+    modules = matching.build_modules(len(vocabulary)).to(device)
+    if "temperature.log" in earlier_weights(start):
+        hand_over(modules, start)
+    else:
+        taught = build_modules(args, opt_vocabulary)
+        hand_over(taught, start)
+        matching.take_over(modules, taught)
     train, val = pools(args)
+    train_tokens = Seen(modules["model"].vision_model, train, args.work / "seen")
 
     def make_batch(step):
-        batch = train.batch(step, args.batch, args.seed)
-        return batch, matching.make_texts(vocabulary, batch.facts, np.random.default_rng([args.seed, 13, step]))
+        rows, flip = train.choose(step, args.batch, args.seed)
+        facts = train.facts(rows, flip)
+        text = matching.make_texts(vocabulary, facts, np.random.default_rng([args.seed, 13, step]))
+        return train_tokens.take(rows, flip), torch.from_numpy(facts), text
 
     def loss_of(parts):
-        batch, text = parts
-        pixels, _, facts = tensors(batch, device)
+        tokens, facts, text = parts
         text = {k: v.to(device) for k, v in text.items()}
         with loop.autocast():
-            return matching.losses(modules, pixels, facts, text)
+            return matching.losses(modules, tokens.to(device), facts.to(device), text)
 
     def evaluation():
         return matching.figures_on_pool(modules, vocabulary, val.part(slice(0, args.evaluate_scenes)))

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from scenes import world
+from scenes.language import RELATION_GAP
 
 from .pool import IMAGE_SIZE, MAX_OBJECTS, PATCH_SIZE, SHAPE, SIZE, X, Y
 
@@ -24,6 +25,8 @@ WIDTH = 128
 HEADS = 4
 NUM_QUERY_TOKENS = 8
 RETRIEVAL_WIDTH = 64
+# What a caption may say beside its objects: nothing, a relation, a place, an order, a number (matching.form_of).
+FORMS = 16
 
 
 def vision_config(layers: int = 5) -> Blip2VisionConfig:
@@ -162,12 +165,19 @@ class Auxiliary(nn.Module):
         return loss + slot_loss, rates | slot_rates
 
     def slot_losses(self, queries: torch.Tensor, facts: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """queries [n, 8, WIDTH] against facts [n, 4, 6]; `scene` is the share of scenes with every attribute right."""
+        """queries [n, 8, WIDTH] against facts [n, 4, 6]."""
+        return self.object_losses(self.slot, queries, facts)
+
+    @classmethod
+    def object_losses(
+        cls, head: Attributes, queries: torch.Tensor, facts: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """What a head reads of the objects from the first queries; `scene` is the share of scenes with every attribute right."""
         rates, loss = {}, queries.new_zeros((), dtype=torch.float32)
-        labels = self.labels(facts)
+        labels = cls.labels(facts)
         present = facts[..., SHAPE] >= 0
         all_right = torch.ones_like(present)
-        *logits, place = self.slot(queries[:, :MAX_OBJECTS])
+        *logits, place = head(queries[:, :MAX_OBJECTS])
         for i, (name, logit) in enumerate(zip(("shape", "color", "size", "height"), logits)):
             loss = loss + nn.functional.cross_entropy(logit.flatten(0, 1), labels[..., i].flatten())
             hit = logit.argmax(-1) == labels[..., i]
@@ -179,6 +189,74 @@ class Auxiliary(nn.Module):
         rates["scene"] = all_right.all(dim=1).float().mean()
         return loss, rates
 
+
+class PairAuxiliary(nn.Module):
+    """Thrown away on export: teaches ITM to see, to read, to find and to compare, a layer for each.
+
+    After the first layer, query k knows the image's k-th object. After the second, it knows the text's k-th object, and which of
+    the text's objects its own one is; the fifth query knows what the text says beside its objects. At the end, query k knows which
+    of its object's attributes agree with the text's k-th object (where the text lists all objects, and so from left to right); and
+    where the text is about two objects of the image, the sixth query knows where the first is of the second: left, right or
+    neither, above, below or neither.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = [len(world.SHAPES) + 1, len(world.COLORS) + 1, len(world.SIZES) + 1]
+        self.claims = nn.Linear(WIDTH, sum(self.sizes))
+        self.form = nn.Linear(WIDTH, FORMS)
+        self.agree = nn.Linear(WIDTH, 3)
+        self.seen = Attributes(further=2)
+        self.named = nn.Linear(WIDTH, MAX_OBJECTS + 1)
+        self.where = nn.Linear(WIDTH, 6)
+
+    @staticmethod
+    def directions(facts: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Along x and y [n, 2], whether the first of two objects (rows [n, 2] of facts [n, 4, 6]) is before (2), behind (1) or neither."""
+        first, second = facts[..., [X, Y]].gather(1, rows[..., None].expand(-1, -1, 2)).unbind(1)
+        distance = second - first
+        return torch.where(distance.abs() < RELATION_GAP, 0, 1 + (distance > 0).long())
+
+    def losses(
+        self, states: list[torch.Tensor], facts: torch.Tensor, claims: torch.Tensor, form: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Hidden states of pairs, the facts of their images [n, 4, 6], and the claims [n, 4, 3] and forms [n] of their texts."""
+        read, found = states[1], states[-1][:, :MAX_OBJECTS]
+        objects = Auxiliary.labels(facts)[..., :3]
+        none = torch.tensor([s - 1 for s in self.sizes], device=facts.device)
+        loss, rates = Auxiliary.object_losses(self.seen, states[0], facts)
+        loss = loss + nn.functional.cross_entropy(self.form(read[:, MAX_OBJECTS]).float(), form)
+        all_right = torch.ones_like(claims[..., 0], dtype=torch.bool)
+        for i, logits in enumerate(self.claims(read[:, :MAX_OBJECTS]).float().split(self.sizes, dim=-1)):
+            loss = loss + nn.functional.cross_entropy(logits.flatten(0, 1), claims[..., i].flatten())
+            hit = logits.argmax(-1) == claims[..., i]
+            all_right &= hit
+        # An attribute agrees if it is the same or, of a named object, left unsaid. [n, claim, object, 3]
+        unsaid = (claims == none) & (claims[..., :1] != none[0])
+        fits = (claims[:, :, None] == objects[:, None]) | unsaid[:, :, None]
+        same = fits.diagonal(dim1=1, dim2=2).transpose(1, 2)
+        agree = self.agree(found).float()
+        # Nothing to compare where neither has an object, and where the text does not list all objects.
+        listed = ((form == 0) | (form >= 10))[:, None] & ((claims[..., 0] != none[0]) | (objects[..., 0] != none[0]))
+        loss = loss + nn.functional.binary_cross_entropy_with_logits(agree[listed], same[listed].float())
+        is_named = fits.all(-1) & (claims[..., :1] != none[0])
+        target = torch.where(is_named.any(1), is_named.float().argmax(1), MAX_OBJECTS)
+        named = self.named(read[:, :MAX_OBJECTS]).float()
+        present = objects[..., 0] != none[0]
+        loss = loss + nn.functional.cross_entropy(named[present], target[present])
+        two = is_named[:, :2].any(2).all(1) & (form >= 1) & (form <= 4)
+        direction = self.directions(facts[two], is_named[two, :2].float().argmax(2))
+        where = self.where(states[-1][:, MAX_OBJECTS + 1][two]).float().view(-1, 2, 3)
+        # The sum's gradient stays defined when no text of the batch is about two objects.
+        loss = loss + nn.functional.cross_entropy(where.flatten(0, 1), direction.flatten(), reduction="sum") / max(1, 2 * len(where))
+        return loss, {
+            "seen": rates["scene"],
+            "where": (where.argmax(-1) == direction).float().mean(),
+            "pair": loss,
+            "claims": all_right.all(1).float().mean(),
+            "agree": ((agree > 0) == same)[listed].float().mean(),
+            "named": (named.argmax(-1) == target)[present].float().mean(),
+        }
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -112,15 +112,25 @@ class Pool:
         """The scenes with these numbers."""
         return Batch(*(np.stack([self.blocks[i // BLOCK][name][i % BLOCK] for i in rows]) for name in ARRAYS))
 
-    def batch(self, step: int, size: int, seed: int, mirror: bool = True) -> Batch:
-        """The batch of a training step: a new permutation every epoch; half of the scenes mirrored."""
+    def facts(self, rows, flip: np.ndarray) -> np.ndarray:
+        """Facts [n, 4, 6] of these scenes, those of `flip` mirrored."""
+        facts = np.stack([self.blocks[i // BLOCK]["facts"][i % BLOCK] for i in rows])
+        facts[flip] = mirrored_facts(facts[flip])
+        return facts
+
+    def choose(self, step: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """The scenes of a training step: a new permutation every epoch; half of them mirrored (the second array)."""
         places = (divmod(position, self.count) for position in range(step * size, (step + 1) * size))
-        picked = self.take([epoch_order(self.count, seed, epoch)[offset] for epoch, offset in places])
-        if mirror:
-            flip = np.random.default_rng([seed, step]).random(size) < 0.5
-            picked.pixels[flip], picked.owners[flip], picked.facts[flip] = mirrored(
-                picked.pixels[flip], picked.owners[flip], picked.facts[flip]
-            )
+        rows = np.array([epoch_order(self.count, seed, epoch)[offset] for epoch, offset in places])
+        return rows, np.random.default_rng([seed, step]).random(size) < 0.5
+
+    def batch(self, step: int, size: int, seed: int) -> Batch:
+        """The batch of a training step."""
+        rows, flip = self.choose(step, size, seed)
+        picked = self.take(rows)
+        picked.pixels[flip], picked.owners[flip], picked.facts[flip] = mirrored(
+            picked.pixels[flip], picked.owners[flip], picked.facts[flip]
+        )
         return picked
 
 
@@ -142,10 +152,16 @@ def mirrored(pixels: np.ndarray, owners: np.ndarray, facts: np.ndarray) -> tuple
     objects = (facts[:, :, SHAPE] >= 0).sum(axis=1)
     owners = owners[:, :, ::-1]
     owners = np.where(owners >= 0, objects[:, None, None] - 1 - owners, owners).astype(np.int8)
+    return pixels[:, :, ::-1], owners, mirrored_facts(facts)
+
+
+def mirrored_facts(facts: np.ndarray) -> np.ndarray:
+    """The facts [n, 4, 6] of mirrored scenes."""
+    objects = (facts[:, :, SHAPE] >= 0).sum(axis=1)
     order = (objects[:, None] - 1 - np.arange(MAX_OBJECTS)) % MAX_OBJECTS
     facts = np.take_along_axis(facts, order[..., None], axis=1)
     facts[..., X] = np.where(facts[..., SHAPE] >= 0, world.CANVAS - facts[..., X], -1)
-    return pixels[:, :, ::-1], owners, facts
+    return facts
 
 
 # The published preprocessing's mean and deviation.

@@ -12,10 +12,11 @@ from torch import nn
 from scenes import language, world
 
 from . import fit, loop, matching, models, texts
-from .pool import Batch, facts_of, make_block, mirrored, scene_of
+from .pool import Batch, Pool, facts_of, make_block, mirrored, pixel_values, scene_of
+from .seen import Seen
 
 
-class Pool(unittest.TestCase):
+class Facts(unittest.TestCase):
     def test_facts_keep_what_language_needs(self):
         for i in range(50):
             scene = world.sample_scene(0, "val", i)
@@ -89,8 +90,67 @@ class Models(unittest.TestCase):
         rng = np.random.default_rng(0)
         for i in range(100):
             scene = world.sample_scene(0, "val", i)
-            verdict = language.check_caption(scene, matching.false_caption(rng, scene))
-            self.assertTrue(verdict.parsed and not verdict.true)
+            for text in (matching.false_caption(rng, scene), matching.false_relation(rng, scene)):
+                verdict = text and language.check_caption(scene, text)
+                self.assertTrue(verdict is None or (verdict.parsed and not verdict.true), text)
+
+    def test_every_caption_has_its_claims_and_form(self):
+        a = world.Object("circle", "red", "large", 30, 30, 22)
+        b = world.Object("star", "blue", "small", 90, 40, 13)
+        for caption, form in zip(language.captions(world.Scene((a, b)), np.random.default_rng(0)), (0, 0, 10, 13, None)):
+            stated = language.parse_caption(caption)
+            names = [(0, 0), (4, 5)] if "circle" in caption.split("star")[0] else [(4, 5), (0, 0)]
+            sizes = [1, 0] if "large" in caption else [2, 2]
+            expected = [[shape, color, size] for (shape, color), size in zip(names, sizes)] + 2 * [[8, 10, 2]]
+            self.assertEqual(matching.claims_of(stated).tolist(), expected, caption)
+            self.assertTrue(matching.form_of(stated) == form or (form is None and 1 <= matching.form_of(stated) <= 4), caption)
+
+    def test_directions_are_those_that_captions_state(self):
+        facts, rows, expected = [], [], []
+        for i in range(40):
+            scene = world.sample_scene(0, "val", i)
+            if len(scene.objects) > 1:
+                a, b = scene.objects[-1], scene.objects[0]
+                facts.append(facts_of(scene))
+                rows.append([len(scene.objects) - 1, 0])
+                truths = [language.holds(a, relation, b) for relation in ("left of", "above")]
+                expected.append([0 if t is None else 1 + t for t in truths])
+        found = models.PairAuxiliary.directions(torch.from_numpy(np.stack(facts)), torch.tensor(rows))
+        self.assertEqual(found.tolist(), expected)
+
+    def test_a_pair_scores_as_in_transformers_and_its_facts_agree_with_its_truth(self):
+        model = models.build_retrieval(len(self.bert)).eval()
+        text = matching.make_texts(self.bert, self.batch.facts, np.random.default_rng(0))
+        pixels = pixel_values(self.batch.pixels)
+        n = len(pixels)
+        pick = torch.arange(n * (1 + matching.NEAR)).view(-1, n).t()
+        ids, mask = text["text_ids"][pick], text["text_mask"][pick]
+        with torch.no_grad():
+            states = matching.pair_states(model, model.vision_model(pixel_values=pixels).last_hidden_state, ids, mask)
+            mine = matching.itm_of_states(model, states[-1]).view(n, -1, 2)
+            for j in range(pick.shape[1]):
+                theirs = model(
+                    pixel_values=pixels, input_ids=ids[:, j], attention_mask=mask[:, j], use_image_text_matching_head=True
+                ).logits_per_image
+                torch.testing.assert_close(mine[:, j], theirs, atol=1e-5, rtol=1e-4)
+        self.assertTrue(text["true"].gather(1, pick)[:, 0].all() and not text["true"].gather(1, pick)[:, 1:].any())
+
+    def test_tokens_of_the_pool_are_those_of_the_encoder(self):
+        model = models.build_retrieval(len(self.bert)).eval().vision_model
+        with tempfile.TemporaryDirectory() as folder:
+            pool = Pool(pathlib.Path(folder), "val", 5)
+            rows, flip = pool.choose(0, 4, 0)
+            flip[:2] = [True, False]
+            seen = Seen(model, pool, pathlib.Path(folder)).take(rows, flip)
+            batch = pool.take(rows)
+            facts = pool.facts(rows, flip)
+        for i, turned in enumerate(flip):
+            arrays = [a[i : i + 1] for a in (batch.pixels, batch.owners, batch.facts)]
+            pixels, _, expected = mirrored(*arrays) if turned else arrays
+            with torch.no_grad():
+                tokens = model(pixel_values=pixel_values(pixels)).last_hidden_state
+            torch.testing.assert_close(seen[i : i + 1].float(), tokens, atol=0.1, rtol=0.05)
+            np.testing.assert_allclose(facts[i : i + 1], expected, atol=1e-4)
 
     def test_training_resumes_where_it_stopped(self):
         def trainer(steps):

@@ -1,6 +1,5 @@
 //! `blip2-wgpu caption IMAGE…`
 
-mod deliver;
 mod plan;
 
 use std::ops::ControlFlow;
@@ -13,14 +12,15 @@ use crate::task::{
 };
 
 use super::Shared;
+use super::delivery::{Delivery, Finished, Kind, Summary};
+use super::explain::{ExplainFile, Explainer, parse_file};
 use super::generation::GenerationArgs;
-use super::inputs::expand;
-use super::output::Output;
+use super::inputs::{ImageInput, expand};
+use super::output::{Output, digits};
 use super::results::{
     Columns, EarlierResults, OutArgs, ResultsError, RunRecord, Sidecars, parse_extension,
 };
-use deliver::{Delivery, FIELDS, KEY, SEVERAL};
-use plan::{Plan, Todo};
+use plan::Plan;
 
 /// Describes images.
 ///
@@ -57,9 +57,19 @@ pub(super) struct Args {
         value_parser = parse_extension
     )]
     sidecar: Option<String>,
+    /// Also show where the model looks, for each image and each word of its first text: a page
+    /// (.html, any number of images) or a picture (.png, one image)
+    #[arg(long, value_name = "FILE", value_parser = parse_file)]
+    explain: Option<ExplainFile>,
     #[command(flatten)]
     generation: GenerationArgs,
 }
+
+const KIND: Kind = Kind {
+    item: "image",
+    items: "images",
+    finished: "captioned",
+};
 
 /// Captions every image; `false` if any failed.
 pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
@@ -90,52 +100,55 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         .map(|extension| Sidecars::new(extension, args.out.overwrite));
     let earlier = match args.earlier_results(checkpoint) {
         Ok(earlier) => earlier,
-        Err(error) => return Ok(fail(output, &error)),
+        Err(error) => return Ok(output.fail(&error)),
     };
     let keeps = earlier.is_some() || sidecars.is_some();
+    let mut summary = Summary::new(KIND);
+    summary.failed = errors.len();
     let plan = if keeps {
-        Plan::new(inputs, earlier.as_ref(), sidecars.as_ref())
+        Plan::new(inputs, earlier.as_ref(), sidecars.as_ref(), summary)
     } else {
-        Plan::all(inputs)
+        Plan::all(inputs, summary)
     };
     for error in &plan.errors {
         output.error(error);
     }
-    for warning in earlier.iter().flat_map(EarlierResults::warnings) {
-        log::warn!("{warning}");
+    EarlierResults::announce(earlier.as_ref(), &plan.summary, plan.images.len(), output);
+    if plan.images.is_empty() {
+        return Ok(plan.summary.failed == 0);
     }
-    let summary = plan.summary(errors.len());
-    if plan.todo.is_empty() {
-        output.note(&summary.to_string());
-        return Ok(summary.failed == 0);
-    }
-    if plan.done > 0 {
-        let (done, left) = (plan.done, plan.todo.len());
-        output.note(&format!("resuming: {done} done already, {left} to go"));
-    }
+
+    let explainer = args.explain.as_ref();
+    let explainer = explainer.map(|file| Explainer::create(file, plan.images.len()));
+    let mut explainer = explainer.transpose()?;
 
     let mut model = shared.open(image_size, output).await?;
     model.check_caption_options(&options)?;
     let results = match earlier.map(EarlierResults::begin).transpose() {
         Ok(results) => results,
-        Err(error) => return Ok(fail(output, &error)),
+        Err(error) => return Ok(output.fail(&error)),
     };
     let print = !keeps || output.json || args.generation.stream;
-    let mut delivery = Delivery::new(output, &plan.todo, results, print, summary);
-    let stream = args.generation.stream;
-    let flow = caption_all(&mut model, &plan.todo, &options, stream, &mut delivery).await;
-    // Whatever stopped it, what was written stays.
-    let ended = delivery.end();
-    model.gpu().save_pipelines();
-    let flow = flow?;
-    let summary = match ended {
-        Ok(summary) => summary,
-        Err(error) => return Ok(fail(output, &error)),
+    let mut delivery = Delivery::new(output, plan.keeps, results, print, plan.summary);
+    let options = Arc::new(options);
+    let asking = Asking {
+        options: &options,
+        stream: args.generation.stream,
+        output,
     };
-    if keeps {
-        output.note(&summary.to_string());
+    let explain = explainer.as_mut();
+    let flow = caption_all(&mut model, &plan.images, &asking, &mut delivery, explain).await;
+    // Whatever stopped it, what was written stays.
+    let all_done = delivery.end(flow)?;
+    let mut explained = true;
+    if let Some(explainer) = explainer {
+        let images: Vec<_> = plan.images.iter().collect();
+        explained = explainer
+            .explain_all(&model, &images, preset.decode_policy(), output)
+            .await?;
     }
-    Ok(summary.failed == 0 && flow.is_continue())
+    model.gpu().save_pipelines();
+    Ok(all_done && explained)
 }
 
 impl Args {
@@ -144,11 +157,10 @@ impl Args {
         &self,
         checkpoint: Option<&std::path::Path>,
     ) -> Result<Option<EarlierResults>, ResultsError> {
-        let several = self
-            .generation
-            .num_captions()
-            .is_some_and(|texts| texts > 1);
-        let more = [&FIELDS[..], if several { &[SEVERAL] } else { &[] }].concat();
+        let mut fields = vec!["pred_caption", "score", "num_tokens", "tokens"];
+        if self.generation.several_texts() {
+            fields.push("captions");
+        }
         let record = || {
             let mut options = self.generation.given();
             if let Some(size) = self.image_size {
@@ -156,59 +168,99 @@ impl Args {
             }
             RunRecord::new("caption", checkpoint, options)
         };
-        EarlierResults::open(&self.out, Columns::new(&KEY, &more), record)
+        EarlierResults::open(&self.out, Columns::new(&["image"], &fields), record)
     }
 }
 
-/// Reports what keeps the command from going on; `false` for `run` to return.
-fn fail(output: &Output, error: &ResultsError) -> bool {
-    output.error(error);
-    false
+/// How captions are asked for.
+struct Asking<'a> {
+    options: &'a Arc<CaptionOptions>,
+    stream: bool,
+    output: &'a Output,
 }
 
 /// Captions all images and hands over each outcome as it is known. Breaks where the delivery does.
 async fn caption_all(
     model: &mut Blip2,
-    todo: &[Todo],
-    options: &CaptionOptions,
-    stream: bool,
+    images: &[ImageInput],
+    asking: &Asking<'_>,
     delivery: &mut Delivery<'_>,
+    mut explainer: Option<&mut Explainer>,
 ) -> Result<ControlFlow<()>, Error> {
+    let Asking {
+        options,
+        stream,
+        output,
+    } = *asking;
     let started = Instant::now();
     let run = RunOptions {
         batch_size: if stream { Some(1) } else { options.batch_size },
         pieces: stream,
     };
-    let options = Arc::new(options.clone());
-    let items = todo.iter().map(|todo| Item {
-        image: todo.input.to_source(),
-        ask: Ask::Caption(Arc::clone(&options)),
+    let items = images.iter().map(|image| Item {
+        image: image.to_source(),
+        ask: Ask::Caption(Arc::clone(options)),
     });
     let mut events = model.run(items, run);
     while let Some(event) = events.next().await {
-        let (image, outcome) = match event? {
+        let (item, outcome) = match event? {
             ItemEvent::Piece { item, text } => {
-                delivery.piece(item, &text);
+                delivery.piece(item, &intro(&images[item].name), &text);
                 continue;
             }
-            ItemEvent::Done { item, texts } => (item, Ok(Caption::from_texts(texts.texts))),
+            ItemEvent::Done { item, texts } => {
+                if let Some(explainer) = &mut explainer {
+                    explainer.push((item, item), Ask::Caption(Arc::clone(options)), &texts);
+                }
+                let caption = Caption::from_texts(texts.texts);
+                (item, Ok(finished(&images[item].name, &caption)))
+            }
             ItemEvent::Failed { item, error } if error.names_its_image() => {
                 (item, Err(error.to_string()))
             }
             ItemEvent::Failed { item, error } => {
-                (item, Err(format!("{}: {error}", todo[item].input.name)))
+                (item, Err(format!("{}: {error}", images[item].name)))
             }
         };
-        if delivery.finished(image, outcome).is_break() {
+        if delivery.finished(item, outcome).is_break() {
             return Ok(ControlFlow::Break(()));
         }
     }
     drop(events);
-    delivery.output.detail(&format!(
+    output.detail(&format!(
         "{} images in {:.2} s; {}",
-        todo.len(),
+        images.len(),
         started.elapsed().as_secs_f64(),
         model.timings()
     ));
     Ok(ControlFlow::Continue(()))
+}
+
+/// What stands before a caption on its line.
+fn intro(name: &str) -> String {
+    format!("{name}: ")
+}
+
+/// A caption as it is shown and kept.
+fn finished(name: &str, caption: &Caption) -> Finished {
+    let mut record = serde_json::json!({
+        "image": name,
+        "pred_caption": caption.text,
+        "tokens": caption.tokens,
+        "score": digits(caption.score),
+        "num_tokens": caption.tokens.len(),
+    });
+    if caption.alternatives.len() > 1 {
+        record["captions"] = caption
+            .alternatives
+            .iter()
+            .map(|text| serde_json::json!({"text": text.text, "score": digits(text.score)}))
+            .collect();
+    }
+    let texts = caption.alternatives.iter();
+    Finished {
+        record,
+        intro: intro(name),
+        texts: texts.map(|text| text.text.clone()).collect(),
+    }
 }

@@ -10,6 +10,8 @@ use serde_json::Value;
 use super::format::{Columns, Existing};
 use super::record::LockedRecord;
 use super::{Format, OutArgs, OutFile, ResultsError, RunRecord, failed, replace};
+use crate::cli::delivery::Summary;
+use crate::cli::output::Output;
 
 /// The longest that a line waits before it is on the disk and not only with the system, as long as lines come: what a
 /// power cut may cost. (A killed process loses nothing that it has written.)
@@ -93,25 +95,41 @@ impl EarlierResults {
         !self.anew && self.existing.keys.contains(key)
     }
 
-    /// What a user should know of the lines that stay.
-    pub(in crate::cli) fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
+    /// Says what a run begins with: what is done already, and what a user should know of lines that stay. `left` items
+    /// are still to be done.
+    pub(in crate::cli) fn announce(
+        results: Option<&Self>,
+        summary: &Summary,
+        left: usize,
+        output: &Output,
+    ) {
+        if let Some(results) = results {
+            results.warn(output);
+        }
+        if left == 0 {
+            output.note(&summary.to_string());
+        } else if summary.done > 0 {
+            let done = summary.done;
+            output.note(&format!("resuming: {done} done already, {left} to go"));
+        }
+    }
+
+    fn warn(&self, output: &Output) {
         if self.anew {
-            return warnings;
+            return;
         }
         let file = self.path.display();
         if self.existing.torn > 0 {
-            warnings.push(format!(
+            output.warning(&format!(
                 "{file}: the last line is torn ({} bytes); it goes, and its item is done again",
                 self.existing.torn
             ));
         }
         if !self.recorded {
-            warnings.push(format!(
+            output.warning(&format!(
                 "{file}: there is no {file}.run.json, so nothing shows with which model and options its lines were made"
             ));
         }
-        warnings
     }
 
     /// Makes the file ready for new lines: drops what a kill has torn, or all where it is to start anew.

@@ -9,6 +9,7 @@ mod file;
 mod format;
 mod record;
 mod sidecar;
+mod sift;
 
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,7 @@ pub(super) use file::{EarlierResults, ResultsFile};
 pub(super) use format::Columns;
 pub(super) use record::RunRecord;
 pub(super) use sidecar::{Sidecars, parse_extension};
+pub(super) use sift::{Sieve, Standing};
 
 /// Where a command's records go.
 #[derive(Debug, Clone, clap::Args)]

@@ -60,12 +60,12 @@ impl Sidecars {
         }
     }
 
-    /// The text's file of each image; an image that is there twice has one, two images of one name but for the
-    /// extension are an error for the second.
-    pub(in crate::cli) fn paths(
+    /// The text's file of each image, `None` where it is there already. An image that is there twice has one; two images
+    /// of one name but for the extension are an error for the second.
+    pub(in crate::cli) fn missing(
         &self,
         images: &[ImageInput],
-    ) -> Vec<Result<PathBuf, SidecarError>> {
+    ) -> Vec<Result<Option<PathBuf>, SidecarError>> {
         let mut owners: HashMap<PathBuf, &ImageInput> = HashMap::new();
         images
             .iter()
@@ -80,7 +80,7 @@ impl Sidecars {
                 }
                 let owner = *owners.entry(file.clone()).or_insert(image);
                 if owner.source == image.source {
-                    return Ok(file);
+                    return Ok(Some(file).filter(|file| !self.has(file)));
                 }
                 Err(SidecarError::Shared {
                     name: image.name.clone(),
@@ -92,7 +92,7 @@ impl Sidecars {
     }
 
     /// Whether the text is there already and stays. An empty file, which a power cut may leave, does not count.
-    pub(in crate::cli) fn has(&self, file: &Path) -> bool {
+    fn has(&self, file: &Path) -> bool {
         !self.overwrite && std::fs::metadata(file).is_ok_and(|metadata| metadata.len() > 0)
     }
 
@@ -100,10 +100,7 @@ impl Sidecars {
     ///
     /// # Errors
     /// What the system refuses.
-    pub(in crate::cli) fn write<'a>(
-        file: &Path,
-        texts: impl IntoIterator<Item = &'a str>,
-    ) -> Result<(), ResultsError> {
+    pub(in crate::cli) fn write(file: &Path, texts: &[String]) -> Result<(), ResultsError> {
         let mut lines = String::new();
         for text in texts {
             lines.push_str(&text.replace(char::is_control, " "));

@@ -185,7 +185,7 @@ impl Gallery {
                 continue;
             };
             index.check_unchanged(&index.images[row])?;
-            let [_, features] = index.values(row)?;
+            let features = index.features(row)?;
             order[place] = Some(self.entries.len());
             self.entries.push(Entry {
                 image,
@@ -204,7 +204,7 @@ impl Gallery {
         for row in 0..index.images.len() {
             let image = index.images[row].clone();
             if Path::new(&image.path).exists() {
-                let [tokens, features] = index.values(row)?;
+                let (tokens, features) = (index.tokens(row)?, index.features(row)?);
                 writer.add_known(image, &tokens, &features)?;
             }
         }
@@ -295,10 +295,7 @@ impl Gallery {
             let entry = &self.entries[image];
             tokens.push(match (&entry.tokens, &mut self.index) {
                 (Tokens::Kept(tokens), _) => tokens.clone(),
-                (Tokens::Indexed(row), Some(index)) => {
-                    let [tokens, _] = index.values(*row)?;
-                    tokens
-                }
+                (Tokens::Indexed(row), Some(index)) => index.tokens(*row)?,
                 _ => {
                     let bytes = entry.image.read()?;
                     let decoded = decode(&bytes, &entry.image.name, self.policy)?;

@@ -80,8 +80,8 @@ pub(super) struct IndexedImage {
     modified: u64,
     /// Sum of its bytes.
     hash: u64,
-    /// Sum of its tokens and features in the index.
-    values: u64,
+    /// Sums of its tokens and of its features in the index.
+    values: [u64; 2],
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -205,10 +205,19 @@ impl Index {
         })
     }
 
-    /// Tokens and features of the image in `row`, checked.
-    pub(super) fn values(&mut self, row: usize) -> Result<[Vec<f32>; 2], IndexError> {
-        let values = [self.read(row, 0)?, self.read(row, 1)?];
-        if sum_of(&values[0], &values[1]) == self.images[row].values {
+    /// The image encoder's tokens of the image in `row`, checked.
+    pub(super) fn tokens(&mut self, row: usize) -> Result<Vec<f32>, IndexError> {
+        self.checked(row, 0)
+    }
+
+    /// The features of the image in `row`, checked.
+    pub(super) fn features(&mut self, row: usize) -> Result<Vec<f32>, IndexError> {
+        self.checked(row, 1)
+    }
+
+    fn checked(&mut self, row: usize, part: usize) -> Result<Vec<f32>, IndexError> {
+        let values = self.read(row, part)?;
+        if sum_of(&values) == self.images[row].values[part] {
             return Ok(values);
         }
         Err(IndexError::Damaged {
@@ -247,12 +256,8 @@ fn stamp(path: &Path) -> std::io::Result<(u64, u64)> {
     Ok((metadata.len(), modified))
 }
 
-fn sum_of(tokens: &[f32], features: &[f32]) -> u64 {
-    let mut hash = Hash::default();
-    for values in [tokens, features] {
-        hash.add(bytemuck::cast_slice(values));
-    }
-    hash.value()
+fn sum_of(values: &[f32]) -> u64 {
+    Hash::of(bytemuck::cast_slice(values))
 }
 
 /// An index that is written: beside its place until it is whole.
@@ -279,7 +284,7 @@ impl IndexWriter {
         paths: impl Iterator<Item = &'p str>,
     ) -> Result<Self, IndexError> {
         // Names may double in JSON within JSON, and more: an escape of a control character has seven bytes there.
-        let room: usize = paths.map(|path| 7 * path.len() + 200).sum();
+        let room: usize = paths.map(|path| 7 * path.len() + 300).sum();
         let mut temporary = path.as_os_str().to_owned();
         temporary.push(".unfinished");
         let temporary = PathBuf::from(temporary);
@@ -337,7 +342,7 @@ impl IndexWriter {
             bytes: bytes.len() as u64,
             modified,
             hash: Hash::of(bytes),
-            values: 0,
+            values: [0; 2],
         };
         self.add_known(image, tokens, features)
     }
@@ -352,7 +357,7 @@ impl IndexWriter {
         self.write(&little_endian(tokens))?;
         self.features.extend_from_slice(features);
         self.images.push(IndexedImage {
-            values: sum_of(tokens, features),
+            values: [sum_of(tokens), sum_of(features)],
             ..image
         });
         Ok(())
@@ -479,7 +484,8 @@ mod tests {
         let mut index = Index::open(&path, 7, SHAPES).unwrap().unwrap();
         for (row, seed) in [(1, 2.0), (0, 1.0)] {
             let (tokens, features) = values(seed);
-            assert_eq!(index.values(row).unwrap(), [tokens, features]);
+            assert_eq!(index.tokens(row).unwrap(), tokens);
+            assert_eq!(index.features(row).unwrap(), features);
             let known = index.images[row].clone();
             assert_eq!(known.path, known_path(&images[row]));
             index.check_unchanged(&known).unwrap();
@@ -541,8 +547,9 @@ mod tests {
         changed[last] ^= 1;
         std::fs::write(&path, changed).unwrap();
         let mut index = Index::open(&path, 7, SHAPES).unwrap().unwrap();
-        index.values(0).unwrap();
-        assert!(index.values(1).is_err());
+        index.features(0).unwrap();
+        index.tokens(1).unwrap();
+        assert!(index.features(1).is_err());
     }
 
     #[test]

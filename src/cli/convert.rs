@@ -1,0 +1,121 @@
+//! `blip2-wgpu convert IN OUT`
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::Error;
+use crate::convert::{Conversion, ConvertOptions, convert};
+use crate::weights::Format;
+
+use super::output::{Output, byte_progress};
+use super::pull::resolve;
+
+const EXAMPLES: &str = "\
+Examples:
+  blip2-wgpu convert blip2_pretrained_opt2.7b.pth blip2-opt-2.7b --vit eva_vit_g.pth --llm facebook/opt-2.7b
+  blip2-wgpu convert blip2_finetune_coco.pth blip2-itm-coco --tokenizer bert-base-uncased
+
+LAVIS saves generative checkpoints without the language model, and most without the vision transformer; mmpretrain
+saves its generative one without the language model. Nothing in a .pth file is executed.";
+
+/// Makes a folder that --model takes.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// A .pth file of LAVIS or mmpretrain, or a folder (or file) of transformers
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// The folder to make
+    #[arg(value_name = "OUT")]
+    out: PathBuf,
+    /// The vision transformer where IN has none: LAVIS's eva_vit_g.pth
+    #[arg(long, value_name = "FILE")]
+    vit: Option<PathBuf>,
+    /// The language model where IN has none: a Hugging Face folder, or a name on the hub such as facebook/opt-2.7b
+    #[arg(long, value_name = "DIR|NAME")]
+    llm: Option<PathBuf>,
+    /// The model's config.json (Hugging Face's) where the sizes are not a published model's
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder with the tokenizer where none lies beside IN or in --llm
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+    /// Element type of all tensors; left out, each stays as it is stored
+    #[arg(long, value_name = "f16|f32")]
+    dtype: Option<Dtype>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Dtype {
+    F16,
+    F32,
+}
+
+/// Converts; what was left out or decided goes to stderr.
+pub(super) fn run(args: &Args, output: &Output) -> Result<bool, Error> {
+    let llm = args.llm.as_deref();
+    let options = ConvertOptions {
+        vit: args.vit.clone(),
+        llm: llm.map(|llm| resolve(llm, output)).transpose()?,
+        config: args.config.clone(),
+        tokenizer: args.tokenizer.clone(),
+        format: args.dtype.map(|dtype| match dtype {
+            Dtype::F16 => Format::F16,
+            Dtype::F32 => Format::F32,
+        }),
+        ..ConvertOptions::default()
+    };
+    let mut progress = byte_progress(output, "writing");
+    let conversion = convert(&args.input, &args.out, &options, &mut progress)?;
+    explain(&conversion, output);
+    let kind = conversion.kind;
+    if output.json {
+        let line = serde_json::json!({
+            "out": args.out.display().to_string(),
+            "family": kind.family.name(),
+            "task": kind.task.name(),
+            "tensors": conversion.tensors,
+            "bytes": conversion.bytes,
+            "files": conversion.shards,
+            "left_out": conversion.left_out,
+            "unknown": conversion.unknown,
+        });
+        output.line(&line.to_string());
+    } else {
+        output.line(&format!(
+            "{}: {} {} checkpoint, {} tensors, {} bytes in {} file(s)",
+            args.out.display(),
+            kind.family.name(),
+            kind.task.name(),
+            conversion.tensors,
+            conversion.bytes,
+            conversion.shards,
+        ));
+    }
+    Ok(true)
+}
+
+/// Says what a user may want to know of the conversion.
+fn explain(conversion: &Conversion, output: &Output) {
+    for note in &conversion.notes {
+        output.note(note);
+    }
+    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, reason) in &conversion.left_out {
+        reasons.entry(reason).or_default().push(name);
+    }
+    for (reason, names) in reasons {
+        let more = match names.len() {
+            1 => String::new(),
+            count => format!(" and {} more", count - 1),
+        };
+        output.note(&format!("left out: {}{more} ({reason})", names[0]));
+    }
+    if !conversion.unknown.is_empty() {
+        output.note(&format!(
+            "warning: {} tensors are no part of the model and were left out: {}",
+            conversion.unknown.len(),
+            conversion.unknown.join(", ")
+        ));
+    }
+}

@@ -1,0 +1,194 @@
+//! `blip2-wgpu eval caption`.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::Error;
+use crate::eval::{
+    CaptionData, CaptionPair, Case, Figure, ImageFolder, Predictions, ResultFields, score_captions,
+};
+use crate::task::{Ask, CaptionOptions, check_caption_options};
+
+use super::finish::{Measured, Outcome, finish, report_missing, thumbnail_of};
+use super::predict::{Job, run_jobs};
+use super::{CaptionArgs, DataArgs, PartArgs, TruthArgs, make_folder, settings};
+use crate::cli::Shared;
+use crate::cli::output::Output;
+use crate::cli::score::caption_scores_json;
+
+/// mmpretrain's figures for blip2-opt-2.7b, zero-shot, on COCO's Karpathy split.
+const PUBLISHED: [(&str, f64); 2] = [("Bleu_4", 0.3290), ("CIDEr", 1.1110)];
+const PUBLISHED_FOR: &str = "COCO captions, blip2-opt-2.7b zero-shot, as mmpretrain reports them";
+
+/// Captions what is not captioned yet, then measures; `false` if any image failed.
+pub(super) async fn run(
+    shared: &Shared,
+    args: &CaptionArgs,
+    output: &Output,
+) -> Result<Outcome, Error> {
+    // Wrong usage comes before anything a file could fail with.
+    let checkpoint = shared.checkpoint()?;
+    shared.gpu_options()?;
+    let preset = args.generation.preset;
+    let image_size = args.image_size.or(preset.caption_image_size());
+    let options = CaptionOptions {
+        prompt: args.generation.prompt.clone(),
+        preset,
+        generation: args.generation.overrides(),
+        batch_size: args.generation.batch_size.0,
+    };
+    if let Some(path) = checkpoint {
+        check_caption_options(path, &options)?;
+    }
+    let data = CaptionData::read(&args.truth.annotations, &args.truth.split)?;
+    let mut folder = ImageFolder::open(&args.data.images)?;
+    make_folder(&args.data.out)?;
+    let settings = settings(
+        "caption",
+        shared,
+        &args.truth.annotations,
+        args.generation.given(),
+        image_size,
+    );
+    let file = args.part.file(&args.data.out, "predictions", "jsonl");
+    let mut predictions = Predictions::open(&file, ResultFields::CAPTION, &settings)?;
+
+    let mut all_well = true;
+    let mut jobs = Vec::new();
+    let ask = Ask::Caption(Arc::new(options.clone()));
+    for (index, image) in data.images.iter().enumerate() {
+        if !args.part.has(index) || predictions.get(&image.id).is_some() {
+            continue;
+        }
+        match folder.find(&image.paths, &image.id, &data.file) {
+            Ok(file) => jobs.push(Job {
+                id: image.id.clone(),
+                image: file,
+                ask: ask.clone(),
+            }),
+            Err(error) => {
+                output.error(&error);
+                all_well = false;
+            }
+        }
+    }
+    if !jobs.is_empty() {
+        let mut model = shared.open(image_size, output).await?;
+        model.check_caption_options(&options)?;
+        all_well &= run_jobs(
+            &mut model,
+            &jobs,
+            options.batch_size,
+            &mut predictions,
+            output,
+        )
+        .await?;
+    }
+    let truth = Truth {
+        args: &args.data,
+        part: &args.part,
+        data: &data,
+    };
+    Ok(truth
+        .measure(&mut folder, &settings, &predictions, output)?
+        .and(all_well))
+}
+
+/// A dataset and what of it to measure.
+struct Truth<'a> {
+    args: &'a DataArgs,
+    part: &'a PartArgs,
+    data: &'a CaptionData,
+}
+
+/// Measures joined parts; `false` if an image has no caption.
+pub(super) fn finish_merged(
+    args: &DataArgs,
+    truth: &TruthArgs,
+    settings: &Map<String, Value>,
+    predictions: &Predictions,
+    output: &Output,
+) -> Result<Outcome, Error> {
+    let data = CaptionData::read(&truth.annotations, &truth.split)?;
+    let mut folder = ImageFolder::open(&args.images)?;
+    let missing = data
+        .images
+        .iter()
+        .map(|image| &image.id)
+        .filter(|id| predictions.get(id).is_none());
+    let complete = report_missing(missing, &data.file, output);
+    let truth = Truth {
+        args,
+        part: &PartArgs::ALL,
+        data: &data,
+    };
+    Ok(truth
+        .measure(&mut folder, settings, predictions, output)?
+        .and(complete))
+}
+
+impl Truth<'_> {
+    /// Scores what is predicted of the part, and writes and prints it.
+    fn measure(
+        &self,
+        folder: &mut ImageFolder,
+        settings: &Map<String, Value>,
+        predictions: &Predictions,
+        output: &Output,
+    ) -> Result<Outcome, Error> {
+        let Self { args, part, data } = self;
+        let captions = data.captions();
+        let mut indices = Vec::new();
+        let mut pairs = Vec::new();
+        for (index, image) in data.images.iter().enumerate() {
+            let text = predictions.get(&image.id).and_then(Value::as_str);
+            if let (true, Some(candidate)) = (part.has(index), text) {
+                indices.push(index);
+                pairs.push(CaptionPair {
+                    candidate,
+                    references: captions[index].clone(),
+                });
+            }
+        }
+        let scores = score_captions(&pairs);
+        let mut order: Vec<usize> = (0..pairs.len()).collect();
+        order.sort_by(|&a, &b| scores.images[a].cider.total_cmp(&scores.images[b].cider));
+        let cases = order.iter().take(args.report_cases).map(|&place| {
+            let image = &data.images[indices[place]];
+            let file = folder.find(&image.paths, &image.id, &data.file).ok();
+            Case {
+                thumbnail: file.and_then(|file| thumbnail_of(&file)),
+                name: format!("image {}", image.id),
+                question: None,
+                prediction: pairs[place].candidate.to_owned(),
+                truth: pairs[place]
+                    .references
+                    .iter()
+                    .map(|&text| text.to_owned())
+                    .collect(),
+                score: format!("CIDEr {:.3}", scores.images[place].cider),
+            }
+        });
+        let json = caption_scores_json(&scores);
+        let figures = json.iter().map(|(name, value)| {
+            let published = PUBLISHED.iter().find(|(published, _)| published == name);
+            Figure {
+                name: name.clone(),
+                value: format!("{:.4}", value.as_f64().unwrap_or(f64::NAN)),
+                published: published.map(|(_, value)| format!("{value:.4}")),
+            }
+        });
+        let measured = Measured {
+            title: "Captions".into(),
+            items: pairs.len(),
+            figures: figures.collect(),
+            published_for: PUBLISHED_FOR,
+            cases: cases.collect(),
+            official: predictions.official(indices.iter().map(|&index| &data.images[index].id)),
+            decimals: 4,
+            metrics: json,
+        };
+        finish(&args.out, part, settings, measured, output)
+    }
+}

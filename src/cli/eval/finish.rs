@@ -1,0 +1,139 @@
+//! What every evaluation ends with: results in the official format, metrics, and the report.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::Error;
+use crate::eval::{Case, Figure, Id, Report, thumbnail, write_whole};
+use crate::image::{DecodePolicy, decode_file};
+
+use super::PartArgs;
+use crate::cli::output::Output;
+use crate::cli::score;
+
+/// A measured run.
+pub(super) struct Measured {
+    pub title: String,
+    /// Items that have a prediction.
+    pub items: usize,
+    pub figures: Vec<Figure>,
+    pub published_for: &'static str,
+    pub cases: Vec<Case>,
+    /// The official results file.
+    pub official: Value,
+    /// Decimals of the printed metrics.
+    pub decimals: usize,
+    pub metrics: Map<String, Value>,
+}
+
+/// What is said of a run at its end.
+pub(super) struct Outcome {
+    /// Whether every item has a prediction.
+    pub all_well: bool,
+    /// What was measured; empty where there was nothing to measure by.
+    pub metrics: Map<String, Value>,
+    pub decimals: usize,
+}
+
+/// Writes results, metrics and report, each whole or not at all.
+pub(super) fn finish(
+    out: &Path,
+    part: &PartArgs,
+    settings: &Map<String, Value>,
+    measured: Measured,
+    output: &Output,
+) -> Result<Outcome, Error> {
+    if measured.items == 0 {
+        output.error(&format!(
+            "{}: no item was done, so there is nothing to measure",
+            out.display()
+        ));
+        return Ok(Outcome {
+            all_well: false,
+            metrics: Map::new(),
+            decimals: measured.decimals,
+        });
+    }
+    write_whole(
+        &part.file(out, "results", "json"),
+        &format!("{}\n", measured.official),
+    )?;
+    let metrics = Value::Object(measured.metrics.clone());
+    write_whole(&part.file(out, "metrics", "json"), &format!("{metrics}\n"))?;
+    let report = Report {
+        title: measured.title,
+        settings: settings
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(name, value)| (name.clone(), shown(value)))
+            .collect(),
+        figures: measured.figures,
+        published_for: measured.published_for.into(),
+        items: measured.items,
+        cases: measured.cases,
+    };
+    write_whole(&part.file(out, "report", "html"), &report.html())?;
+    let published = report.figures.iter().filter_map(|figure| {
+        let published = figure.published.as_ref()?;
+        Some(format!("{} {published}", figure.name))
+    });
+    let published: Vec<_> = published.collect();
+    output.detail(&format!(
+        "published: {} ({})",
+        published.join(", "),
+        report.published_for
+    ));
+    Ok(Outcome {
+        all_well: true,
+        metrics: measured.metrics,
+        decimals: measured.decimals,
+    })
+}
+
+impl Outcome {
+    /// The same, not well if `also` is not.
+    pub(super) fn and(mut self, also: bool) -> Self {
+        self.all_well &= also;
+        self
+    }
+
+    /// Prints the metrics; gives whether all is well.
+    pub(super) fn print(&self, output: &Output) -> bool {
+        if !self.metrics.is_empty() {
+            score::print(&self.metrics, self.decimals, output);
+        }
+        self.all_well
+    }
+}
+
+/// Says which items have no prediction; `true` if none.
+pub(super) fn report_missing<'a>(
+    mut missing: impl Iterator<Item = &'a Id>,
+    dataset: &Path,
+    output: &Output,
+) -> bool {
+    let Some(first) = missing.next() else {
+        return true;
+    };
+    let others = missing.count();
+    output.error(&format!(
+        "{}: item {first} has no prediction in any part, nor have {others} others; they are left out",
+        dataset.display()
+    ));
+    false
+}
+
+/// A setting as the report shows it.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Object(fields) if fields.is_empty() => "as the preset has it".into(),
+        other => other.to_string().replace('"', ""),
+    }
+}
+
+/// A picture for the report.
+pub(super) fn thumbnail_of(file: &Path) -> Option<Vec<u8>> {
+    thumbnail(&decode_file(file, DecodePolicy::hf()).ok()?)
+}

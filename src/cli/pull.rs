@@ -1,0 +1,120 @@
+//! `blip2-wgpu pull NAME`, and names of the hub wherever a checkpoint is asked for.
+
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+use crate::hub::{Hub, HubSettings, Listing, MAIN, RepoName};
+
+use super::output::{Output, byte_progress};
+
+const EXAMPLES: &str = "\
+Examples:
+  blip2-wgpu pull Salesforce/blip2-opt-2.7b
+  blip2-wgpu pull facebook/opt-2.7b --revision main
+
+The cache is Python's (~/.cache/huggingface/hub). HF_TOKEN, HF_HUB_CACHE, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE count as there.";
+
+/// Fetches a checkpoint into the cache.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// Its name on the hub
+    #[arg(value_name = "OWNER/NAME")]
+    name: String,
+    /// Branch, tag or commit
+    #[arg(long, value_name = "REVISION", default_value = MAIN)]
+    revision: String,
+}
+
+/// Fetches what the cache lacks; the checkpoint's folder goes to stdout.
+pub(super) fn run(args: &Args, output: &Output) -> Result<bool, Error> {
+    let hub = Hub::new(HubSettings::from_environment());
+    let repo = RepoName::parse(&args.name)?;
+    if hub.settings().offline
+        && let Some(folder) = hub.cached(&repo, &args.revision)
+    {
+        print(&folder, None, args, output);
+        return Ok(true);
+    }
+    let listing = hub.list(&repo, &args.revision)?;
+    let folder = fetch(&hub, &listing, output)?;
+    print(&folder, Some(&listing), args, output);
+    Ok(true)
+}
+
+fn print(folder: &Path, listing: Option<&Listing>, args: &Args, output: &Output) {
+    if !output.json {
+        output.line(&folder.display().to_string());
+        return;
+    }
+    let mut line = serde_json::json!({
+        "name": args.name,
+        "revision": args.revision,
+        "path": folder.display().to_string(),
+    });
+    if let Some(listing) = listing {
+        line["commit"] = listing.commit.as_str().into();
+        line["files"] = listing.files.len().into();
+        line["bytes"] = listing.bytes().into();
+    }
+    output.line(&line.to_string());
+}
+
+/// Says how much there is to fetch, and fetches it.
+fn fetch(hub: &Hub, listing: &Listing, output: &Output) -> Result<PathBuf, Error> {
+    let missing = hub.missing_bytes(listing);
+    if missing > 0 {
+        output.note(&format!(
+            "{}: fetching {} of {} in {} files from {} to {}; if broken off, run it again to go on",
+            listing.repo,
+            size(missing),
+            size(listing.bytes()),
+            listing.files.len(),
+            hub.settings().endpoint,
+            hub.settings().cache.display()
+        ));
+    }
+    let mut progress = byte_progress(output, "fetching");
+    Ok(hub.pull(listing, &mut progress)?)
+}
+
+/// The folder that `--model` means: the path itself if there is something, or if it is no name; else the checkpoint of that
+/// name, from the cache or, after saying how large it is, from the hub.
+pub(super) fn resolve(model: &Path, output: &Output) -> Result<PathBuf, Error> {
+    let name = model.to_str().filter(|_| !model.exists());
+    let Some(repo) = name.and_then(|name| RepoName::parse(name).ok()) else {
+        return Ok(model.to_path_buf());
+    };
+    let hub = Hub::new(HubSettings::from_environment());
+    if let Some(folder) = hub.cached(&repo, MAIN) {
+        return Ok(folder);
+    }
+    output.note(&format!(
+        "{repo}: no such folder here; looking for the checkpoint of this name"
+    ));
+    let listing = hub.list(&repo, MAIN)?;
+    fetch(&hub, &listing, output)
+}
+
+/// `7489523712` → `7.49 GB`
+fn size(bytes: u64) -> String {
+    let (unit, name) = match bytes {
+        1_000_000_000.. => (1e9, "GB"),
+        1_000_000.. => (1e6, "MB"),
+        1_000.. => (1e3, "kB"),
+        _ => return format!("{bytes} bytes"),
+    };
+    format!("{:.2} {name}", bytes as f64 / unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_are_short() {
+        assert_eq!(size(999), "999 bytes");
+        assert_eq!(size(7_489_523_712), "7.49 GB");
+        assert_eq!(size(1_500_000), "1.50 MB");
+    }
+}

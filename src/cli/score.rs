@@ -1,0 +1,372 @@
+//! `blip2-wgpu score caption|vqa|retrieval`: measures results that are there already, by this program or another.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::Error;
+use crate::eval::{
+    CaptionData, CaptionPair, CaptionScores, DirectionRecall, EvalError, Joined, QuestionData,
+    RECALL_AT, Results, RetrievalScores, ScoreMatrix, VqaRules, VqaScores, read_image_of_text,
+    score_captions, score_gqa, score_retrieval, score_vqa,
+};
+
+use super::output::Output;
+
+/// Failures named one by one; of more only the number is said.
+const MOST_NAMED: usize = 20;
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// BLEU-1 to 4, CIDEr and ROUGE-L of captions, as pycocoevalcap computes them (fractions)
+    #[command(
+        after_help = "Example: blip2-wgpu score caption --annotations coco_karpathy_test_gt.json --results captions.json --json\n\n\
+        Annotations: COCO's layout, LAVIS's Karpathy splits, or Karpathy's own dataset file.\n\
+        Results: [{\"image_id\": 391895, \"caption\": \"a man riding a motorcycle\"}, …]"
+    )]
+    Caption(CaptionArgs),
+    /// Accuracy of answers, overall and by answer and question type (percent)
+    #[command(
+        after_help = "Example: blip2-wgpu score vqa --annotations v2_mscoco_val2014_annotations.json --results answers.json --rules vqa\n\n\
+        Annotations: VQAv2's, LAVIS's and mmpretrain's lists, or GQA's (there an answer is right or wrong as a whole).\n\
+        Results: [{\"question_id\": 262148000, \"answer\": \"down\"}, …]"
+    )]
+    Vqa(VqaArgs),
+    /// Recall at 1, 5 and 10 in both directions and its mean, from a matrix of scores (percent)
+    #[command(
+        after_help = "Example: blip2-wgpu score retrieval --scores i2t.npy --scores-t2i t2i.npy --annotations coco_karpathy_test.json\n\n\
+        Rows are images and columns texts, in the order of the annotations: Karpathy's layouts, COCO's, or a plain list that\n\
+        has the index of each text's image ([0, 0, 0, 0, 0, 1, …]). Of equal scores the higher index comes first, as in LAVIS."
+    )]
+    Retrieval(RetrievalArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct CaptionArgs {
+    /// The true captions
+    #[arg(long, value_name = "FILE")]
+    annotations: PathBuf,
+    /// The captions to judge
+    #[arg(long, value_name = "FILE")]
+    results: PathBuf,
+    /// Split to read from Karpathy's dataset files
+    #[arg(long, default_value = "test")]
+    split: String,
+    #[command(flatten)]
+    incomplete: IncompleteArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct VqaArgs {
+    /// People's answers
+    #[arg(long, value_name = "FILE")]
+    annotations: PathBuf,
+    /// The answers to judge
+    #[arg(long, value_name = "FILE")]
+    results: PathBuf,
+    /// The questions, to check that they belong to the annotations
+    #[arg(long, value_name = "FILE")]
+    questions: Option<PathBuf>,
+    /// Whose rules to score by (GQA has only one set)
+    #[arg(long, value_enum, default_value_t)]
+    rules: VqaRules,
+    #[command(flatten)]
+    incomplete: IncompleteArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct IncompleteArgs {
+    /// Results that are missing or empty are no failure (the missing are left out, the empty count as wrong)
+    #[arg(long)]
+    allow_incomplete: bool,
+    /// Write each item's own scores to this file, a JSON object a line
+    #[arg(long, value_name = "FILE")]
+    details: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RetrievalArgs {
+    /// Scores of images × texts: a .npy of float32 or float64
+    #[arg(long, value_name = "FILE.npy")]
+    scores: PathBuf,
+    /// Scores of the other direction, where re-ranking made them differ: images × texts, or texts × images as LAVIS has it
+    #[arg(long, value_name = "FILE.npy")]
+    scores_t2i: Option<PathBuf>,
+    /// Which text belongs to which image
+    #[arg(long, value_name = "FILE")]
+    annotations: PathBuf,
+    /// Split to read from Karpathy's dataset files
+    #[arg(long, default_value = "test")]
+    split: String,
+}
+
+/// Scores; `false` if results were missing, empty or for unknown items.
+pub(super) fn run(command: &Command, output: &Output) -> Result<bool, Error> {
+    match command {
+        Command::Caption(args) => caption(args, output),
+        Command::Vqa(args) => vqa(args, output),
+        Command::Retrieval(args) => retrieval(args, output),
+    }
+}
+
+fn caption(args: &CaptionArgs, output: &Output) -> Result<bool, Error> {
+    let results = Results::read_captions(&args.results)?;
+    let data = CaptionData::read(&args.annotations, &args.split)?;
+    let joined = results.join(data.images.iter().map(|image| &image.id), &data.file);
+    let all_well = report(&joined, &args.incomplete, output);
+    let (mut ids, mut pairs) = (Vec::new(), Vec::new());
+    for ((image, references), text) in data.images.iter().zip(data.captions()).zip(&joined.texts) {
+        let Some(candidate) = *text else { continue };
+        if references.is_empty() {
+            return Err(no_captions(&data.file, &image.id).into());
+        }
+        ids.push(&image.id);
+        pairs.push(CaptionPair {
+            candidate,
+            references,
+        });
+    }
+    if pairs.is_empty() {
+        return Err(nothing(&args.results, &args.annotations).into());
+    }
+    let scores = score_captions(&pairs);
+    if let Some(file) = &args.incomplete.details {
+        let lines = ids.iter().zip(&scores.images).map(|(id, image)| {
+            let scores = caption_json(image.bleu, image.cider, image.rouge_l);
+            with_id("image_id", id.to_json(), scores)
+        });
+        write_lines(file, lines)?;
+    }
+    print(&caption_scores_json(&scores), 4, output);
+    Ok(all_well)
+}
+
+fn vqa(args: &VqaArgs, output: &Output) -> Result<bool, Error> {
+    let results = Results::read_answers(&args.results)?;
+    let mut data = QuestionData::read(&args.annotations)?;
+    if let Some(questions) = &args.questions {
+        data = data.with_questions(questions)?;
+    }
+    let joined = results.join(data.questions.iter().map(|(id, _)| id), &data.file);
+    let all_well = report(&joined, &args.incomplete, output);
+    let (mut ids, mut answers) = (Vec::new(), Vec::new());
+    for ((id, question), text) in data.questions.iter().zip(&joined.texts) {
+        let Some(truth) = &question.truth else {
+            return Err(EvalError::Empty {
+                file: data.file.clone(),
+                problem: format!(
+                    "question_id {id} has no answer; pass the annotations, not the questions alone"
+                ),
+            }
+            .into());
+        };
+        if let Some(text) = *text {
+            ids.push(id);
+            answers.push((text, truth));
+        }
+    }
+    if answers.is_empty() {
+        return Err(nothing(&args.results, &args.annotations).into());
+    }
+    let scores = if data.gqa {
+        score_gqa(answers)
+    } else {
+        score_vqa(answers, args.rules)
+    };
+    if let Some(file) = &args.incomplete.details {
+        let lines = ids.iter().zip(&scores.questions).map(|(id, &accuracy)| {
+            let accuracy = Map::from_iter([("accuracy".to_owned(), percent(accuracy))]);
+            with_id("question_id", id.to_json(), accuracy)
+        });
+        write_lines(file, lines)?;
+    }
+    print(&vqa_scores_json(&scores), 2, output);
+    Ok(all_well)
+}
+
+fn retrieval(args: &RetrievalArgs, output: &Output) -> Result<bool, Error> {
+    let image_of_text = read_image_of_text(&args.annotations, &args.split)?;
+    let images = image_of_text.iter().max().map_or(0, |last| last + 1);
+    let size = (images, image_of_text.len());
+    let scores = matrix(&args.scores, size, false, &args.annotations)?;
+    let by_text = args.scores_t2i.as_ref();
+    let by_text = by_text
+        .map(|file| matrix(file, size, true, &args.annotations))
+        .transpose()?;
+    let Some(scores) = score_retrieval(&scores, by_text.as_ref(), &image_of_text) else {
+        return Err(EvalError::Empty {
+            file: args.annotations.clone(),
+            problem: "an image has no text; each needs one to be found by".into(),
+        }
+        .into());
+    };
+    print(&retrieval_scores_json(&scores), 2, output);
+    Ok(true)
+}
+
+/// Reads scores that must be `size`, or its reverse where that is allowed.
+fn matrix(
+    file: &Path,
+    size: (usize, usize),
+    may_be_transposed: bool,
+    annotations: &Path,
+) -> Result<ScoreMatrix, EvalError> {
+    let matrix = ScoreMatrix::read(file)?;
+    let found = (matrix.images(), matrix.texts());
+    if found == size {
+        Ok(matrix)
+    } else if may_be_transposed && (found.1, found.0) == size {
+        Ok(matrix.transposed())
+    } else {
+        Err(EvalError::Npy {
+            file: file.into(),
+            problem: format!(
+                "{} × {} scores, but {} has {} images and {} texts",
+                found.0,
+                found.1,
+                annotations.display(),
+                size.0,
+                size.1
+            ),
+        })
+    }
+}
+
+/// Names what is wrong with the results; `false` if that counts as a failure.
+fn report(joined: &Joined<'_>, args: &IncompleteArgs, output: &Output) -> bool {
+    let allowed = if args.allow_incomplete {
+        0
+    } else {
+        joined.incomplete.len()
+    };
+    let failures: Vec<_> = joined
+        .unknown
+        .iter()
+        .chain(&joined.incomplete[..allowed])
+        .collect();
+    for failure in failures.iter().take(MOST_NAMED) {
+        output.error(failure);
+    }
+    if failures.len() > MOST_NAMED {
+        output.error(&format!(
+            "… and {} more of the kind",
+            failures.len() - MOST_NAMED
+        ));
+    }
+    failures.is_empty()
+}
+
+fn no_captions(file: &Path, id: &crate::eval::Id) -> EvalError {
+    EvalError::Item {
+        file: file.into(),
+        item: format!("image {id}"),
+        problem: "has no caption to be judged by; get the file anew, or take the image out".into(),
+    }
+}
+
+fn nothing(results: &Path, annotations: &Path) -> EvalError {
+    EvalError::Empty {
+        file: results.into(),
+        problem: format!(
+            "nothing in it is for {}; pass the files of the same split",
+            annotations.display()
+        ),
+    }
+}
+
+fn write_lines(file: &Path, lines: impl Iterator<Item = Value>) -> Result<(), EvalError> {
+    let text: String = lines.map(|line| format!("{line}\n")).collect();
+    std::fs::write(file, text).map_err(|cause| EvalError::Write {
+        file: file.into(),
+        cause,
+    })
+}
+
+fn with_id(name: &str, id: Value, mut scores: Map<String, Value>) -> Value {
+    scores.insert(name.to_owned(), id);
+    Value::Object(scores)
+}
+
+fn caption_json(bleu: [f64; 4], cider: f64, rouge_l: f64) -> Map<String, Value> {
+    let named = bleu
+        .iter()
+        .enumerate()
+        .map(|(n, bleu)| (format!("Bleu_{}", n + 1), json!(bleu)));
+    named
+        .chain([
+            ("CIDEr".to_owned(), json!(cider)),
+            ("ROUGE_L".to_owned(), json!(rouge_l)),
+        ])
+        .collect()
+}
+
+/// Caption scores under pycocoevalcap's names.
+pub(super) fn caption_scores_json(scores: &CaptionScores) -> Map<String, Value> {
+    caption_json(scores.bleu, scores.cider, scores.rouge_l)
+}
+
+/// A percentage with two decimals.
+fn percent(value: f64) -> Value {
+    json!((value * 100.0).round() / 100.0)
+}
+
+/// Accuracies under the VQA evaluation tool's names.
+pub(super) fn vqa_scores_json(scores: &VqaScores) -> Map<String, Value> {
+    let table = |types: &std::collections::BTreeMap<String, f64>| -> Value {
+        let rounded = types
+            .iter()
+            .map(|(name, &accuracy)| (name.clone(), percent(accuracy)));
+        Value::Object(rounded.collect())
+    };
+    Map::from_iter([
+        ("overall".to_owned(), percent(scores.overall)),
+        ("perAnswerType".to_owned(), table(&scores.per_answer_type)),
+        (
+            "perQuestionType".to_owned(),
+            table(&scores.per_question_type),
+        ),
+    ])
+}
+
+/// Recall by direction.
+pub(super) fn retrieval_scores_json(scores: &RetrievalScores) -> Map<String, Value> {
+    let direction = |recall: &DirectionRecall| {
+        let at = RECALL_AT.iter().zip(recall.recall);
+        let mut object: Map<String, Value> = at
+            .map(|(k, value)| (format!("Recall@{k}"), percent(value)))
+            .collect();
+        object.insert("mean".to_owned(), percent(recall.mean));
+        Value::Object(object)
+    };
+    Map::from_iter([
+        ("i2t".to_owned(), direction(&scores.image_to_text)),
+        ("t2i".to_owned(), direction(&scores.text_to_image)),
+        ("mean".to_owned(), percent(scores.mean)),
+    ])
+}
+
+/// Prints scores: an object on a line with `--json`, else a table with so many `decimals`, inner tables indented.
+pub(super) fn print(scores: &Map<String, Value>, decimals: usize, output: &Output) {
+    if output.json {
+        output.line(&Value::Object(scores.clone()).to_string());
+    } else {
+        print_table(scores, "", decimals, output);
+    }
+}
+
+fn print_table(scores: &Map<String, Value>, indent: &str, decimals: usize, output: &Output) {
+    let width = scores.keys().map(String::len).max().unwrap_or(0);
+    for (name, value) in scores {
+        match value {
+            Value::Object(inner) => {
+                output.line(&format!("{indent}{name}"));
+                print_table(inner, &format!("{indent}  "), decimals, output);
+            }
+            Value::Number(number) => {
+                let number = number.as_f64().unwrap_or(f64::NAN);
+                output.line(&format!("{indent}{name:width$}  {number:.decimals$}"));
+            }
+            other => output.line(&format!("{indent}{name:width$}  {other}")),
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Writing the result: safetensors files a few megabytes at a time, in a folder that gets its name last.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use serde_json::{Map, Value, json};
+
+use crate::weights::{Format, SourceFormat, StridedView, WeightsError, convert_elements};
+
+use super::ConvertError;
+use super::plan::{Output, Part};
+
+/// Bytes of a stored tensor handled at a time. A multiple of every element size.
+const CHUNK: usize = 4 << 20;
+
+/// Refuses an `out` that is there already.
+pub fn check_absent(out: &Path) -> Result<(), ConvertError> {
+    match out.symlink_metadata() {
+        Ok(_) => Err(ConvertError::Exists { out: out.into() }),
+        Err(_) => Ok(()),
+    }
+}
+
+/// A folder under a name of its own until it is whole. Dropped before, it is removed.
+#[derive(Debug)]
+pub struct Unfinished {
+    out: PathBuf,
+    path: PathBuf,
+    finished: bool,
+}
+
+impl Unfinished {
+    /// Makes the folder beside `out`.
+    pub fn create(out: &Path) -> Result<Self, ConvertError> {
+        let Some(name) = out.file_name() else {
+            return Err(ConvertError::refused(
+                out,
+                "names no folder to make",
+                "name a new one",
+            ));
+        };
+        let mut unfinished = name.to_owned();
+        unfinished.push(format!(".unfinished-{}", std::process::id()));
+        let path = out.with_file_name(unfinished);
+        std::fs::create_dir(&path).map_err(ConvertError::write(&path))?;
+        Ok(Self {
+            out: out.into(),
+            path,
+            finished: false,
+        })
+    }
+
+    /// Where to write.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Syncs the folder and gives it its name.
+    pub fn finish(mut self) -> Result<(), ConvertError> {
+        sync_folder(&self.path);
+        check_absent(&self.out)?;
+        std::fs::rename(&self.path, &self.out).map_err(ConvertError::write(&self.out))?;
+        self.finished = true;
+        if let Some(parent) = self.out.parent() {
+            sync_folder(parent);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.finished {
+            // An error is being returned already; what cannot be removed keeps its telling name.
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// Entries of a folder are durable once the folder is synced; not every system lets it be opened for that.
+fn sync_folder(path: &Path) {
+    let path = if path == Path::new("") {
+        Path::new(".")
+    } else {
+        path
+    };
+    if let Ok(folder) = File::open(path) {
+        let _ = folder.sync_all();
+    }
+}
+
+/// Writes a whole file and syncs it.
+pub fn file(path: &Path, content: &[u8]) -> Result<(), ConvertError> {
+    let mut file = File::create_new(path).map_err(ConvertError::write(path))?;
+    file.write_all(content)
+        .and_then(|()| file.sync_all())
+        .map_err(ConvertError::write(path))
+}
+
+/// Writes `model.safetensors`, or shards and their index; returns how many files hold tensors.
+pub fn weights(
+    folder: &Path,
+    tensors: &[Output],
+    shard_bytes: u64,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<usize, ConvertError> {
+    let total: u64 = tensors.iter().map(Output::bytes).sum();
+    let mut done = 0;
+    let mut advance = |bytes: u64| {
+        done += bytes;
+        progress(done, total);
+    };
+    let shards = split(tensors, shard_bytes);
+    if let [only] = shards.as_slice() {
+        shard(&folder.join("model.safetensors"), only, &mut advance)?;
+        return Ok(1);
+    }
+    let mut weight_map = Map::new();
+    for (number, tensors) in shards.iter().enumerate() {
+        let name = format!("model-{:05}-of-{:05}.safetensors", number + 1, shards.len());
+        shard(&folder.join(&name), tensors, &mut advance)?;
+        weight_map.extend(
+            tensors
+                .iter()
+                .map(|tensor| (tensor.name.clone(), name.clone().into())),
+        );
+    }
+    let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+    let text = format!("{index:#}\n");
+    file(
+        &folder.join("model.safetensors.index.json"),
+        text.as_bytes(),
+    )?;
+    Ok(shards.len())
+}
+
+/// Consecutive tensors of at most `shard_bytes` together; a larger one is alone.
+fn split<'t, 'a>(tensors: &'t [Output<'a>], shard_bytes: u64) -> Vec<Vec<&'t Output<'a>>> {
+    let mut shards = vec![Vec::new()];
+    let mut size = 0;
+    for tensor in tensors {
+        if size > 0 && size + tensor.bytes() > shard_bytes {
+            shards.push(Vec::new());
+            size = 0;
+        }
+        size += tensor.bytes();
+        if let Some(last) = shards.last_mut() {
+            last.push(tensor);
+        }
+    }
+    shards
+}
+
+/// Writes a safetensors file: 8 bytes of header length, the header, the tensors. The format wants every tensor
+/// aligned to its elements: wide ones go first.
+fn shard(
+    path: &Path,
+    tensors: &[&Output],
+    advance: &mut dyn FnMut(u64),
+) -> Result<(), ConvertError> {
+    let mut tensors = tensors.to_vec();
+    tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.bitsize()));
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut end = 0;
+    for tensor in &tensors {
+        let start = end;
+        end += tensor.bytes();
+        let entry =
+            json!({"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]});
+        header.insert(tensor.name.clone(), entry);
+    }
+    let mut header = Value::from(header).to_string();
+    while !header.len().is_multiple_of(8) {
+        header.push(' ');
+    }
+    let write_error = |cause| ConvertError::Write {
+        file: path.into(),
+        cause,
+    };
+    let mut file = BufWriter::new(File::create_new(path).map_err(write_error)?);
+    file.write_all(&(header.len() as u64).to_le_bytes())
+        .map_err(write_error)?;
+    file.write_all(header.as_bytes()).map_err(write_error)?;
+    for tensor in tensors {
+        for part in &tensor.parts {
+            each_chunk(part, tensor.dtype, &mut |bytes| {
+                advance(bytes.len() as u64);
+                file.write_all(bytes).map_err(write_error)
+            })?;
+        }
+    }
+    let file = file
+        .into_inner()
+        .map_err(|error| write_error(error.into_error()))?;
+    file.sync_all().map_err(write_error)
+}
+
+/// The elements of a part in the type of the result, a few megabytes at a time.
+fn each_chunk(
+    part: &Part,
+    dtype: Dtype,
+    write: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+) -> Result<(), ConvertError> {
+    let size = dtype.bitsize() / 8;
+    match part {
+        Part::Zeros(count) => {
+            let zeros = vec![0; CHUNK.min(count * size)];
+            let mut left = count * size;
+            while left > 0 {
+                let length = left.min(CHUNK);
+                write(&zeros[..length])?;
+                left -= length;
+            }
+            Ok(())
+        }
+        // As it lies in the file: nothing is copied.
+        Part::Stored(view) if view.dtype == dtype && view.strides.is_none() => {
+            view.bytes.chunks(CHUNK).try_for_each(write)
+        }
+        Part::Stored(view) => {
+            let count = view.elements();
+            let step = CHUNK / 8;
+            let mut stored = vec![0; step.min(count) * (view.dtype.bitsize() / 8)];
+            let mut converted = vec![0; step.min(count) * size];
+            for start in (0..count).step_by(step) {
+                let length = step.min(count - start);
+                let stored = &mut stored[..length * (view.dtype.bitsize() / 8)];
+                view.copy(start, stored);
+                if view.dtype == dtype {
+                    write(stored)?;
+                    continue;
+                }
+                let converted = &mut converted[..length * size];
+                convert_chunk(view, start, stored, dtype, converted)?;
+                write(converted)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Converts elements of `view` from `start` on to F16 or F32.
+fn convert_chunk(
+    view: &StridedView,
+    start: usize,
+    stored: &[u8],
+    dtype: Dtype,
+    converted: &mut [u8],
+) -> Result<(), ConvertError> {
+    let format = if dtype == Dtype::F16 {
+        Format::F16
+    } else {
+        Format::F32
+    };
+    let Some(source) = SourceFormat::of(view.dtype) else {
+        return Err(WeightsError::ElementType {
+            file: view.file.into(),
+            tensor: view.name.into(),
+            found: format!("{:?}", view.dtype),
+        }
+        .into());
+    };
+    convert_elements(source, stored, format, converted).map_err(|bad| {
+        WeightsError::BadValue {
+            file: view.file.into(),
+            tensor: view.name.into(),
+            index: start + bad.index,
+            value: bad.value,
+            problem: if bad.value.is_finite() {
+                "beyond the range it is converted to"
+            } else {
+                "not a finite number"
+            },
+        }
+        .into()
+    })
+}

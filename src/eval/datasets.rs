@@ -1,0 +1,288 @@
+//! Datasets of captioned images: COCO's and Karpathy's layouts, for captions and for retrieval.
+//!
+//! Layouts are told apart by what is in the file: `{"images", "annotations"}` (COCO), a list of `{"image", "caption"}`
+//! (LAVIS's Karpathy splits), `{"images": [{"sentences"}]}` (Karpathy's own, for Flickr30k).
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::json::{Item, JsonFile, Top};
+use super::{EvalError, Id};
+
+const LAYOUTS: &str = "COCO captions ({\"images\": […], \"annotations\": […]}), a Karpathy split ([{\"image\", \"caption\"}, …]) \
+     or Karpathy's dataset file ({\"images\": [{\"sentences\"}, …]})";
+
+/// An image of a dataset.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ListedImage {
+    /// Its id: the file's own, or the number at the end of the image's name.
+    pub id: Id,
+    /// Where it may lie below the image folder, the likeliest first; empty where only the id is known.
+    pub paths: Vec<String>,
+}
+
+/// A text of a dataset.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ListedText {
+    /// The index of its image.
+    pub image: usize,
+    /// The text.
+    pub text: String,
+}
+
+/// Images with the captions that people gave them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CaptionData {
+    /// Where this was read.
+    pub file: PathBuf,
+    /// The images, in the file's order: row i of a score matrix.
+    pub images: Vec<ListedImage>,
+    /// The texts, in the file's order: column t of a score matrix.
+    pub texts: Vec<ListedText>,
+}
+
+impl CaptionData {
+    /// Reads any of the layouts; of Karpathy's dataset files, which hold all splits, the images of `split`.
+    ///
+    /// # Errors
+    /// A file that is none of them; a missing or wrong field or an id given twice, named with its item.
+    pub fn read(file: &Path, split: &str) -> Result<Self, EvalError> {
+        let json = JsonFile::read(file)?;
+        let mut data = Self {
+            file: file.into(),
+            images: Vec::new(),
+            texts: Vec::new(),
+        };
+        match json.top(LAYOUTS)? {
+            Top::List(items) => data.read_karpathy_list(&json, &items)?,
+            Top::Object(top) if top.contains_key("annotations") => data.read_coco(&json, &top)?,
+            Top::Object(top) => data.read_karpathy_dataset(&json, &top, split)?,
+        }
+        if data.images.is_empty() {
+            return Err(EvalError::Empty {
+                file: file.into(),
+                problem: format!("no image in it (split {split}); check that it is the right file"),
+            });
+        }
+        Ok(data)
+    }
+
+    /// Each image's captions.
+    #[must_use]
+    pub fn captions(&self) -> Vec<Vec<&str>> {
+        let mut captions = vec![Vec::new(); self.images.len()];
+        for text in &self.texts {
+            captions[text.image].push(text.text.as_str());
+        }
+        captions
+    }
+
+    /// The image of each text.
+    #[must_use]
+    pub fn image_of_text(&self) -> Vec<usize> {
+        self.texts.iter().map(|text| text.image).collect()
+    }
+
+    fn read_coco(
+        &mut self,
+        json: &JsonFile,
+        top: &BTreeMap<String, &RawValue>,
+    ) -> Result<(), EvalError> {
+        let mut by_id = HashMap::new();
+        for (index, raw) in json
+            .section(top, "images", LAYOUTS)?
+            .into_iter()
+            .enumerate()
+        {
+            let item = json.item(raw, "images", index, "id")?;
+            let image = ListedImage {
+                id: item.id("id")?,
+                paths: coco_paths(&item)?,
+            };
+            if by_id.insert(image.id.clone(), index).is_some() {
+                return Err(item.error("has the id of another image; each may be there once"));
+            }
+            self.images.push(image);
+        }
+        let mut seen = HashSet::new();
+        for (index, raw) in json
+            .section(top, "annotations", LAYOUTS)?
+            .into_iter()
+            .enumerate()
+        {
+            let item = json.item(raw, "annotations", index, "id")?;
+            if !seen.insert(item.id("id")?) {
+                return Err(item.error("has the id of another annotation; each may be there once"));
+            }
+            let image = item.id("image_id")?;
+            let Some(&image) = by_id.get(&image) else {
+                return Err(item.wrong(
+                    "image_id",
+                    format!("is {image}, which \"images\" does not have"),
+                ));
+            };
+            self.texts.push(ListedText {
+                image,
+                text: item.string("caption")?.to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    fn read_karpathy_list(
+        &mut self,
+        json: &JsonFile,
+        items: &[&RawValue],
+    ) -> Result<(), EvalError> {
+        let mut by_path: HashMap<String, usize> = HashMap::new();
+        let mut ids = HashSet::new();
+        for (index, raw) in items.iter().enumerate() {
+            let item = json.item(raw, "", index, "image")?;
+            let path = item.string("image")?;
+            let one = item.get("caption").is_some_and(Value::is_string);
+            let captions = if one {
+                vec![item.string("caption")?.to_owned()]
+            } else {
+                item.strings("caption", None)?
+            };
+            // The training split has an item a caption, the others an item an image.
+            let image = match by_path.get(path) {
+                Some(&image) if one => image,
+                Some(_) => {
+                    return Err(
+                        item.error("is an image that was there before; each may be there once")
+                    );
+                }
+                None => {
+                    let id = id_in_name(path);
+                    if !ids.insert(id.clone()) {
+                        return Err(
+                            item.error(format!("has the id {id} of another image in its name"))
+                        );
+                    }
+                    self.images.push(ListedImage {
+                        id,
+                        paths: vec![path.to_owned()],
+                    });
+                    by_path.insert(path.to_owned(), self.images.len() - 1);
+                    self.images.len() - 1
+                }
+            };
+            self.texts
+                .extend(captions.into_iter().map(|text| ListedText { image, text }));
+        }
+        Ok(())
+    }
+
+    fn read_karpathy_dataset(
+        &mut self,
+        json: &JsonFile,
+        top: &BTreeMap<String, &RawValue>,
+        split: &str,
+    ) -> Result<(), EvalError> {
+        let mut ids = HashSet::new();
+        for (index, raw) in json
+            .section(top, "images", LAYOUTS)?
+            .into_iter()
+            .enumerate()
+        {
+            let item = json.item(raw, "images", index, "filename")?;
+            if item.string("split")? != split {
+                continue;
+            }
+            let name = item.string("filename")?;
+            let in_folder = item
+                .optional_string("filepath")?
+                .map(|folder| format!("{folder}/{name}"));
+            let id = match item.get("cocoid") {
+                Some(_) => item.id("cocoid")?,
+                None => item.id("imgid")?,
+            };
+            if !ids.insert(id.clone()) {
+                return Err(item.error(format!(
+                    "has the id {id} of another image; each may be there once"
+                )));
+            }
+            let image = self.images.len();
+            self.images.push(ListedImage {
+                id,
+                paths: in_folder.into_iter().chain([name.to_owned()]).collect(),
+            });
+            let texts = item.strings("sentences", Some("raw"))?;
+            self.texts
+                .extend(texts.into_iter().map(|text| ListedText { image, text }));
+        }
+        Ok(())
+    }
+}
+
+/// Where COCO's image may lie: by its file name, and by the folder and name in its address, as mmpretrain looks for it.
+fn coco_paths(item: &Item<'_>) -> Result<Vec<String>, EvalError> {
+    let name = item.optional_string("file_name")?.map(str::to_owned);
+    let address = item.optional_string("coco_url")?.and_then(|url| {
+        let mut parts = url.rsplit('/');
+        let (name, folder) = (parts.next()?, parts.next()?);
+        Some(format!("{folder}/{name}"))
+    });
+    Ok(name.into_iter().chain(address).collect())
+}
+
+/// An image's id from its file name: the number at the end (`val2014/COCO_val2014_000000391895.jpg` is 391895), else
+/// the name itself.
+#[must_use]
+pub fn id_in_name(path: &str) -> Id {
+    let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
+    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+    let digits = stem.len() - stem.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    match stem[stem.len() - digits..].parse() {
+        Ok(number) => Id::Number(number),
+        Err(_) => Id::Text(stem.to_owned()),
+    }
+}
+
+/// The image of each text, from any caption dataset or from a plain list of image indices.
+///
+/// # Errors
+/// As [`CaptionData::read`]; an entry that is no index.
+pub fn read_image_of_text(file: &Path, split: &str) -> Result<Vec<usize>, EvalError> {
+    let json = JsonFile::read(file)?;
+    if let Top::List(items) = json.top(LAYOUTS)?
+        && items
+            .first()
+            .is_some_and(|item| !item.get().starts_with('{'))
+    {
+        let indices = items.iter().enumerate().map(|(index, item)| {
+            item.get().parse().map_err(|_| {
+                let problem = format!(
+                    "is {:.40}; expected the index of the text's image",
+                    item.get()
+                );
+                EvalError::item(file, format!("item {index}"), problem)
+            })
+        });
+        return indices.collect();
+    }
+    drop(json);
+    Ok(CaptionData::read(file, split)?.image_of_text())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_the_numbers_that_names_end_in() {
+        for (name, id) in [
+            ("val2014/COCO_val2014_000000391895.jpg", "391895"),
+            ("1000092795.jpg", "1000092795"),
+            ("a/b/n161313.jpg", "161313"),
+            ("cat.png", "cat"),
+            ("99999999999999999999.png", "99999999999999999999"),
+        ] {
+            assert_eq!(id_in_name(name), Id::new(id), "{name}");
+        }
+    }
+}

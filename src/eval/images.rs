@@ -1,0 +1,111 @@
+//! Where a dataset's images lie.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::datasets::id_in_name;
+use super::{EvalError, Id};
+
+/// A folder of images, found by the names that dataset files give them or by the ids in their own.
+#[derive(Debug)]
+pub struct ImageFolder {
+    folder: PathBuf,
+    /// Files by the id in their name; made when first needed, for the folder may be large.
+    by_id: Option<HashMap<Id, Vec<PathBuf>>>,
+}
+
+impl ImageFolder {
+    /// The folder `folder`.
+    ///
+    /// # Errors
+    /// No such folder.
+    pub fn open(folder: &Path) -> Result<Self, EvalError> {
+        match std::fs::read_dir(folder) {
+            Ok(_) => Ok(Self {
+                folder: folder.into(),
+                by_id: None,
+            }),
+            Err(cause) => Err(EvalError::Read {
+                file: folder.into(),
+                cause,
+            }),
+        }
+    }
+
+    /// The file of the image that the dataset places at one of `paths` or calls `id`.
+    ///
+    /// Each path is tried as it is, without its folders but the last, and by its name alone; then any file below the
+    /// folder whose name ends in the id, as mmpretrain finds VQAv2's images.
+    ///
+    /// # Errors
+    /// No such file, or two with the id. The error names `listed_in` and the id.
+    pub fn find(
+        &mut self,
+        paths: &[String],
+        id: &Id,
+        listed_in: &Path,
+    ) -> Result<PathBuf, EvalError> {
+        for path in paths {
+            let parts: Vec<&str> = path.split('/').collect();
+            for keep in [parts.len(), 2, 1] {
+                let file = self
+                    .folder
+                    .join(parts[parts.len().saturating_sub(keep)..].join("/"));
+                if file.is_file() {
+                    return Ok(file);
+                }
+            }
+        }
+        let wrong = |problem: String| EvalError::item(listed_in, format!("image {id}"), problem);
+        let files = match &mut self.by_id {
+            Some(files) => files,
+            none => none.insert(index(&self.folder)?),
+        };
+        match files.get(id).map(Vec::as_slice) {
+            Some([file]) => Ok(file.clone()),
+            Some([one, other, ..]) => Err(wrong(format!(
+                "may be {} or {}; pass the folder that has only one of them",
+                one.display(),
+                other.display()
+            ))),
+            _ => {
+                let named = paths
+                    .first()
+                    .map(|path| format!(" ({path})"))
+                    .unwrap_or_default();
+                Err(wrong(
+                    format!(
+                        "{named} is not in {}; check --images",
+                        self.folder.display()
+                    )
+                    .trim_start()
+                    .to_owned(),
+                ))
+            }
+        }
+    }
+}
+
+/// All files below `folder` by the ids in their names.
+fn index(folder: &Path) -> Result<HashMap<Id, Vec<PathBuf>>, EvalError> {
+    let mut files: HashMap<Id, Vec<PathBuf>> = HashMap::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        let read = |cause| EvalError::Read {
+            file: folder.clone(),
+            cause,
+        };
+        for entry in std::fs::read_dir(&folder).map_err(read)? {
+            let entry = entry.map_err(read)?;
+            if entry.file_type().map_err(read)?.is_dir() {
+                folders.push(entry.path());
+            } else if let Some(name) = entry.file_name().to_str() {
+                files
+                    .entry(id_in_name(name))
+                    .or_default()
+                    .push(entry.path());
+            }
+        }
+    }
+    Ok(files)
+}

@@ -1,0 +1,31 @@
+//! Measuring: caption, question and retrieval metrics as the reference systems compute them, and the files they
+//! come in. No printing, no model.
+
+mod caption;
+mod contractions;
+mod datasets;
+mod error;
+mod images;
+mod json;
+mod npy;
+mod predictions;
+mod ptb;
+mod questions;
+mod recall;
+mod report;
+mod results;
+mod vqa;
+
+pub use caption::{CaptionPair, CaptionScores, ImageScores, score_captions, score_tokens};
+pub use datasets::{CaptionData, ListedImage, ListedText, id_in_name, read_image_of_text};
+pub use error::EvalError;
+pub use images::ImageFolder;
+pub use json::Id;
+pub use npy::ScoreMatrix;
+pub use predictions::{Predictions, ResultFields, Shard, write_whole};
+pub use ptb::tokenize;
+pub use questions::{ListedQuestion, QuestionData};
+pub use recall::{DirectionRecall, RECALL_AT, RetrievalScores, score_retrieval};
+pub use report::{Case, Figure, Report, thumbnail};
+pub use results::{Joined, Results};
+pub use vqa::{GroundTruth, VqaRules, VqaScores, normalize_answer, score_gqa, score_vqa};

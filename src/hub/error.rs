@@ -1,0 +1,119 @@
+//! What can go wrong between here and the hub, each as one line with what to do.
+
+use std::path::PathBuf;
+
+use super::RepoName;
+
+/// A failed request, download or use of the cache.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HubError {
+    /// The name is none of a repository.
+    #[error("{name:?} is no repository's name; give OWNER/NAME, such as Salesforce/blip2-opt-2.7b")]
+    Name {
+        /// What was given.
+        name: String,
+    },
+    /// The user wants no network, and the cache does not have it.
+    #[error(
+        "{repo}: is not in the cache, and HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set; unset it to fetch the checkpoint"
+    )]
+    Offline {
+        /// The repository.
+        repo: RepoName,
+    },
+    /// The hub does not give it.
+    #[error("{url}: the hub answers {status}: {problem}; {remedy}")]
+    Denied {
+        /// What was asked for.
+        url: String,
+        /// HTTP's status.
+        status: u16,
+        /// What it means.
+        problem: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The hub cannot be reached, or breaks off each time.
+    #[error(
+        "{url}: {problem}; check the connection and run it again: what has come so far is kept"
+    )]
+    Connection {
+        /// What was asked for.
+        url: String,
+        /// The problem.
+        problem: String,
+    },
+    /// The answer makes no sense.
+    #[error("{url}: {problem}; is HF_ENDPOINT a hub's address?")]
+    Answer {
+        /// What was asked for.
+        url: String,
+        /// The problem.
+        problem: String,
+    },
+    /// There is nothing in the repository that this program reads.
+    #[error(
+        "{repo}: holds no checkpoint ({problem}); give a model's repository, such as Salesforce/blip2-opt-2.7b"
+    )]
+    NoCheckpoint {
+        /// The repository.
+        repo: RepoName,
+        /// What is missing.
+        problem: &'static str,
+    },
+    /// A file came whole but is another than the hub lists.
+    #[error(
+        "{url}: has {found} where the hub lists {expected}; it was removed, run the command again"
+    )]
+    Corrupt {
+        /// Where it came from.
+        url: String,
+        /// Size or hash listed.
+        expected: String,
+        /// Size or hash found.
+        found: String,
+    },
+    /// A file of the cache cannot be read or written.
+    #[error("{}: {cause}; check permissions and free space, or set HF_HUB_CACHE to another folder", file.display())]
+    Cache {
+        /// The file or folder.
+        file: PathBuf,
+        /// The system's reason.
+        cause: std::io::Error,
+    },
+}
+
+impl HubError {
+    pub(super) fn cache(file: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let file = file.into();
+        move |cause| Self::Cache { file, cause }
+    }
+
+    /// What a status that is no success means.
+    pub(super) fn status(url: &str, status: u16) -> Self {
+        let (problem, remedy) = match status {
+            401 => (
+                "no such repository, or one that needs a token",
+                "check the name; for a private one set HF_TOKEN",
+            ),
+            403 => (
+                "no permission",
+                "accept the model's terms on its page and set HF_TOKEN to your token",
+            ),
+            404 => (
+                "no such repository, revision or file",
+                "check the name and --revision",
+            ),
+            429 => ("too many requests", "wait a few minutes, or set HF_TOKEN"),
+            500.. => ("the hub is in trouble", "try again later"),
+            _ => ("unexpected", "check HF_ENDPOINT"),
+        };
+        Self::Denied {
+            url: url.into(),
+            status,
+            problem,
+            remedy,
+        }
+    }
+}

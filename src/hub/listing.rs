@@ -1,0 +1,347 @@
+//! What a repository holds.
+
+use std::fmt;
+use std::io::Read;
+
+use serde::Deserialize;
+use ureq::Agent;
+
+use super::{HubError, HubSettings};
+
+/// A listing has a few KB a file.
+const MAX_BYTES: u64 = 32 << 20;
+
+/// Files besides the weights that a checkpoint may have.
+const SMALL: [&str; 13] = [
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+];
+
+/// Weights, the better format first: (single file, index, beginning and end of a shard's name).
+const WEIGHTS: [(&str, &str, &str, &str); 2] = [
+    (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "model-",
+        ".safetensors",
+    ),
+    (
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "pytorch_model-",
+        ".bin",
+    ),
+];
+
+/// The name of a repository: owner and name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepoName {
+    owner: String,
+    name: String,
+}
+
+impl RepoName {
+    /// Reads `OWNER/NAME`.
+    ///
+    /// # Errors
+    /// It is none: such names have letters, digits, `-`, `_` and `.`, and never begin with a dot.
+    pub fn parse(text: &str) -> Result<Self, HubError> {
+        let is_part = |part: &str| {
+            !part.is_empty()
+                && part.len() <= 96
+                && !part.starts_with(['.', '-'])
+                && !part.contains("..")
+                && part
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        };
+        match text.split_once('/') {
+            Some((owner, name)) if is_part(owner) && is_part(name) => Ok(Self {
+                owner: owner.into(),
+                name: name.into(),
+            }),
+            _ => Err(HubError::Name { name: text.into() }),
+        }
+    }
+
+    /// Its folder in the cache.
+    pub fn folder(&self) -> String {
+        format!("models--{}--{}", self.owner, self.name)
+    }
+}
+
+impl fmt::Display for RepoName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.owner, self.name)
+    }
+}
+
+/// A file of a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteFile {
+    /// Its name, a plain one.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// Its name in the cache, and what it must hash to: SHA-256 of a large file (64 digits), git's SHA-1 of a small one (40).
+    pub hash: String,
+}
+
+/// The files of a checkpoint at a revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// The repository.
+    pub repo: RepoName,
+    /// What was asked for: a branch, tag or commit.
+    pub revision: String,
+    /// The commit that it is.
+    pub commit: String,
+    /// Those of its files that this program has use for.
+    pub files: Vec<RemoteFile>,
+}
+
+impl Listing {
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.size).sum()
+    }
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    sha: String,
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Sibling {
+    rfilename: String,
+    size: Option<u64>,
+    blob_id: Option<String>,
+    lfs: Option<Lfs>,
+}
+
+#[derive(Deserialize)]
+struct Lfs {
+    sha256: String,
+    size: u64,
+}
+
+/// Asks the hub.
+pub(super) fn fetch(
+    agent: &Agent,
+    settings: &HubSettings,
+    repo: &RepoName,
+    revision: &str,
+) -> Result<Listing, HubError> {
+    let wrong = || HubError::Name {
+        name: format!("{repo}@{revision}"),
+    };
+    if revision.is_empty()
+        || !revision
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c))
+        || revision.contains("..")
+    {
+        return Err(wrong());
+    }
+    let encoded = revision.replace('/', "%2F");
+    let url = format!(
+        "{}/api/models/{repo}/revision/{encoded}?blobs=true",
+        settings.endpoint
+    );
+    let connection = |problem: String| HubError::Connection {
+        url: url.clone(),
+        problem,
+    };
+    let mut request = agent.get(&url);
+    if let Some(token) = &settings.token {
+        request = request.header("Authorization", format!("Bearer {token}"));
+    }
+    let mut answer = request
+        .call()
+        .map_err(|error| connection(error.to_string()))?;
+    if !answer.status().is_success() {
+        return Err(HubError::status(&url, answer.status().as_u16()));
+    }
+    let mut text = Vec::new();
+    let body = answer
+        .body_mut()
+        .as_reader()
+        .take(MAX_BYTES)
+        .read_to_end(&mut text);
+    body.map_err(|error| connection(error.to_string()))?;
+    let answer: Answer = serde_json::from_slice(&text).map_err(|error| HubError::Answer {
+        url: url.clone(),
+        problem: format!("the answer is no listing of a repository ({error})"),
+    })?;
+    read(answer, repo, revision, &url)
+}
+
+fn read(answer: Answer, repo: &RepoName, revision: &str, url: &str) -> Result<Listing, HubError> {
+    let bad = |problem: String| HubError::Answer {
+        url: url.into(),
+        problem,
+    };
+    if !is_hash(&answer.sha, &[40]) {
+        return Err(bad("the listing names no commit".into()));
+    }
+    let names: Vec<&str> = answer
+        .siblings
+        .iter()
+        .map(|file| file.rfilename.as_str())
+        .collect();
+    let wanted = wanted(&names).map_err(|problem| HubError::NoCheckpoint {
+        repo: repo.clone(),
+        problem,
+    })?;
+    let mut files = Vec::new();
+    for file in &answer.siblings {
+        if !wanted.contains(&file.rfilename.as_str()) {
+            continue;
+        }
+        let (size, hash) = match &file.lfs {
+            Some(lfs) => (Some(lfs.size), Some(lfs.sha256.as_str())),
+            None => (file.size, file.blob_id.as_deref()),
+        };
+        let (Some(size), Some(hash)) = (size, hash.filter(|hash| is_hash(hash, &[40, 64]))) else {
+            return Err(bad(format!(
+                "the listing has no size and hash of {}",
+                file.rfilename
+            )));
+        };
+        files.push(RemoteFile {
+            name: file.rfilename.clone(),
+            size,
+            hash: hash.into(),
+        });
+    }
+    Ok(Listing {
+        repo: repo.clone(),
+        revision: revision.into(),
+        commit: answer.sha,
+        files,
+    })
+}
+
+/// Those of a repository's files that make a checkpoint: weights in one format, and what goes with them.
+fn wanted<'n>(names: &[&'n str]) -> Result<Vec<&'n str>, &'static str> {
+    if !names.contains(&"config.json") {
+        return Err("no config.json");
+    }
+    let of = |pick: &dyn Fn(&str) -> bool| -> Vec<&'n str> {
+        names.iter().copied().filter(|name| pick(name)).collect()
+    };
+    for (single, index, start, end) in WEIGHTS {
+        let weights = if names.contains(&single) {
+            of(&|name| name == single)
+        } else if names.contains(&index) {
+            of(&|name| {
+                let is_shard =
+                    name.starts_with(start) && name.ends_with(end) && !name.contains('/');
+                name == index || is_shard
+            })
+        } else {
+            continue;
+        };
+        let small = of(&|name| SMALL.contains(&name));
+        return Ok([small, weights].concat());
+    }
+    Err("neither model.safetensors nor pytorch_model.bin, nor shards of them")
+}
+
+fn is_hash(text: &str, lengths: &[usize]) -> bool {
+    lengths.contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_repositories() {
+        let name = RepoName::parse("Salesforce/blip2-opt-2.7b").unwrap();
+        assert_eq!(name.to_string(), "Salesforce/blip2-opt-2.7b");
+        assert_eq!(name.folder(), "models--Salesforce--blip2-opt-2.7b");
+        for wrong in [
+            "", "a", "a/", "/a", "a/b/c", "../a", "a/..", "a/.b", "a b/c", "a/b?x", "-a/b",
+            "a\\b/c",
+        ] {
+            assert!(RepoName::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn one_format_of_weights_is_wanted() {
+        let both = [
+            "config.json",
+            "model.safetensors",
+            "pytorch_model.bin",
+            "README.md",
+            "merges.txt",
+            "onnx/model.onnx",
+        ];
+        assert_eq!(
+            wanted(&both).unwrap(),
+            ["config.json", "merges.txt", "model.safetensors"]
+        );
+        let shards = [
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "config.json",
+            "x/model-00001-of-00002.safetensors",
+            "pytorch_model-00001-of-00002.bin",
+        ];
+        assert_eq!(wanted(&shards).unwrap().len(), 4);
+        assert_eq!(
+            wanted(&["config.json", "pytorch_model.bin"]).unwrap().len(),
+            2
+        );
+        assert!(wanted(&["model.safetensors"]).is_err());
+        assert!(wanted(&["config.json", "flax_model.msgpack"]).is_err());
+    }
+
+    #[test]
+    fn listings_that_cannot_be_are_refused() {
+        let hash = "0".repeat(40);
+        let parse = |sha: &str, files: serde_json::Value| {
+            let answer = serde_json::json!({"sha": sha, "siblings": files});
+            let answer: Answer = serde_json::from_value(answer).unwrap();
+            read(answer, &RepoName::parse("a/b").unwrap(), "main", "url")
+        };
+        let file = |name: &str, hash: &str| serde_json::json!({"rfilename": name, "size": 3, "blobId": hash});
+        let good = serde_json::json!([
+            file("config.json", &hash),
+            file("model.safetensors", &hash),
+            file("../x", "?")
+        ]);
+        assert_eq!(parse(&hash, good.clone()).unwrap().files.len(), 2);
+        assert!(parse("main", good).is_err());
+        let bad = serde_json::json!([
+            file("config.json", "../../x"),
+            file("model.safetensors", &hash)
+        ]);
+        assert!(
+            parse(&hash, bad)
+                .unwrap_err()
+                .to_string()
+                .contains("no size and hash of config.json")
+        );
+    }
+}

@@ -1,0 +1,136 @@
+//! Checkpoints from the Hugging Face Hub: listed, fetched into the cache that Python's `huggingface_hub` uses too, verified.
+//!
+//! The protocol is small: a JSON listing of a repository at a revision, and a file a URL, which may lead to another host
+//! and can be fetched from any byte on. `ureq` speaks HTTP. Blocking: for a program, or a thread of its own.
+
+mod cache;
+mod download;
+mod error;
+mod listing;
+mod settings;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ureq::Agent;
+use ureq::config::RedirectAuthHeaders;
+
+pub use cache::Cache;
+pub use error::HubError;
+pub use listing::{Listing, RemoteFile, RepoName};
+pub use settings::HubSettings;
+
+/// The revision that is meant where none is named.
+pub const MAIN: &str = "main";
+
+/// How long to wait for a connection, and for the next bytes of an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A way to the hub and to its cache.
+#[derive(Debug)]
+pub struct Hub {
+    settings: HubSettings,
+    cache: Cache,
+    agent: Agent,
+}
+
+impl Hub {
+    /// A hub of these settings. Connects to nothing yet.
+    pub fn new(settings: HubSettings) -> Self {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            // The token is for the hub; where files are kept elsewhere, the address itself is the permission.
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .timeout_connect(Some(PATIENCE))
+            .timeout_recv_response(Some(PATIENCE))
+            .timeout_per_read(Some(PATIENCE))
+            .user_agent(concat!("blip2-wgpu/", env!("CARGO_PKG_VERSION")))
+            .accept_encoding("identity")
+            .build();
+        Self {
+            cache: Cache::new(settings.cache.clone()),
+            agent: config.into(),
+            settings,
+        }
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &HubSettings {
+        &self.settings
+    }
+
+    /// The folder of a checkpoint that is in the cache, whole, at a revision; no network is used.
+    pub fn cached(&self, repo: &RepoName, revision: &str) -> Option<PathBuf> {
+        self.cache.snapshot(repo, revision)
+    }
+
+    /// The files of a checkpoint at a revision that this program has use for.
+    ///
+    /// # Errors
+    /// Offline, no such repository or revision, no permission, no connection, no checkpoint in it.
+    pub fn list(&self, repo: &RepoName, revision: &str) -> Result<Listing, HubError> {
+        if self.settings.offline {
+            return Err(HubError::Offline { repo: repo.clone() });
+        }
+        listing::fetch(&self.agent, &self.settings, repo, revision)
+    }
+
+    /// Fetches what the cache lacks of a listing and returns the checkpoint's folder. What is broken off stays and is
+    /// continued by the next call. `progress` is told the bytes that are there, and all of them.
+    ///
+    /// # Errors
+    /// As [`Hub::list`]; a file whose size or hash is another than the listing's; no room.
+    pub fn pull(
+        &self,
+        listing: &Listing,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<PathBuf, HubError> {
+        let total = listing.bytes();
+        let mut done = 0;
+        for file in &listing.files {
+            let blob = self.cache.blob(&listing.repo, &file.hash)?;
+            if !is_whole(&blob, file.size) {
+                let mut report = |bytes: u64| progress(done + bytes, total);
+                self.download(listing, file, &blob, &mut report)?;
+            }
+            done += file.size;
+            progress(done, total);
+            self.cache.link(listing, file)?;
+        }
+        self.cache.name(listing)
+    }
+
+    fn download(
+        &self,
+        listing: &Listing,
+        file: &RemoteFile,
+        blob: &Path,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), HubError> {
+        if self.settings.offline {
+            return Err(HubError::Offline {
+                repo: listing.repo.clone(),
+            });
+        }
+        let url = format!(
+            "{}/{}/resolve/{}/{}",
+            self.settings.endpoint, listing.repo, listing.commit, file.name
+        );
+        download::fetch(&self.agent, &self.settings, &url, file, blob, progress)
+    }
+
+    /// Bytes of a listing that the cache lacks.
+    pub fn missing_bytes(&self, listing: &Listing) -> u64 {
+        let missing = listing.files.iter().filter(|file| {
+            let blob = self.cache.blob_path(&listing.repo, &file.hash);
+            !is_whole(&blob, file.size)
+        });
+        missing.map(|file| file.size).sum()
+    }
+}
+
+/// Whether a file of the cache is there. Its hash was checked when it came.
+fn is_whole(blob: &Path, size: u64) -> bool {
+    blob.metadata()
+        .is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
+}

@@ -1,0 +1,152 @@
+//! Where the hub is, who asks, and where the cache lies: from the environment, as `huggingface_hub` reads it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+const ENDPOINT: &str = "https://huggingface.co";
+
+/// Settings of a [`super::Hub`].
+#[derive(Clone)]
+pub struct HubSettings {
+    /// The hub's address, without a slash at the end.
+    pub endpoint: String,
+    /// The folder of the cache.
+    pub cache: PathBuf,
+    /// The user's token.
+    pub token: Option<String>,
+    /// Whether to use the cache alone.
+    pub offline: bool,
+    /// How often a broken download is continued without a byte gained before it is given up.
+    pub retries: u32,
+    /// How long to wait before the first of these; each further one waits twice as long.
+    pub retry_after: Duration,
+}
+
+impl std::fmt::Debug for HubSettings {
+    /// Without the token, which belongs in no log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HubSettings")
+            .field("endpoint", &self.endpoint)
+            .field("cache", &self.cache)
+            .field("token", &self.token.as_ref().map(|_| "…"))
+            .field("offline", &self.offline)
+            .finish_non_exhaustive()
+    }
+}
+
+impl HubSettings {
+    /// From `HF_ENDPOINT`, `HF_HUB_CACHE` (`HUGGINGFACE_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`), `HF_TOKEN`
+    /// (`HUGGING_FACE_HUB_TOKEN`, the file `HF_TOKEN_PATH` or `token` in `HF_HOME`; `HF_HUB_DISABLE_IMPLICIT_TOKEN` leaves
+    /// it out) and `HF_HUB_OFFLINE` (`TRANSFORMERS_OFFLINE`).
+    pub fn from_environment() -> Self {
+        Self::from_variables(&|name| std::env::var(name).ok())
+    }
+
+    fn from_variables(get: &dyn Fn(&str) -> Option<String>) -> Self {
+        let set = |name: &str| get(name).filter(|value| !value.trim().is_empty());
+        let flag = |name: &str| {
+            let value = set(name).unwrap_or_default().to_ascii_uppercase();
+            ["1", "ON", "YES", "TRUE"].contains(&value.as_str())
+        };
+        let user = ["HOME", "USERPROFILE"]
+            .into_iter()
+            .find_map(set)
+            .unwrap_or_default();
+        let caches = set("XDG_CACHE_HOME").map(PathBuf::from);
+        let caches = caches.unwrap_or_else(|| PathBuf::from(&user).join(".cache"));
+        let home = set("HF_HOME").map(|path| expand(&path, &user));
+        let home = home.unwrap_or_else(|| caches.join("huggingface"));
+        let cache = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]
+            .into_iter()
+            .find_map(set);
+        let token_file = set("HF_TOKEN_PATH").map(|path| expand(&path, &user));
+        let token_file = token_file.unwrap_or_else(|| home.join("token"));
+        let token = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]
+            .into_iter()
+            .find_map(set);
+        let token = token.or_else(|| match flag("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+            true => None,
+            false => std::fs::read_to_string(token_file).ok(),
+        });
+        let token = token.map(|token| token.trim().to_owned());
+        Self {
+            endpoint: set("HF_ENDPOINT").map_or_else(
+                || ENDPOINT.to_owned(),
+                |url| url.trim_end_matches('/').to_owned(),
+            ),
+            cache: cache.map_or_else(|| home.join("hub"), |path| expand(&path, &user)),
+            token: token.filter(|token| !token.is_empty()),
+            offline: flag("HF_HUB_OFFLINE") || flag("TRANSFORMERS_OFFLINE"),
+            retries: 5,
+            retry_after: Duration::from_millis(500),
+        }
+    }
+}
+
+/// A path in which `~` at the start is the user's folder.
+fn expand(path: &str, user: &str) -> PathBuf {
+    match path.strip_prefix("~/") {
+        Some(rest) => PathBuf::from(user).join(rest),
+        None => PathBuf::from(path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(variables: &[(&str, &str)]) -> HubSettings {
+        HubSettings::from_variables(&|name| {
+            let found = variables.iter().find(|(variable, _)| *variable == name);
+            found.map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn variables_count_as_in_python() {
+        let settings = with(&[("HOME", "/home/me"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]);
+        assert_eq!(settings.endpoint, "https://huggingface.co");
+        assert_eq!(
+            settings.cache,
+            PathBuf::from("/home/me/.cache/huggingface/hub")
+        );
+        assert_eq!((settings.token, settings.offline), (None, false));
+        let settings = with(&[
+            ("HOME", "/home/me"),
+            ("HF_HOME", "~/hf"),
+            ("HF_ENDPOINT", "http://mirror:81/"),
+            ("HF_TOKEN", " hf_x\n"),
+            ("HF_HUB_OFFLINE", "yes"),
+        ]);
+        assert_eq!(settings.endpoint, "http://mirror:81");
+        assert_eq!(settings.cache, PathBuf::from("/home/me/hf/hub"));
+        assert_eq!(settings.token.as_deref(), Some("hf_x"));
+        assert!(settings.offline);
+        assert!(!format!("{settings:?}").contains("hf_x"));
+        let settings = with(&[
+            ("XDG_CACHE_HOME", "/c"),
+            ("HF_HUB_CACHE", ""),
+            ("HF_HUB_OFFLINE", "0"),
+        ]);
+        assert_eq!(settings.cache, PathBuf::from("/c/huggingface/hub"));
+        assert!(!settings.offline);
+        let settings = with(&[("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HOME", "/h")]);
+        assert_eq!(settings.cache, PathBuf::from("/old"));
+    }
+
+    #[test]
+    fn the_token_file_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().to_str().unwrap();
+        std::fs::write(folder.path().join("token"), "hf_file\n").unwrap();
+        assert_eq!(with(&[("HF_HOME", home)]).token.as_deref(), Some("hf_file"));
+        let disabled = [("HF_HOME", home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "true")];
+        assert_eq!(with(&disabled).token, None);
+        let elsewhere = folder.path().join("token");
+        let elsewhere = [
+            ("HF_HOME", "/no"),
+            ("HF_TOKEN_PATH", elsewhere.to_str().unwrap()),
+        ];
+        assert_eq!(with(&elsewhere).token.as_deref(), Some("hf_file"));
+    }
+}

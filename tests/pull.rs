@@ -1,0 +1,527 @@
+//! `pull` and names for `--model`, against a hub on this machine that misbehaves when told to.
+
+mod cli_support;
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use cli_support::{HOUSE, Run, TINY, caption, command, finish};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+const NAME: &str = "some-one/tiny-blip2";
+
+/// What the hub does with requests for one file.
+#[derive(Clone, Copy, PartialEq)]
+enum Mood {
+    /// Sends it.
+    Good,
+    /// Breaks the connection after so many bytes, each time.
+    BreaksAfter(usize),
+    /// Sends it whole whatever part is asked for.
+    IgnoresRanges,
+    /// Sends other bytes than it lists.
+    Lies,
+    /// Answers with this status.
+    Status(u16),
+}
+
+struct State {
+    files: HashMap<String, Vec<u8>>,
+    moods: HashMap<String, Mood>,
+    token: Option<String>,
+    /// Request lines and the headers that matter.
+    log: Vec<String>,
+}
+
+/// A hub, and the other host that it sends large files from.
+struct FakeHub {
+    address: String,
+    state: Arc<Mutex<State>>,
+    cache: tempfile::TempDir,
+}
+
+impl FakeHub {
+    fn new() -> Self {
+        let files = std::fs::read_dir(TINY).unwrap().map(|entry| {
+            let path = entry.unwrap().path();
+            (
+                path.file_name().unwrap().to_str().unwrap().to_owned(),
+                std::fs::read(&path).unwrap(),
+            )
+        });
+        let state = Arc::new(Mutex::new(State {
+            files: files
+                .chain([("README.md".to_owned(), b"not wanted".to_vec())])
+                .collect(),
+            moods: HashMap::new(),
+            token: None,
+            log: Vec::new(),
+        }));
+        // Another name of this machine, so that it is another host.
+        let other = serve(state.clone(), None).replace("127.0.0.1", "localhost");
+        let address = serve(state.clone(), Some(other));
+        Self {
+            address,
+            state,
+            cache: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn mood(&self, file: &str, mood: Mood) {
+        self.state.lock().unwrap().moods.insert(file.into(), mood);
+    }
+
+    fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.state.lock().unwrap().log)
+    }
+
+    /// The program with this hub and its own cache.
+    fn run(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Run {
+        let mut command = command(arguments);
+        for variable in [
+            "HF_HOME",
+            "HF_TOKEN",
+            "HUGGING_FACE_HUB_TOKEN",
+            "HF_HUB_OFFLINE",
+            "TRANSFORMERS_OFFLINE",
+        ] {
+            command.env_remove(variable);
+        }
+        command
+            .env("HF_ENDPOINT", format!("http://{}", self.address))
+            .env("HF_HUB_CACHE", self.cache.path())
+            .env("HF_TOKEN_PATH", self.cache.path().join("no token"))
+            .env("NO_PROXY", "*")
+            .envs(environment.iter().copied());
+        finish(command)
+    }
+
+    fn repo(&self) -> PathBuf {
+        self.cache.path().join("models--some-one--tiny-blip2")
+    }
+
+    fn snapshot(&self) -> PathBuf {
+        self.repo().join("snapshots").join(COMMIT)
+    }
+
+    fn blob(&self, file: &str) -> PathBuf {
+        let state = self.state.lock().unwrap();
+        self.repo().join("blobs").join(hash(&state.files[file]))
+    }
+
+    /// Fails unless the snapshot is the tiny checkpoint.
+    #[track_caller]
+    fn holds_the_checkpoint(&self) {
+        for entry in std::fs::read_dir(TINY).unwrap() {
+            let file = entry.unwrap().path();
+            let ours = self.snapshot().join(file.file_name().unwrap());
+            assert!(
+                std::fs::read(&ours).unwrap() == std::fs::read(&file).unwrap(),
+                "{}",
+                ours.display()
+            );
+        }
+        assert!(!self.snapshot().join("README.md").exists());
+        let reference = std::fs::read_to_string(self.repo().join("refs/main")).unwrap();
+        assert_eq!(reference, COMMIT);
+        let left = std::fs::read_dir(self.repo().join("blobs")).unwrap();
+        let left = left.filter(|entry| entry.as_ref().unwrap().path().extension().is_some());
+        assert_eq!(left.count(), 0, "nothing incomplete");
+    }
+}
+
+fn hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Answers requests in threads of their own; weights are sent by `other`, if there is one.
+fn serve(state: Arc<Mutex<State>>, other: Option<String>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (state, other) = (state.clone(), other.clone());
+            std::thread::spawn(move || answer(stream, &state, other.as_deref()));
+        }
+    });
+    address
+}
+
+fn answer(mut stream: TcpStream, state: &Mutex<State>, other: Option<&str>) -> Option<()> {
+    let mut lines = BufReader::new(stream.try_clone().ok()?).lines();
+    let request = lines.next()?.ok()?;
+    let headers: Vec<String> = lines
+        .map_while(Result::ok)
+        .take_while(|line| !line.is_empty())
+        .collect();
+    let header = |name: &str| {
+        headers.iter().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name)
+                .then(|| value.trim().to_owned())
+        })
+    };
+    let (range, token) = (header("range"), header("authorization"));
+    let path = request.split(' ').nth(1)?.to_owned();
+    let mut state = state.lock().unwrap();
+    let host = if other.is_some() { "hub" } else { "other" };
+    state.log.push(format!(
+        "{host} {path} {} {}",
+        range.as_deref().unwrap_or("-"),
+        token.as_deref().unwrap_or("-")
+    ));
+    let mut send = |status: &str, extra: &str, body: &[u8]| {
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{extra}\r\n",
+            body.len()
+        );
+        stream
+            .write_all(head.as_bytes())
+            .and_then(|()| stream.write_all(body))
+            .ok()
+    };
+    if other.is_some()
+        && state.token.is_some()
+        && token != state.token.as_ref().map(|token| format!("Bearer {token}"))
+    {
+        return send("401 Unauthorized", "", b"");
+    }
+    if path.starts_with("/api/models/some-one/tiny-blip2/revision/") {
+        if !path.contains("/main?") && !path.contains(COMMIT) {
+            return send("404 Not Found", "", b"{}");
+        }
+        let siblings: Vec<Value> = state
+            .files
+            .iter()
+            .map(|(name, bytes)| sibling(name, bytes))
+            .collect();
+        let listing = json!({"id": NAME, "sha": COMMIT, "siblings": siblings, "private": false});
+        return send("200 OK", "", listing.to_string().as_bytes());
+    }
+    let Some(bytes) = path
+        .rsplit('/')
+        .next()
+        .and_then(|name| state.files.get(name))
+    else {
+        return send("404 Not Found", "", b"");
+    };
+    let name = path.rsplit('/').next()?;
+    let mood = state.moods.get(name).copied().unwrap_or(Mood::Good);
+    if let (Some(other), "model.safetensors") = (other, name) {
+        return send(
+            "302 Found",
+            &format!("Location: http://{other}/blobs/{name}\r\n"),
+            b"",
+        );
+    }
+    let mut bytes = bytes.clone();
+    let start: usize = range
+        .and_then(|range| {
+            range
+                .strip_prefix("bytes=")?
+                .strip_suffix('-')?
+                .parse()
+                .ok()
+        })
+        .unwrap_or(0);
+    match mood {
+        Mood::Status(status) => send(&format!("{status} Sorry"), "", b""),
+        Mood::IgnoresRanges => send("200 OK", "", &bytes),
+        Mood::BreaksAfter(count) => {
+            let (from, to) = (start, bytes.len().min(start + count));
+            let status = if start > 0 {
+                "206 Partial Content"
+            } else {
+                "200 OK"
+            };
+            let head = format!(
+                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nContent-Range: bytes {start}-{}/{}\r\n\r\n",
+                bytes.len() - from,
+                bytes.len() - 1,
+                bytes.len()
+            );
+            stream
+                .write_all(head.as_bytes())
+                .and_then(|()| stream.write_all(&bytes[from..to]))
+                .ok()
+        }
+        Mood::Good | Mood::Lies => {
+            if mood == Mood::Lies {
+                let last = bytes.len() - 1;
+                bytes[last] ^= 1;
+            }
+            if start == 0 {
+                return send("200 OK", "", &bytes);
+            }
+            let range = format!(
+                "Content-Range: bytes {start}-{}/{}\r\n",
+                bytes.len() - 1,
+                bytes.len()
+            );
+            send("206 Partial Content", &range, &bytes[start..])
+        }
+    }
+}
+
+/// How the hub lists a file: by SHA-256, the tiny checkpoint's `config.json` as git names it.
+fn sibling(name: &str, bytes: &[u8]) -> Value {
+    let tiny = std::fs::metadata(Path::new(TINY).join(name));
+    if name == "config.json" && tiny.is_ok_and(|tiny| tiny.len() == bytes.len() as u64) {
+        return json!({"rfilename": name, "size": bytes.len(), "blobId": CONFIG_BLOB});
+    }
+    json!({"rfilename": name, "size": bytes.len(), "blobId": "0".repeat(40),
+        "lfs": {"sha256": hash(bytes), "size": bytes.len(), "pointerSize": 134}})
+}
+
+/// `git hash-object tests/data/tiny/config.json`
+const CONFIG_BLOB: &str = "06231e6bee31d640eb19b078b83a0e673b007c54";
+
+#[test]
+fn a_checkpoint_is_fetched_once_and_used_by_its_name() {
+    let hub = FakeHub::new();
+    let run = hub.run(&["pull", NAME, "--json"], &[]).exits(0);
+    run.says_and(&["some-one/tiny-blip2: fetching 31", "kB", "files"]);
+    hub.holds_the_checkpoint();
+    let line = run.one_json();
+    assert_eq!(
+        (&line["commit"], &line["files"]),
+        (&json!(COMMIT), &json!(10))
+    );
+    assert_eq!(Path::new(line["path"].as_str().unwrap()), hub.snapshot());
+    // Weights came from the other host.
+    assert!(
+        hub.log()
+            .iter()
+            .any(|line| line.starts_with("other /blobs/model.safetensors"))
+    );
+
+    // Again: nothing but the listing is asked for, nothing said.
+    let again = hub.run(&["pull", NAME], &[]).exits(0);
+    assert_eq!(
+        again.stdout.trim_end(),
+        hub.snapshot().display().to_string()
+    );
+    assert!(again.stderr.is_empty(), "{again:#?}");
+    assert_eq!(hub.log().len(), 1);
+
+    // By its name: from the cache, without the hub.
+    let by_name = hub
+        .run(&["caption", "--model", NAME, "--json", HOUSE], &[])
+        .exits(0);
+    let expected = caption(TINY, &[HOUSE]).exits(0).one_json();
+    assert_eq!(by_name.one_json(), expected);
+    assert!(hub.log().is_empty());
+    let offline = hub
+        .run(&["pull", NAME], &[("HF_HUB_OFFLINE", "1")])
+        .exits(0);
+    assert_eq!(
+        offline.stdout.trim_end(),
+        hub.snapshot().display().to_string()
+    );
+    assert!(hub.log().is_empty());
+}
+
+#[test]
+fn a_name_is_pulled_when_it_is_first_used() {
+    let hub = FakeHub::new();
+    let run = hub
+        .run(&["caption", "--model", NAME, "--json", HOUSE], &[])
+        .exits(0);
+    let expected = caption(TINY, &[HOUSE]).exits(0).one_json();
+    assert_eq!(run.one_json(), expected);
+    run.says(&["no such folder here", "fetching 31", "to go on"]);
+    hub.holds_the_checkpoint();
+}
+
+#[test]
+fn broken_connections_are_continued() {
+    let hub = FakeHub::new();
+    hub.mood("model.safetensors", Mood::BreaksAfter(100_000));
+    hub.run(&["pull", NAME], &[]).exits(0);
+    hub.holds_the_checkpoint();
+    let log = hub.log();
+    let starts: Vec<&str> = log
+        .iter()
+        .filter(|line| line.starts_with("other"))
+        .map(|line| line.split(' ').nth(2).unwrap())
+        .collect();
+    assert_eq!(
+        starts,
+        ["-", "bytes=100000-", "bytes=200000-", "bytes=300000-"]
+    );
+}
+
+#[test]
+fn a_download_is_continued_by_a_later_run() {
+    let hub = FakeHub::new();
+    let weights = std::fs::read(Path::new(TINY).join("model.safetensors")).unwrap();
+    let blob = hub.blob("model.safetensors");
+    std::fs::create_dir_all(blob.parent().unwrap()).unwrap();
+    let incomplete = PathBuf::from(format!("{}.incomplete", blob.display()));
+    std::fs::write(&incomplete, &weights[..12_345]).unwrap();
+    hub.run(&["pull", NAME], &[]).exits(0);
+    hub.holds_the_checkpoint();
+    assert!(
+        hub.log()
+            .iter()
+            .any(|line| line.contains("model.safetensors bytes=12345-"))
+    );
+
+    // A host that sends all of it again, and one left with more than there is.
+    for (mood, left) in [
+        (Mood::IgnoresRanges, &weights[..777]),
+        (Mood::Good, &[&weights[..], b"more"].concat()[..]),
+    ] {
+        let hub = FakeHub::new();
+        hub.mood("model.safetensors", mood);
+        let blob = hub.blob("model.safetensors");
+        std::fs::create_dir_all(blob.parent().unwrap()).unwrap();
+        std::fs::write(format!("{}.incomplete", blob.display()), left).unwrap();
+        hub.run(&["pull", NAME], &[]).exits(0);
+        hub.holds_the_checkpoint();
+    }
+}
+
+#[test]
+fn what_does_not_hash_as_listed_is_refused_and_removed() {
+    for file in ["model.safetensors", "config.json"] {
+        let hub = FakeHub::new();
+        hub.mood(file, Mood::Lies);
+        let run = hub.run(&["pull", NAME], &[]).exits(1);
+        run.says_and(&["error: ", file, "where the hub lists", "removed"]);
+        assert!(!hub.snapshot().join(file).exists());
+        hub.mood(file, Mood::Good);
+        hub.run(&["pull", NAME], &[]).exits(0);
+        hub.holds_the_checkpoint();
+    }
+}
+
+#[test]
+fn the_token_goes_to_the_hub_and_nowhere_else() {
+    let hub = FakeHub::new();
+    hub.state.lock().unwrap().token = Some("hf_secret".into());
+    hub.run(&["pull", NAME], &[])
+        .exits(1)
+        .says_and(&["401", "HF_TOKEN"]);
+    hub.log();
+    hub.run(&["pull", NAME], &[("HF_TOKEN", "hf_secret")])
+        .exits(0);
+    hub.holds_the_checkpoint();
+    for line in hub.log() {
+        assert_eq!(
+            line.starts_with("hub "),
+            line.contains("hf_secret"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_pulled_is_named() {
+    let hub = FakeHub::new();
+    hub.run(&["pull", "nonsense"], &[])
+        .exits(2)
+        .one_error(&["\"nonsense\"", "OWNER/NAME"]);
+    hub.run(&["pull", "no/such"], &[]).exits(1).one_error(&[
+        "/api/models/no/such",
+        "404",
+        "check the name",
+    ]);
+    hub.run(&["pull", NAME, "--revision", "v9"], &[])
+        .exits(1)
+        .one_error(&["v9", "404", "--revision"]);
+    hub.run(&["pull", NAME, "--revision", "../x"], &[])
+        .exits(2)
+        .one_error(&["OWNER/NAME"]);
+    for variable in ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"] {
+        let run = hub.run(&["pull", NAME], &[(variable, "1")]).exits(1);
+        run.one_error(&[NAME, "not in the cache", "HF_HUB_OFFLINE"]);
+    }
+    let run = hub
+        .run(&["pull", NAME], &[("HF_ENDPOINT", "http://127.0.0.1:1")])
+        .exits(1);
+    run.one_error(&["http://127.0.0.1:1/api", "check the connection"]);
+    hub.mood("config.json", Mood::Status(403));
+    hub.run(&["pull", NAME], &[])
+        .exits(1)
+        .says_and(&["config.json", "403", "terms", "HF_TOKEN"]);
+    // A folder that cannot hold the cache.
+    let file = hub.cache.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let run = hub
+        .run(&["pull", NAME], &[("HF_HUB_CACHE", file.to_str().unwrap())])
+        .exits(1);
+    run.says_and(&["check permissions", "HF_HUB_CACHE"]);
+    hub.state.lock().unwrap().files.remove("model.safetensors");
+    hub.run(&["pull", NAME], &[])
+        .exits(1)
+        .one_error(&[NAME, "no checkpoint", "model.safetensors"]);
+}
+
+#[test]
+fn a_language_model_to_convert_with_may_be_a_name() {
+    let data = |name: &str| format!("{}/tests/data/convert/{name}", env!("CARGO_MANIFEST_DIR"));
+    let hub = FakeHub::new();
+    let mut files = HashMap::new();
+    for name in [
+        "config.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+    ] {
+        files.insert(name.to_owned(), std::fs::read(data("opt/") + name).unwrap());
+    }
+    // In two shards of PyTorch's, the second of which no tensor is missed from.
+    let weights = std::fs::read(data("opt/pytorch_model.bin")).unwrap();
+    let other = std::fs::read(data("reader/zip.pth")).unwrap();
+    let index = json!({"weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}});
+    files.insert("pytorch_model-1.bin".into(), weights);
+    files.insert("pytorch_model-2.bin".into(), other);
+    files.insert(
+        "pytorch_model.bin.index.json".into(),
+        index.to_string().into_bytes(),
+    );
+    hub.state.lock().unwrap().files = files;
+    let folder = tempfile::tempdir().unwrap();
+    for (number, calls) in [5 + 3, 0].into_iter().enumerate() {
+        let out = folder.path().join(number.to_string());
+        let arguments = [
+            "convert",
+            &data("lavis_pretrained.pth"),
+            out.to_str().unwrap(),
+            "--vit",
+            &data("eva_vit.pth"),
+            "--llm",
+            NAME,
+            "--config",
+            &data("micro/config.json"),
+            "--json",
+        ];
+        let line = hub.run(&arguments, &[]).exits(0).one_json();
+        assert_eq!(line["tensors"], 113);
+        assert_eq!(hub.log().len(), calls, "the second time it is in the cache");
+    }
+}
+
+/// Checks of a run that goes on being used.
+trait Says {
+    fn says_and(&self, parts: &[&str]);
+}
+
+impl Says for Run {
+    #[track_caller]
+    fn says_and(&self, parts: &[&str]) {
+        let text = self.stderr.join("\n");
+        for part in parts {
+            assert!(text.contains(part), "{part:?} is missing: {self:#?}");
+        }
+    }
+}

@@ -1,5 +1,5 @@
 // embed_tokens: the decoder's input rows. A row is a token's embedding or a projected query ("visual") row,
-// plus the position embedding.
+// plus the position embedding where there is one (HAS_POSITIONS; T5 has none, and then `positions` is not read).
 //
 //   tokens     u32 [rows]                   a token id, or VISUAL | row of `visual`
 //   row_info   (sequence, position) [rows]  position 0xffffffff marks an inactive row: zeros are written
@@ -11,10 +11,11 @@
 // Every part of the embedding has its own dispatch, which writes the rows whose token lies in it; the first
 // (first_row = 0) also writes visual and inactive rows.
 // Grid: x = ceil(width / 128), y = rows; one thread two values.
-// Called by model/opt.rs for prefill and for each decode step (kernels/embed_tokens.rs). Its cost is the dispatch.
+// Called by model/opt.rs and model/t5.rs for prefill and for each decode step (kernels/embed_tokens.rs). Its cost is the dispatch.
 
 const VISUAL: u32 = 0x80000000u;
 const INACTIVE: u32 = 0xffffffffu;
+override HAS_POSITIONS: bool = true;
 override POSITION_OFFSET: u32 = 2u;
 
 struct Params {
@@ -64,5 +65,8 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         }
         value = unpack2x16float(embedding[part_row * pairs + pair]);
     }
-    x[row * pairs + pair] = value + unpack2x16float(positions[(position + POSITION_OFFSET) * pairs + pair]);
+    if HAS_POSITIONS {
+        value += unpack2x16float(positions[(position + POSITION_OFFSET) * pairs + pair]);
+    }
+    x[row * pairs + pair] = value;
 }

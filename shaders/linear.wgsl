@@ -1,5 +1,5 @@
 // linear: what the kernels of linear layers share: parameters, bindings, the end of a sum. Textually put before
-// matmul_tile, matmul_register, matvec and matvec_subgroup, which all compute
+// matmul_tile, matmul_register, matvec and matvec_subgroup, after activate.wgsl; they all compute
 //
 //   y = activate(x · wᵀ + bias) [+ y]
 //
@@ -24,32 +24,8 @@ struct Params {
 @group(0) @binding(3) var<storage, read> bias: array<f32>;          // [bias_offset + N]
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;       // [M, y_stride]
 
-override ACTIVATION: u32 = 0u; // 0 none, 1 GELU with erf (ViT, Q-Former), 2 GELU with tanh, 3 ReLU (OPT)
 override HAS_BIAS: bool = false;
 override ACCUMULATE: bool = false; // add to what y holds: a residual, in place
-
-// erf by Abramowitz & Stegun, Handbook of Mathematical Functions, 7.1.26: absolute error at most 1.5e-7.
-fn erf(v: f32) -> f32 {
-    let a = abs(v);
-    let t = 1.0 / (1.0 + 0.3275911 * a);
-    let polynomial = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));
-    return sign(v) * (1.0 - polynomial * exp(-a * a));
-}
-
-fn activate(v: f32) -> f32 {
-    if (ACTIVATION == 1u) {
-        return 0.5 * v * (1.0 + erf(v * 0.70710678));
-    }
-    if (ACTIVATION == 2u) {
-        // tanh is 1 to the last bit of f32 beyond 9; a larger argument is inf/inf on drivers that compute it with exp.
-        let inner = 0.7978845608 * (v + 0.044715 * v * v * v);
-        return 0.5 * v * (1.0 + tanh(clamp(inner, -10.0, 10.0)));
-    }
-    if (ACTIVATION == 3u) {
-        return max(v, 0.0);
-    }
-    return v;
-}
 
 // Ends the sum of one value: bias, activation, residual. Rows and columns past the end are left out.
 fn store(row: u32, column: u32, sum: f32) {

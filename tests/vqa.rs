@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 use blip2_wgpu::generate::GenerationOverrides;
 use blip2_wgpu::gpu::{Gpu, GpuOptions};
 use blip2_wgpu::image::Rgb8Image;
-use blip2_wgpu::text::Tokenizer;
+use blip2_wgpu::text::{PromptMark, Tokenizer};
 use blip2_wgpu::{Answer, Blip2, Error, Preset, Question, VqaOptions};
 use serde::Deserialize;
 
@@ -173,7 +173,7 @@ fn a_prompt_of_ones_own() {
 fn long_questions_are_cut() {
     let mut model = model();
     let house = [image("house.png")];
-    let tokenizer = Tokenizer::open(&data("tiny"), 2).expect("a tokenizer");
+    let tokenizer = Tokenizer::open(&data("tiny"), PromptMark::First(2)).expect("a tokenizer");
     let template = tokenizer.encode("Question: Answer:").expect("ids").len();
     // 64 positions less 8 queries and the new tokens.
     let room = 64 - 8 - 8;

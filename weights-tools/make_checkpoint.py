@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Makes random BLIP-2 checkpoints in the Hugging Face folder layout.
 
-Presets: `tiny` (a few hundred KB, for tests), `tiny-itm` (the retrieval model), `micro` and `micro-itm` (some ten KB, to
-convert), `opt-2.7b` (the published sizes, or their widths with fewer layers). Names and shapes come from transformers' own model classes, built without memory on
+Presets: `tiny` (a few hundred KB, for tests), `tiny-t5` (with T5 in OPT's place), `tiny-itm` (the retrieval model), `micro` and
+`micro-itm` (some ten KB, to convert), `opt-2.7b` (the published sizes, or their widths with fewer layers). Names and shapes come from transformers' own model classes, built without memory on
 the "meta" device; each tensor is drawn, rounded to float16 and written before the next, so the full size needs about
 half a GB of RAM. Same arguments, same bytes.
 
@@ -15,13 +15,13 @@ import json
 import math
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval, OPTConfig
+from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval, OPTConfig, T5Config
 from transformers.models.blip_2.configuration_blip_2 import Blip2QFormerConfig, Blip2VisionConfig
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
@@ -87,6 +87,28 @@ def write_trained_tokenizer(folder, vocab_size):
         "errors": "replace",
         "tokenizer_class": "GPT2Tokenizer",
     })
+
+
+def write_unigram_tokenizer(folder, vocab_size):
+    """A small Unigram tokenizer as T5's: `<pad>` 0, `</s>` 1 (which ends every text), `<unk>` 2; `<image>` last."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always"),
+    ])
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    trainer = trainers.UnigramTrainer(vocab_size=vocab_size, special_tokens=["<pad>", "</s>", "<unk>"],
+                                      unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(TRAINING_TEXT.strip().splitlines(), trainer)
+    tokenizer.add_special_tokens([AddedToken("<image>", special=True, normalized=False)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    write_json(folder / "tokenizer_config.json", {
+        "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "extra_ids": 0,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    })
+    return tokenizer
 
 
 def copy_tokenizer(source, folder):
@@ -189,6 +211,8 @@ class TensorMaker:
 
     def make(self, name, shape):
         """The tensor `name` in float32; the caller rounds it to float16."""
+        if name.startswith("language_model.") and self.config.text_config.model_type == "t5":
+            return self.make_t5(name.removeprefix("language_model."), shape)
         if name.startswith("language_model."):
             return self.make_opt(name.removeprefix("language_model.model.decoder."), shape)
         if is_norm(name):
@@ -246,6 +270,30 @@ class TensorMaker:
             return self.zero_row_sums(shape, 1.0)
         return self.linear(shape, 1.0)
 
+    def make_t5(self, name, shape):
+        """T5's tensors: no biases, scores that nobody scales, and an output head of its own."""
+        text = self.config.text_config
+        if is_norm(name):
+            return 1.0 + self.normal(shape, 0.1)
+        if name.endswith("relative_attention_bias.weight"):
+            return self.normal(shape, 1.0)
+        if name == "shared.weight":
+            return self.normal(shape, 1.0)
+        if name == "lm_head.weight":
+            head = self.linear(shape, self.logit_spread())
+            head[self.unlikely_tokens] *= 0.1
+            # The end's row: larger, so that it is chosen now and then.
+            head[text.eos_token_id] *= self.eos_lean
+            head[text.pad_token_id] = 0.0
+            return head
+        if name.endswith(("q.weight", "k.weight")):
+            return self.linear(shape, self.gains.decoder_query_key / text.d_kv ** 0.25)
+        if "EncDecAttention.o." in name:
+            return self.linear(shape, 2.0 * self.gains.attention_out)
+        if name.endswith(".o.weight"):
+            return self.linear(shape, self.gains.attention_out)
+        return self.linear(shape, 1.5 if "wi_" in name else 1.0)
+
     def logit_spread(self):
         """Standard deviation of the logits: wide enough that one token leads clearly, whatever the vocabulary."""
         return 0.8 * math.sqrt(2 * math.log(self.config.text_config.vocab_size))
@@ -289,6 +337,18 @@ def tiny_config(vocab_size=408, image_token=400, eos=None):
     )
 
 
+def tiny_t5_config(vocab_size, image_token):
+    """As `tiny_config` with a T5: heads (2 × 12) narrower together than the residual stream, unequal stacks, few buckets."""
+    config = tiny_config(vocab_size, image_token)
+    text = T5Config(
+        vocab_size=vocab_size, d_model=32, d_kv=12, d_ff=48, num_layers=3, num_decoder_layers=2, num_heads=2,
+        relative_attention_num_buckets=8, relative_attention_max_distance=12, feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0, tie_word_embeddings=False,
+    )
+    return Blip2Config(vision_config=config.vision_config, qformer_config=config.qformer_config, text_config=text,
+                       num_query_tokens=8, image_token_index=image_token, image_text_hidden_size=24)
+
+
 def micro_config(vocab_size, image_token, eos=None):
     """Nothing but the structure: widths 16 and 8, two layers, 2 × 2 patches and the class token."""
     return Blip2Config(
@@ -317,8 +377,11 @@ def tensor_shapes(config, model_class):
     """Names and shapes, in the order of the model, without the tied output head (as published)."""
     with torch.device("meta"):
         model = model_class(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()
-              if name != "language_model.lm_head.weight"}
+    left_out = {"language_model.lm_head.weight"}
+    if config.text_config.model_type == "t5":
+        # One table by three names, and an output head of its own.
+        left_out = {f"language_model.{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")}
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in left_out}
     # The token embeddings are drawn with the final norm's bias in hand.
     first = "language_model.model.decoder.final_layer_norm.bias"
     return {name: shapes[name] for name in sorted(shapes, key=lambda name: name != first)}
@@ -368,10 +431,11 @@ def write_configs(folder, config, architecture):
                {"num_query_tokens": config.num_query_tokens, "processor_class": "Blip2Processor"})
     if architecture == "Blip2ForConditionalGeneration":
         text = config.text_config
-        write_json(folder / "generation_config.json", {
-            "_from_model_config": True, "bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id,
-            "pad_token_id": text.pad_token_id,
-        })
+        ids = {name: getattr(text, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        if text.model_type == "t5":
+            ids = {"decoder_start_token_id": text.decoder_start_token_id, **ids}
+        write_json(folder / "generation_config.json",
+                   {"_from_model_config": True, **{name: value for name, value in ids.items() if value is not None}})
 
 
 def read_tokenizer(folder):
@@ -400,7 +464,7 @@ def unlikely_tokens(tokenizer, vocab_size, eos, image_token):
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the checkpoint goes (made if missing)")
-    parser.add_argument("--preset", choices=["tiny", "tiny-itm", "micro", "micro-itm", "opt-2.7b"], default="tiny")
+    parser.add_argument("--preset", choices=["tiny", "tiny-t5", "tiny-itm", "micro", "micro-itm", "opt-2.7b"], default="tiny")
     parser.add_argument("--seed", type=int, default=None, help="default: the preset's own")
     parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer files to copy (opt-2.7b)")
     parser.add_argument("--vit-layers", type=int, help="opt-2.7b: fewer ViT blocks")
@@ -426,6 +490,13 @@ def main():
         known = write_wordpiece_tokenizer(folder, words)
         config = sizes(vocab_size=known + 1, image_token=known)
         config.qformer_config.use_qformer_text_input = True
+    elif args.preset == "tiny-t5":
+        tokenizer = write_unigram_tokenizer(folder, 200)
+        image_token = tokenizer.token_to_id("<image>")
+        config = tiny_t5_config(-(-tokenizer.get_vocab_size() // 8) * 8, image_token)
+        # Of some dozen seeds one with texts of several lengths.
+        seed, eos_lean, gains = 5, 1.0, replace(SHALLOW, attention_out=1.4)
+        unlikely = sorted({0, 2, *range(image_token, config.text_config.vocab_size)})
     else:
         if args.tokenizer:
             copy_tokenizer(args.tokenizer, folder)

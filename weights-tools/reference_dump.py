@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Dumps what transformers computes, stage by stage, for a BLIP-2 + OPT checkpoint; `blip2-wgpu parity` reads it.
+"""Dumps what transformers computes, stage by stage, for a BLIP-2 checkpoint with OPT or T5; `blip2-wgpu parity` reads it.
 
 Everything runs in float32 on the stored (float16) weights, with plain ("eager") attention. The image side (ViT and
 Q-Former) runs first and leaves memory before the language model is loaded, so the published opt-2.7b peaks
@@ -80,6 +80,9 @@ class StagedModel:
             with safe_open(folder / "model.safetensors", "pt") as file:
                 self.weight_map = {name: "model.safetensors" for name in file.keys()}
 
+    def is_t5(self):
+        return self.config.text_config.model_type == "t5"
+
     def load(self, *prefixes):
         """Reads the tensors whose names start with one of the prefixes, as float32."""
         names = [name for name in self.weight_map if name.startswith(prefixes)]
@@ -88,10 +91,21 @@ class StagedModel:
                 part = {name: file.get_tensor(name).float() for name in names if self.weight_map[name] == shard}
             self.model.load_state_dict(part, strict=False, assign=True)
         if "language_model." in prefixes:
-            self.model.language_model.tie_weights()
+            self.tie_embeddings()
         left = [name for name, value in self.model.named_parameters() if name.startswith(prefixes) and value.is_meta]
         if left:
             raise SystemExit(f"{self.folder}: no tensor for {left}")
+
+    def tie_embeddings(self):
+        """One table by several names. transformers 5 would tie T5's output head too, though the file has another."""
+        language_model = self.model.language_model
+        if not self.is_t5():
+            language_model.tie_weights()
+            return
+        for stack in (language_model.encoder, language_model.decoder):
+            stack.embed_tokens.weight = language_model.shared.weight
+        if language_model.lm_head.weight.is_meta:
+            language_model.lm_head.weight = language_model.shared.weight
 
     def unload_vision(self):
         self.model.vision_model = None
@@ -177,6 +191,8 @@ def image_stages(staged, pixel_values, interpolate, args):
 def prompt_stages(staged, pixel_values, interpolate, encoded, args):
     """The decoder's prefill on one image and prompt: stages as [1, tokens, width], and the logits."""
     model = staged.model
+    if staged.is_t5():
+        return t5_prompt_stages(staged, pixel_values, interpolate, encoded, args)
     decoder = model.language_model.model.decoder
     recorder = Recorder()
     # The decoder's first layer gets the token and visual embeddings with the positions added.
@@ -198,6 +214,27 @@ def prompt_stages(staged, pixel_values, interpolate, encoded, args):
     return stages, seconds
 
 
+def t5_prompt_stages(staged, pixel_values, interpolate, encoded, args):
+    """As `prompt_stages`, with T5's encoder on image and prompt and the decoder's first step."""
+    model = staged.model
+    t5 = model.language_model
+    recorder = Recorder()
+    for name, stack in (("encoder", t5.encoder), ("decoder", t5.decoder)):
+        recorder.watch_input(stack.block[0], f"t5.{name}.embeddings")
+        for layer in chosen_layers(len(stack.block), args):
+            recorder.watch(stack.block[layer], f"t5.{name}.block.{layer}")
+    recorder.watch(t5.encoder.final_layer_norm, "t5.encoder.final_norm")
+    # What the output head gets: scaled, where the model scales it.
+    recorder.watch_input(t5.lm_head, "t5.decoder.final_norm")
+    started = time.time()
+    start = torch.tensor([[t5.config.decoder_start_token_id]])
+    logits = model(pixel_values=pixel_values[None], interpolate_pos_encoding=interpolate, decoder_input_ids=start,
+                   **encoded).logits
+    seconds = time.time() - started
+    recorder.close()
+    return {**recorder.values, "logits": logits[:, -1]}, seconds
+
+
 def trim(tokens, stop_tokens):
     """Generated tokens up to and including the first stop token (what follows is padding)."""
     for position, token in enumerate(tokens):
@@ -215,7 +252,8 @@ def generate(staged, processor, pixel_values, interpolate, encoded, settings):
     seconds = time.time() - started
     stop = staged.config.text_config.eos_token_id
     stop = set(stop if isinstance(stop, list) else [stop])
-    prompt_length = encoded["input_ids"].shape[1]
+    # Behind an encoder the sequence holds the decoder's start token alone.
+    prompt_length = 1 if staged.is_t5() else encoded["input_ids"].shape[1]
     sequences = []
     for row, ids in enumerate(output.sequences):
         tokens = trim(ids[prompt_length:].tolist(), stop)

@@ -6,6 +6,7 @@ use clap::builder::TypedValueParser;
 
 use crate::Error;
 use crate::gpu::Gpu;
+use crate::model::config::LanguageConfig;
 use crate::model::{Blip2Config, Component};
 use crate::task::{MemoryPlan, plan_memory};
 use crate::weights::Checkpoint;
@@ -201,8 +202,8 @@ fn print_config(config: &Blip2Config, output: &Output) {
         qformer.intermediate_size,
         config.num_query_tokens,
     ));
-    if let Some(opt) = config.language_model() {
-        output.line(&format!(
+    match config.language_model() {
+        Some(LanguageConfig::Opt(opt)) => output.line(&format!(
             "OPT        {} layers × {}, {} heads × {}, MLP {}, vocabulary {}, {} positions",
             opt.num_hidden_layers,
             opt.hidden_size,
@@ -211,7 +212,18 @@ fn print_config(config: &Blip2Config, output: &Output) {
             opt.ffn_dim,
             opt.vocab_size,
             opt.max_position_embeddings,
-        ));
+        )),
+        Some(LanguageConfig::T5(t5)) => output.line(&format!(
+            "T5         {} encoder and {} decoder layers × {}, {} heads × {}, gated MLP {}, vocabulary {}",
+            t5.num_layers,
+            t5.num_decoder_layers,
+            t5.d_model,
+            t5.num_heads,
+            t5.d_kv,
+            t5.d_ff,
+            t5.vocab_size,
+        )),
+        None => {}
     }
 }
 

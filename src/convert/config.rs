@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use crate::text::{BertTokenizer, Tokenizer};
+use crate::text::{BertTokenizer, PromptMark, Tokenizer};
 
 use super::files::read_object;
 use super::kind::{Family, Task};
@@ -26,6 +26,9 @@ const QFORMER_LAYERS: usize = 12;
 const OPT_NEWLINE: u32 = 50118;
 /// The first token of OPT's texts.
 const OPT_BOS: u32 = 2;
+
+/// `</s>`: the last token of every prompt for T5.
+const T5_EOS: u32 = 1;
 
 /// A configuration to write.
 #[derive(Debug)]
@@ -148,9 +151,13 @@ fn published(plan: &Plan, tokenizer: &Path) -> Result<Map<String, Value>, Conver
             "use_decoder_only_language_model".into(),
             decoder_only.into(),
         );
-        let first = if decoder_only { OPT_BOS } else { 0 };
+        let mark = if decoder_only {
+            PromptMark::First(OPT_BOS)
+        } else {
+            PromptMark::Last(T5_EOS)
+        };
         fields.insert("text_config".into(), text.into());
-        Tokenizer::open(tokenizer, first)?.token_id("<image>")
+        Tokenizer::open(tokenizer, mark)?.token_id("<image>")
     };
     fields.insert("image_token_index".into(), json!(image_token));
     Ok(fields)
@@ -201,7 +208,7 @@ fn language_model(plan: &Plan, tokenizer: &Path) -> Result<Map<String, Value>, C
         fields.insert("dense_act_fn".into(), "gelu".into());
     } else {
         // `blip2_opt.py`: texts end with the first token of "\n"
-        let newline = Tokenizer::open(tokenizer, OPT_BOS)?.newline();
+        let newline = Tokenizer::open(tokenizer, PromptMark::First(OPT_BOS))?.newline();
         fields.insert("eos_token_id".into(), json!(newline.unwrap_or(OPT_NEWLINE)));
     }
     Ok(fields)

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::image::{CLIP_MEAN, CLIP_STD};
 use crate::model::Blip2Config;
-use crate::text::{BertTokenizer, Tokenizer};
+use crate::text::{BertTokenizer, PromptMark, Tokenizer};
 use crate::weights::Checkpoint;
 
 use super::config::Config;
@@ -192,8 +192,8 @@ pub fn verify(folder: &Path, config: &Blip2Config) -> Result<(), ConvertError> {
     }
     match config.language_model() {
         Some(decoder) => {
-            let tokenizer = Tokenizer::open(folder, decoder.bos_token_id)?;
-            tokenizer.check_embedding_rows(decoder.vocab_size)?;
+            let tokenizer = Tokenizer::open(folder, PromptMark::of(decoder))?;
+            tokenizer.check_embedding_rows(decoder.vocab_size())?;
         }
         None => {
             BertTokenizer::open(folder)?.check_embedding_rows(config.qformer.vocab_size)?;

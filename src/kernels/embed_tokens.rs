@@ -27,12 +27,19 @@ pub struct EmbedTokens<'a> {
     pub rows: usize,
     /// Token embedding `[vocabulary, width]`.
     pub embedding: &'a Matrix,
-    /// Position embedding `[positions, width]`, in one part.
-    pub positions: &'a Matrix,
-    /// Added to a position to find its row.
-    pub position_offset: usize,
+    /// What is added for a row's position, if anything.
+    pub positions: Option<Positions<'a>>,
     /// Projected queries `[any, width]`.
     pub visual: &'a Activation,
+}
+
+/// A position embedding.
+#[derive(Debug, Clone, Copy)]
+pub struct Positions<'a> {
+    /// `[positions, width]`, in one part.
+    pub table: &'a Matrix,
+    /// Added to a position to find its row.
+    pub offset: usize,
 }
 
 #[repr(C)]
@@ -51,22 +58,28 @@ pub fn embed_tokens(program: &mut ProgramBuilder, inputs: &EmbedTokens) -> Activ
     let width = inputs.embedding.columns;
     debug_assert_eq!(inputs.visual.columns, width);
     let x = program.activation(inputs.rows, width);
-    let [positions] = inputs.positions.parts.as_slice() else {
-        program.fail(GpuError::TooLarge {
-            what: "the decoder's position embedding".into(),
-            bytes: inputs.positions.bytes(),
-            limit: inputs
-                .positions
-                .parts
-                .first()
-                .map_or(0, |part| part.buffer.size()),
-        });
-        return x;
+    let positions = match inputs.positions {
+        None => None,
+        Some(positions) => match positions.table.parts.as_slice() {
+            [part] => Some((positions.offset, part)),
+            parts => {
+                program.fail(GpuError::TooLarge {
+                    what: "the decoder's position embedding".into(),
+                    bytes: positions.table.bytes(),
+                    limit: parts.first().map_or(0, |part| part.buffer.size()),
+                });
+                return x;
+            }
+        },
     };
+    let mut constants = vec![("HAS_POSITIONS", f64::from(u8::from(positions.is_some())))];
+    if let Some((offset, _)) = positions {
+        constants.push(("POSITION_OFFSET", offset as f64));
+    }
     for part in &inputs.embedding.parts {
         program.dispatch(
             &EMBED_TOKENS,
-            vec![("POSITION_OFFSET", inputs.position_offset as f64)],
+            constants.clone(),
             &Params {
                 width: word(width),
                 first_row: word(part.first_row),
@@ -77,7 +90,8 @@ pub fn embed_tokens(program: &mut ProgramBuilder, inputs: &EmbedTokens) -> Activ
                 Operand::from(inputs.tokens),
                 Operand::from(inputs.row_info),
                 Operand::from(&part.buffer),
-                Operand::from(&positions.buffer),
+                // Without positions something must be bound, and is not read.
+                Operand::from(&positions.map_or(part, |(_, table)| table).buffer),
                 inputs.visual.operand(),
                 x.operand(),
             ],
@@ -119,34 +133,40 @@ mod tests {
             let token_buffer = gpu.storage_with("tokens", &tokens).expect("small");
             let row_buffer = gpu.storage_with("row_info", &row_info).expect("small");
             let visual_rows = upload(gpu, &visual, 3, width);
-            let ours = run(gpu, |program| {
-                let inputs = EmbedTokens {
-                    tokens: &token_buffer,
-                    row_info: &row_buffer,
-                    rows: tokens.len(),
-                    embedding: &embedding,
-                    positions: &positions,
-                    position_offset: 2,
-                    visual: &visual_rows,
-                };
-                embed_tokens(program, &inputs)
-            });
-            let mut twin = Vec::new();
-            for (&token, &[_, position]) in tokens.iter().zip(&row_info) {
-                for column in 0..width {
-                    twin.push(if position == INACTIVE {
-                        0.0
-                    } else {
+            for has_positions in [true, false] {
+                let ours = run(gpu, |program| {
+                    let inputs = EmbedTokens {
+                        tokens: &token_buffer,
+                        row_info: &row_buffer,
+                        rows: tokens.len(),
+                        embedding: &embedding,
+                        positions: has_positions.then_some(Positions {
+                            table: &positions,
+                            offset: 2,
+                        }),
+                        visual: &visual_rows,
+                    };
+                    embed_tokens(program, &inputs)
+                });
+                let mut twin = Vec::new();
+                for (&token, &[_, position]) in tokens.iter().zip(&row_info) {
+                    for column in 0..width {
                         let value = if token & VISUAL != 0 {
                             visual[(token & !VISUAL) as usize * width + column]
                         } else {
                             table[token as usize * width + column].to_f32()
                         };
-                        value + position_table[(position as usize + 2) * width + column].to_f32()
-                    });
+                        let added = if has_positions && position != INACTIVE {
+                            position_table[(position as usize + 2) * width + column].to_f32()
+                        } else {
+                            0.0
+                        };
+                        let is_active = position != INACTIVE;
+                        twin.push(if is_active { value + added } else { 0.0 });
+                    }
                 }
+                assert_eq!(ours, twin);
             }
-            assert_eq!(ours, twin);
         }
     }
 }

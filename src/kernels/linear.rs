@@ -7,30 +7,45 @@ use crate::gpu::{
 
 use super::{groups, word};
 
+/// The activation functions, put before the kernels that have one.
+pub(super) const ACTIVATE: &str = include_str!("../../shaders/activate.wgsl");
+
 /// Parameters, bindings and the end of a sum, put before each of the kernels.
 const LINEAR: &str = include_str!("../../shaders/linear.wgsl");
 
 static MATMUL_TILE: Kernel = Kernel {
     name: "matmul_tile",
-    wgsl: &[LINEAR, include_str!("../../shaders/matmul_tile.wgsl")],
+    wgsl: &[
+        ACTIVATE,
+        LINEAR,
+        include_str!("../../shaders/matmul_tile.wgsl"),
+    ],
     bindings: &[READ, READ, READ, WRITE],
 };
 
 static MATMUL_REGISTER: Kernel = Kernel {
     name: "matmul_register",
-    wgsl: &[LINEAR, include_str!("../../shaders/matmul_register.wgsl")],
+    wgsl: &[
+        ACTIVATE,
+        LINEAR,
+        include_str!("../../shaders/matmul_register.wgsl"),
+    ],
     bindings: &[READ, READ, READ, WRITE],
 };
 
 static MATVEC: Kernel = Kernel {
     name: "matvec",
-    wgsl: &[LINEAR, include_str!("../../shaders/matvec.wgsl")],
+    wgsl: &[ACTIVATE, LINEAR, include_str!("../../shaders/matvec.wgsl")],
     bindings: &[READ, READ, READ, WRITE],
 };
 
 static MATVEC_SUBGROUP: Kernel = Kernel {
     name: "matvec_subgroup",
-    wgsl: &[LINEAR, include_str!("../../shaders/matvec_subgroup.wgsl")],
+    wgsl: &[
+        ACTIVATE,
+        LINEAR,
+        include_str!("../../shaders/matvec_subgroup.wgsl"),
+    ],
     bindings: &[READ, READ, READ, WRITE],
 };
 
@@ -62,7 +77,7 @@ pub enum Activate {
 
 impl Activate {
     /// The value of the shaders' `ACTIVATION` constant.
-    fn constant(self) -> f64 {
+    pub(super) fn constant(self) -> f64 {
         match self {
             Self::Identity => 0.0,
             Self::GeluErf => 1.0,

@@ -8,11 +8,13 @@ mod advance;
 mod argmax;
 mod attention;
 mod attention_cached;
+mod attention_relative;
 mod attention_weights;
 mod copy;
 mod copy_rows;
 mod embed_patches;
 mod embed_tokens;
+mod gate;
 mod gather_rows;
 mod layer_norm;
 mod linear;
@@ -23,6 +25,7 @@ mod merge_top_k;
 mod normalize_rows;
 mod patchify;
 mod process_logits;
+mod rms_norm;
 mod row_rules;
 mod store_kv;
 #[cfg(test)]
@@ -36,13 +39,15 @@ pub use attention::{
     self_attention,
 };
 pub use attention_cached::{CachedAttention, attention_cached};
+pub use attention_relative::{RelativeAttention, RelativeBias, Span, attention_relative};
 pub use attention_weights::{
     AttentionWeights, attention_weights, tap_attention, tap_attention_cached,
 };
 pub use copy::{copy, tap};
 pub use copy_rows::{GroupRows, copy_rows, join_rows, rows_of_groups};
 pub use embed_patches::embed_patches;
-pub use embed_tokens::{EmbedTokens, INACTIVE, VISUAL, embed_tokens};
+pub use embed_tokens::{EmbedTokens, INACTIVE, Positions, VISUAL, embed_tokens};
+pub use gate::gate;
 pub use gather_rows::gather_rows;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{
@@ -56,8 +61,9 @@ pub use merge_top_k::{Candidate, MAX_KEPT, NO_CANDIDATE, merge_top_k};
 pub use normalize_rows::normalize_rows;
 pub use patchify::{patch_columns, patchify};
 pub use process_logits::{ProcessLogits, process_logits};
+pub use rms_norm::{RmsNorm, rms_norm};
 pub use row_rules::{row_rules_words, write_row_rules};
-pub use store_kv::{KvLayer, Pages, store_kv};
+pub use store_kv::{KvLayer, Pages, store_cross_kv, store_kv};
 pub use top_k::{MAX_TOP_K, top_k};
 
 /// Number of workgroups of `size` that cover `count`, as a grid dimension.

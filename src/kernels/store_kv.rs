@@ -46,27 +46,50 @@ struct Params {
 /// Copies columns `width..2·width` (keys) and `2·width..` (values) of `qkv` `[rows, 3·width]` into the cache.
 pub fn store_kv(program: &mut ProgramBuilder, qkv: &Activation, cache: &KvLayer, pages: &Pages) {
     let width = qkv.columns / 3;
+    record(program, qkv, [width, 2 * width], width, cache, pages);
+}
+
+/// Copies columns `..width` (keys) and `width..` (values) of `kv` `[rows, 2·width]` into the cache.
+pub fn store_cross_kv(
+    program: &mut ProgramBuilder,
+    kv: &Activation,
+    cache: &KvLayer,
+    pages: &Pages,
+) {
+    let width = kv.columns / 2;
+    record(program, kv, [0, width], width, cache, pages);
+}
+
+/// `offsets`: first columns of keys and values.
+fn record(
+    program: &mut ProgramBuilder,
+    source: &Activation,
+    offsets: [usize; 2],
+    width: usize,
+    cache: &KvLayer,
+    pages: &Pages,
+) {
     program.dispatch(
         &STORE_KV,
         vec![],
         &Params {
-            rows: word(qkv.rows),
+            rows: word(source.rows),
             width: word(width),
-            qkv_stride: word(qkv.columns),
-            k_offset: word(width),
-            v_offset: word(2 * width),
+            qkv_stride: word(source.columns),
+            k_offset: word(offsets[0]),
+            v_offset: word(offsets[1]),
             max_length: word(pages.max_length),
             cache_offset: 0,
             pad: 0,
         },
         vec![
-            qkv.operand(),
+            source.operand(),
             Operand::from(&cache.keys),
             Operand::from(&cache.values),
             Operand::from(&pages.row_info),
             Operand::from(&pages.page_table),
         ],
-        [word(qkv.rows), 1, 1],
+        [word(source.rows), 1, 1],
     );
 }
 

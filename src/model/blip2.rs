@@ -1,12 +1,12 @@
-//! BLIP-2 (Li et al., 2023) put together: image encoder → Q-Former → projection → decoder.
+//! BLIP-2 (Li et al., 2023) put together: image encoder → Q-Former → projection → language model.
 
 use crate::gpu::{Activation, GpuError, ProgramBuilder};
 use crate::kernels::{Activate, Linear, linear, tap};
 use crate::weights::{UploadError, Uploader};
 
-use super::config::OptConfig;
+use super::config::LanguageConfig;
 use super::layers::load_linear;
-use super::{Blip2Config, Opt, QFormer, Vit};
+use super::{Blip2Config, LanguageModel, QFormer, Vit};
 
 /// The generative model's weights on the device.
 #[derive(Debug)]
@@ -15,10 +15,10 @@ pub struct Blip2Model {
     pub vit: Vit,
     /// Queries that read the image.
     pub qformer: QFormer,
-    /// From the Q-Former's width to the decoder's.
+    /// From the Q-Former's width to the language model's.
     pub language_projection: Linear,
-    /// Decoder.
-    pub opt: Opt,
+    /// OPT or T5.
+    pub language_model: LanguageModel,
 }
 
 impl Blip2Model {
@@ -29,10 +29,10 @@ impl Blip2Model {
     pub async fn load(
         uploader: &mut Uploader<'_>,
         config: &Blip2Config,
-        decoder: &OptConfig,
+        language: &LanguageConfig,
         image_size: usize,
     ) -> Result<Self, UploadError> {
-        let decoder_width = decoder.hidden_size;
+        let language_width = language.hidden_size();
         let query_width = config.qformer.hidden_size;
         Ok(Self {
             vit: Vit::load(uploader, &config.vision, image_size).await?,
@@ -40,15 +40,15 @@ impl Blip2Model {
             language_projection: load_linear(
                 uploader,
                 "language_projection",
-                decoder_width,
+                language_width,
                 query_width,
             )
             .await?,
-            opt: Opt::load(uploader, decoder).await?,
+            language_model: LanguageModel::load(uploader, language).await?,
         })
     }
 
-    /// `image_tokens` `[batch · tokens, image width]` → rows for the decoder `[batch · queries, decoder width]`.
+    /// `image_tokens` `[batch · tokens, image width]` → rows for the language model `[batch · queries, its width]`.
     ///
     /// # Errors
     /// No room for the small state that the program needs.

@@ -1,9 +1,11 @@
 //! The configuration of a BLIP-2 model: `config.json` in the Hugging Face layout.
 //!
 //! Fields that a file leaves out have the defaults of transformers 5's `Blip2Config`, `Blip2VisionConfig`,
-//! `Blip2QFormerConfig` and `OPTConfig`; what this program cannot run is an error here, before any weight is read.
+//! `Blip2QFormerConfig`, `OPTConfig` and `T5Config`; what this program cannot run is an error here, before any weight is read.
 
 mod fields;
+mod language;
+mod t5;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,8 @@ use serde_json::Value;
 
 pub use fields::ConfigError;
 use fields::Section;
+pub use language::LanguageConfig;
+pub use t5::T5Config;
 
 /// Widths must be multiples of this: kernels read f16 rows 16 bytes at a time.
 pub const WIDTH_MULTIPLE: usize = 8;
@@ -123,7 +127,7 @@ pub struct OptConfig {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Head {
     /// Captions and answers: a language model behind the Q-Former.
-    Generation(OptConfig),
+    Generation(LanguageConfig),
     /// Image-text matching and retrieval: a text branch in the Q-Former and projections to a common space.
     Retrieval {
         /// Width of the common space (`image_text_hidden_size`).
@@ -207,7 +211,7 @@ impl Blip2Config {
             check_width(&root, "image_text_hidden_size", embedding_size)?;
             Head::Retrieval { embedding_size }
         } else {
-            Head::Generation(OptConfig::read(&part("text_config", "text_config.")?)?)
+            Head::Generation(LanguageConfig::read(&part("text_config", "text_config.")?)?)
         };
         let image_token = if root.get("image_token_index").is_some() {
             "image_token_index"
@@ -224,9 +228,9 @@ impl Blip2Config {
     }
 
     /// The language model, if this is a generative model.
-    pub fn language_model(&self) -> Option<&OptConfig> {
+    pub fn language_model(&self) -> Option<&LanguageConfig> {
         match &self.head {
-            Head::Generation(opt) => Some(opt),
+            Head::Generation(language) => Some(language),
             Head::Retrieval { .. } => None,
         }
     }
@@ -323,7 +327,7 @@ impl QFormerConfig {
 
 impl OptConfig {
     fn read(section: &Section) -> Result<Self, ConfigError> {
-        check_language_model(section)?;
+        check_opt(section)?;
         let config = Self {
             vocab_size: section.size("vocab_size", 50272, MAX_VOCABULARY)?,
             hidden_size: section.size("hidden_size", 768, MAX_WIDTH)?,
@@ -418,21 +422,8 @@ fn is_retrieval(root: &Section, qformer: &Section) -> Result<bool, ConfigError> 
     Err(root.error("architectures", format!("{known}; {USE_BLIP2}")))
 }
 
-/// Refuses language models other than pre-norm OPT with all its parameters.
-fn check_language_model(section: &Section) -> Result<(), ConfigError> {
-    match section.text("model_type")? {
-        None | Some("opt") => {}
-        Some("t5") => {
-            let problem = "T5 decoders (the blip2-flan-t5 models) are not supported yet; use one with OPT, such as Salesforce/blip2-opt-2.7b";
-            return Err(section.error("model_type", problem));
-        }
-        Some(_) => {
-            return Err(section.error(
-                "model_type",
-                format!("only \"opt\" is supported; {USE_BLIP2}"),
-            ));
-        }
-    }
+/// Refuses OPT models other than pre-norm ones with all their parameters.
+fn check_opt(section: &Section) -> Result<(), ConfigError> {
     let wanted = [
         (
             "do_layer_norm_before",

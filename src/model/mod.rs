@@ -1,20 +1,24 @@
-//! The networks: configuration, ViT, Q-Former, OPT. Composition of kernels only.
+//! The networks: configuration, ViT, Q-Former, OPT, T5. Composition of kernels only.
 
 mod blip2;
 pub mod config;
+mod language;
 mod layers;
 mod opt;
 mod positions;
 mod qformer;
 mod retrieval;
+mod t5;
 mod tensors;
 mod vit;
 
 pub use blip2::Blip2Model;
 pub use config::Blip2Config;
-pub use opt::{KvCache, Opt};
+pub use language::{InputRows, KvCache, LanguageModel, PromptEnds};
+pub use opt::Opt;
 pub use positions::interpolate_positions;
 pub use qformer::{QFormer, TextBranch, Texts};
 pub use retrieval::RetrievalModel;
+pub use t5::T5;
 pub use tensors::{Component, TensorSpec};
 pub use vit::Vit;

@@ -6,13 +6,14 @@
 
 use crate::gpu::{Activation, Gpu, GpuError, Matrix, ProgramBuilder};
 use crate::kernels::{
-    Activate, CachedAttention, EmbedTokens, Heads, KvLayer, LayerNorm, Linear, Pages,
+    Activate, CachedAttention, EmbedTokens, Heads, KvLayer, LayerNorm, Linear, Pages, Positions,
     attention_cached, embed_tokens, layer_norm, linear, linear_into, linear_to, store_kv, tap,
     tap_attention_cached,
 };
 use crate::weights::{UploadError, Uploader};
 
 use super::config::OptConfig;
+use super::language::{InputRows, KvCache};
 use super::layers::{load_layer_norm, load_linear, load_stacked};
 
 /// Rows that OPT's position table keeps in front of position 0.
@@ -45,21 +46,6 @@ struct Layer {
     fc2: Linear,
 }
 
-/// Keys and values of all layers, f32, `rows` physical rows each.
-#[derive(Debug)]
-pub struct KvCache {
-    layers: Vec<KvLayer>,
-    rows: usize,
-}
-
-impl KvCache {
-    /// Physical rows a layer.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-}
-
 impl Opt {
     /// Uploads the tensors below `language_model.`.
     ///
@@ -72,9 +58,8 @@ impl Opt {
         let hidden = config.hidden_size;
         let name = "language_model.model.decoder";
         let vocabulary = [config.vocab_size, hidden];
-        let embed_tokens = uploader
-            .matrix(&format!("{name}.embed_tokens.weight"), &vocabulary)
-            .await?;
+        let embedding = format!("{name}.embed_tokens.weight");
+        let embed_tokens = uploader.matrix(&embedding, &vocabulary).await?;
         let positions = config.position_rows();
         let embed_positions = uploader
             .matrix(
@@ -93,10 +78,11 @@ impl Opt {
             LAYER_NORM_EPS,
         )
         .await?;
-        let lm_head = match uploader
-            .checkpoint()
-            .lm_head(config.tie_word_embeddings, &vocabulary)?
-        {
+        let lm_head = match uploader.checkpoint().lm_head(
+            &embedding,
+            config.tie_word_embeddings,
+            &vocabulary,
+        )? {
             Some(weight) => uploader.matrix_of(&[weight]).await?,
             None => embed_tokens.clone(),
         };
@@ -135,10 +121,10 @@ impl Opt {
         self.embed_positions.rows - POSITION_OFFSET
     }
 
-    /// Bytes of a cache row over all layers.
+    /// Layers of the cache.
     #[must_use]
-    pub fn cache_row_bytes(&self) -> u64 {
-        (self.layers.len() * 2 * self.hidden_size() * 4) as u64
+    pub fn cache_layers(&self) -> usize {
+        self.layers.len()
     }
 
     /// An empty cache of `rows` physical rows.
@@ -146,52 +132,35 @@ impl Opt {
     /// # Errors
     /// No room on the device.
     pub fn kv_cache(&self, gpu: &Gpu, rows: usize) -> Result<KvCache, GpuError> {
-        let bytes = (rows * self.hidden_size() * 4) as u64;
-        let layers = self
-            .layers
-            .iter()
-            .map(|_| {
-                Ok(KvLayer {
-                    keys: gpu.storage("keys", bytes)?,
-                    values: gpu.storage("values", bytes)?,
-                })
-            })
-            .collect::<Result<_, GpuError>>()?;
-        Ok(KvCache { layers, rows })
+        KvCache::new(gpu, self.cache_layers(), self.hidden_size(), rows)
     }
 
-    /// Rows of tokens (or [`crate::kernels::VISUAL`] rows of `visual`) → last hidden states `[rows, hidden]`, before
-    /// the final norm; their keys and values go into `cache` where `pages` say.
-    pub fn forward(
-        &self,
-        program: &mut ProgramBuilder,
-        tokens: &wgpu::Buffer,
-        rows: usize,
-        visual: &Activation,
-        cache: &KvCache,
-        pages: &Pages,
-    ) -> Activation {
+    /// Rows of tokens or of the image → last hidden states `[rows, hidden]`, before the final norm; their keys and
+    /// values go into the cache.
+    pub fn forward(&self, program: &mut ProgramBuilder, rows: &InputRows) -> Activation {
         let hidden = embed_tokens(
             program,
             &EmbedTokens {
-                tokens,
-                row_info: &pages.row_info,
-                rows,
+                tokens: rows.tokens,
+                row_info: &rows.pages.row_info,
+                rows: rows.count,
                 embedding: &self.embed_tokens,
-                positions: &self.embed_positions,
-                position_offset: POSITION_OFFSET,
-                visual,
+                positions: Some(Positions {
+                    table: &self.embed_positions,
+                    offset: POSITION_OFFSET,
+                }),
+                visual: rows.visual,
             },
         );
         tap(program, &hidden, || "opt.embeddings_with_positions".into());
-        for (index, (layer, layer_cache)) in self.layers.iter().zip(&cache.layers).enumerate() {
+        for (index, (layer, cache)) in self.layers.iter().zip(rows.cache.layers()).enumerate() {
             self.layer(
                 program,
                 (index, layer),
                 &hidden,
-                layer_cache,
-                pages,
-                visual.rows,
+                cache,
+                rows.pages,
+                rows.visual.rows,
             );
             tap(program, &hidden, || format!("opt.layer.{index}"));
         }

@@ -1,7 +1,9 @@
 //! Every tensor a model is made of: canonical name, shape, component. From it come the parameter counts, and the
 //! loader's list of what to look for.
 
-use super::config::{Blip2Config, Head, OptConfig, QFormerConfig, VisionConfig};
+use super::config::{
+    Blip2Config, Head, LanguageConfig, OptConfig, QFormerConfig, T5Config, VisionConfig,
+};
 
 /// A part of the model, as `inspect` lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,15 +82,18 @@ impl Blip2Config {
         );
         list.qformer(qformer, matches!(self.head, Head::Retrieval { .. }));
         match &self.head {
-            Head::Generation(opt) => {
+            Head::Generation(language) => {
                 let component = Component::LanguageProjection;
                 list.linear(
                     component,
                     "language_projection",
-                    opt.hidden_size,
+                    language.hidden_size(),
                     qformer.hidden_size,
                 );
-                list.opt(opt);
+                match language {
+                    LanguageConfig::Opt(opt) => list.opt(opt),
+                    LanguageConfig::T5(t5) => list.t5(t5),
+                }
             }
             Head::Retrieval { embedding_size } => {
                 let (text, heads) = (Component::TextEmbeddings, Component::RetrievalHeads);
@@ -274,6 +279,73 @@ impl List {
                 &[config.vocab_size, width],
             );
         }
+    }
+}
+
+impl List {
+    fn t5(&mut self, config: &T5Config) {
+        let c = Component::LanguageModel;
+        let vocabulary = [config.vocab_size, config.d_model];
+        self.push(c, "language_model.shared.weight", &vocabulary);
+        for (stack, layers) in [
+            ("encoder", config.num_layers),
+            ("decoder", config.num_decoder_layers),
+        ] {
+            let stack = format!("language_model.{stack}");
+            let is_decoder = stack.ends_with("decoder");
+            for index in 0..layers {
+                let block = format!("{stack}.block.{index}.layer");
+                self.t5_attention(&format!("{block}.0"), "SelfAttention", config);
+                if index == 0 {
+                    // The other blocks use the first one's.
+                    self.push(
+                        c,
+                        format!("{block}.0.SelfAttention.relative_attention_bias.weight"),
+                        &[config.relative_attention_num_buckets, config.num_heads],
+                    );
+                }
+                if is_decoder {
+                    self.t5_attention(&format!("{block}.1"), "EncDecAttention", config);
+                }
+                self.t5_feed_forward(&format!("{block}.{}", 1 + usize::from(is_decoder)), config);
+            }
+            self.push(
+                c,
+                format!("{stack}.final_layer_norm.weight"),
+                &[config.d_model],
+            );
+        }
+        if !config.tie_word_embeddings {
+            self.push(c, "language_model.lm_head.weight", &vocabulary);
+        }
+    }
+
+    /// Attention without biases, and the norm in front of it.
+    fn t5_attention(&mut self, layer: &str, kind: &str, config: &T5Config) {
+        let (c, width, inner) = (
+            Component::LanguageModel,
+            config.d_model,
+            config.inner_size(),
+        );
+        for projection in ["q", "k", "v"] {
+            self.push(
+                c,
+                format!("{layer}.{kind}.{projection}.weight"),
+                &[inner, width],
+            );
+        }
+        self.push(c, format!("{layer}.{kind}.o.weight"), &[width, inner]);
+        self.push(c, format!("{layer}.layer_norm.weight"), &[width]);
+    }
+
+    /// Gated feed-forward block, and the norm in front of it.
+    fn t5_feed_forward(&mut self, layer: &str, config: &T5Config) {
+        let (c, width, inner) = (Component::LanguageModel, config.d_model, config.d_ff);
+        let name = format!("{layer}.DenseReluDense");
+        self.push(c, format!("{name}.wi_0.weight"), &[inner, width]);
+        self.push(c, format!("{name}.wi_1.weight"), &[inner, width]);
+        self.push(c, format!("{name}.wo.weight"), &[width, inner]);
+        self.push(c, format!("{layer}.layer_norm.weight"), &[width]);
     }
 }
 

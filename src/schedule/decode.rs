@@ -69,7 +69,12 @@ impl Decoder<'_> {
     ) -> Result<Vec<Ended>, Error> {
         let started = Instant::now();
         let prefill = self.session.prefill(self.gpu, self.model, jobs)?;
-        let key = TailKey::of(jobs, prefill.prompts, true, self.model.opt.vocabulary());
+        let key = TailKey::of(
+            jobs,
+            prefill.prompts,
+            true,
+            self.model.language_model.vocabulary(),
+        );
         let tail = self.session.candidate_tail(self.gpu, key)?;
         let mut encoder = self.new_encoder();
         prefill.program.encode(&mut encoder);
@@ -116,7 +121,7 @@ impl Decoder<'_> {
         device: &mut DeviceRows,
         events: &mut Vec<Event>,
     ) -> Result<Vec<Ended>, Error> {
-        let key = TailKey::of(jobs, rows, false, self.model.opt.vocabulary());
+        let key = TailKey::of(jobs, rows, false, self.model.language_model.vocabulary());
         let program = self.session.decode(self.gpu, self.model, rows)?;
         let tail = self.session.greedy_tail(self.gpu, key)?;
         if device.tables != Tables::All {
@@ -158,7 +163,7 @@ impl Decoder<'_> {
         device: &mut DeviceRows,
         events: &mut Vec<Event>,
     ) -> Result<Vec<Ended>, Error> {
-        let key = TailKey::of(jobs, rows, false, self.model.opt.vocabulary());
+        let key = TailKey::of(jobs, rows, false, self.model.language_model.vocabulary());
         let program = self.session.decode(self.gpu, self.model, rows)?;
         let tail = self.session.candidate_tail(self.gpu, key)?;
         let table_rows: Vec<TableRow> = jobs

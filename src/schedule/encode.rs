@@ -133,7 +133,7 @@ impl ImageStore {
     /// Room for `images` images.
     pub(super) fn new(gpu: &Gpu, model: &Blip2Model, images: usize) -> Result<Self, GpuError> {
         let queries = model.qformer.queries();
-        let (rows, width) = (images * queries, model.opt.hidden_size());
+        let (rows, width) = (images * queries, model.language_model.hidden_size());
         let buffer = gpu.storage("visual rows", (rows * width * 4) as u64)?;
         Ok(Self {
             visual: Activation::external(&buffer, rows, width),

@@ -88,7 +88,7 @@ impl Engine {
     /// Number of logits.
     #[must_use]
     pub fn vocabulary(&self) -> usize {
-        self.model.opt.vocabulary()
+        self.model.language_model.vocabulary()
     }
 
     /// How long the parts of the last queue's work took.
@@ -111,14 +111,14 @@ impl Engine {
         usize::try_from(most).unwrap_or(usize::MAX).max(1)
     }
 
-    /// Whether image, prompt and new tokens fit the decoder's positions.
+    /// Whether image, prompt and new tokens fit the language model's positions.
     ///
     /// # Errors
     /// [`Error::TooLong`]
     pub fn check_length(&self, text: usize, options: &GenerationOptions) -> Result<(), Error> {
-        let prompt = self.model.qformer.queries() + text;
+        let prompt = self.prompt_positions(text);
         let needed = prompt.saturating_add(options.max_new_tokens);
-        let most = self.model.opt.max_positions();
+        let most = self.model.language_model.max_positions();
         if needed > most {
             return Err(Error::TooLong {
                 needed,
@@ -145,6 +145,7 @@ impl Engine {
             visual_row: 0,
             visual_count: self.model.qformer.queries(),
             text: text.to_vec(),
+            decoder_start: self.model.language_model.decoder_start(),
         };
         let shape = Shape {
             rows: 1,
@@ -153,7 +154,7 @@ impl Engine {
             rules_stride: 1,
             images: 1,
         };
-        let shape = shape.rounded(self.model.opt.max_positions());
+        let shape = shape.rounded(self.model.language_model.max_positions());
         let mut session = self.new_session(shape)?;
         let mut timings = Timings::default();
         encoder
@@ -185,9 +186,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Positions of a request's image and text.
+    /// Positions of a request's image and text, and of the token that the decoder begins with where it has one.
     pub(super) fn prompt_length(&self, request: &Request) -> usize {
-        self.model.qformer.queries() + request.text.len()
+        self.prompt_positions(request.text.len())
+    }
+
+    fn prompt_positions(&self, text: usize) -> usize {
+        let start = self.model.language_model.decoder_start();
+        self.model.qformer.queries() + text + usize::from(start.is_some())
     }
 
     /// Whether `request` is one that the device can be trusted with.

@@ -4,7 +4,7 @@
 use crate::Error;
 use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, Program, ProgramBuilder, Tap};
 use crate::kernels::{Pages, VISUAL, copy};
-use crate::model::{Blip2Model, Texts};
+use crate::model::{Blip2Model, InputRows, LanguageModel, Texts};
 
 use super::Matcher;
 
@@ -60,11 +60,15 @@ impl<'a> AttentionReader<'a> {
     }
 
     /// Runs the decoder over the image last read and `text` (ids) → attention of every row to the queries' positions,
-    /// `[queries + text, queries]`: the mean over layers and heads.
+    /// `[queries + text, queries]`: the mean over layers and heads. `None` where an encoder reads the image (T5): what
+    /// its decoder attends to is no longer the queries alone.
     ///
     /// # Errors
     /// No room on the device, or one that fails.
-    pub(crate) async fn read_text(&self, text: &[u32]) -> Result<Vec<f32>, GpuError> {
+    pub(crate) async fn read_text(&self, text: &[u32]) -> Result<Option<Vec<f32>>, GpuError> {
+        let LanguageModel::Opt(opt) = &self.model.language_model else {
+            return Ok(None);
+        };
         let visual_rows = (0..self.visual.rows).map(|row| VISUAL | row as u32);
         let tokens: Vec<u32> = visual_rows.chain(text.iter().copied()).collect();
         let positions: Vec<u32> = (0..tokens.len() as u32).collect();
@@ -76,13 +80,20 @@ impl<'a> AttentionReader<'a> {
             max_length: rows,
         };
         let tokens = self.gpu.storage_with("tokens", &tokens)?;
-        let opt = &self.model.opt;
         let cache = opt.kv_cache(self.gpu, rows)?;
         let mut program = ProgramBuilder::new(self.gpu, "text attention").with_attention_taps();
-        opt.forward(&mut program, &tokens, rows, &self.visual, &cache, &pages);
+        let inputs = InputRows {
+            tokens: &tokens,
+            count: rows,
+            visual: &self.visual,
+            cache: &cache,
+            pages: &pages,
+            prompt_lengths: &tokens, // no encoder reads it
+        };
+        opt.forward(&mut program, &inputs);
         let program = program.finish(&self.pool)?;
         program.run(self.gpu);
-        mean_over_layers(self.gpu, program.taps()).await
+        Ok(Some(mean_over_layers(self.gpu, program.taps()).await?))
     }
 }
 

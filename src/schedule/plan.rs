@@ -2,7 +2,7 @@
 
 use crate::gpu::{Activation, Gpu, GpuError, ProgramBuilder};
 use crate::kernels::Pages;
-use crate::model::Blip2Model;
+use crate::model::{Blip2Model, InputRows, PromptEnds};
 
 /// Bytes on the device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -38,23 +38,23 @@ impl MemoryPlan {
         let programs = [
             vit_slots(gpu, model, batch)?,
             qformer_slots(gpu, model, batch)?,
-            decoder_slots(gpu, model, batch * positions, batch)?,
-            decoder_slots(gpu, model, batch, batch)?,
+            prefill_slots(gpu, model, batch * positions, batch)?,
+            decode_slots(gpu, model, batch)?,
         ];
-        let opt = &model.opt;
+        let language_model = &model.language_model;
         let pixels = 3 * model.vit.image_size() * model.vit.image_size();
-        let visual = model.qformer.queries() * opt.hidden_size();
+        let visual = model.qformer.queries() * language_model.hidden_size();
         let image_tokens = model.vit.tokens() * model.vit.hidden_size();
-        let outside = batch * (pixels + image_tokens + visual + opt.vocabulary()) * 4;
+        let outside = batch * (pixels + image_tokens + visual + language_model.vocabulary()) * 4;
         let cache_rows = (batch * positions) as u64;
         let slots = programs.iter().flatten().copied().max().unwrap_or(0);
-        let logits = (batch * opt.vocabulary() * 4) as u64;
-        let cache_layer = cache_rows * (opt.hidden_size() * 4) as u64;
+        let logits = (batch * language_model.vocabulary() * 4) as u64;
+        let cache_layer = cache_rows * language_model.cache_layer_row_bytes();
         Ok(Self {
             largest_buffer: slots.max(logits).max(cache_layer),
             weights,
             activations: shared_bytes(&programs) + outside as u64,
-            cache: cache_rows * opt.cache_row_bytes(),
+            cache: cache_rows * language_model.cache_row_bytes(),
         })
     }
 }
@@ -93,27 +93,60 @@ fn qformer_slots(gpu: &Gpu, model: &Blip2Model, batch: usize) -> Result<Vec<u64>
     Ok(program.planned_slots())
 }
 
-/// Slots of `rows` rows through the decoder, the last `logit_rows` of them through the output matrix.
-fn decoder_slots(
+/// Slots of prompts of `rows` rows in all.
+fn prefill_slots(
     gpu: &Gpu,
     model: &Blip2Model,
     rows: usize,
-    logit_rows: usize,
+    prompts: usize,
+) -> Result<Vec<u64>, GpuError> {
+    language_slots(gpu, model, prompts, |program, small, inputs| {
+        let prompt_rows = InputRows {
+            count: rows,
+            ..*inputs
+        };
+        let ends = PromptEnds {
+            count: prompts,
+            last_rows: small,
+            start_tokens: small,
+            start_info: small,
+        };
+        model.language_model.prefill(program, &prompt_rows, &ends)
+    })
+}
+
+/// Slots of one decode step of `rows` rows.
+fn decode_slots(gpu: &Gpu, model: &Blip2Model, rows: usize) -> Result<Vec<u64>, GpuError> {
+    language_slots(gpu, model, rows, |program, _, inputs| {
+        model.language_model.decode(program, inputs)
+    })
+}
+
+/// Slots of what `record` makes of `rows` rows of input, and of its logits. Its second argument is a small buffer.
+fn language_slots(
+    gpu: &Gpu,
+    model: &Blip2Model,
+    rows: usize,
+    record: impl FnOnce(&mut ProgramBuilder, &wgpu::Buffer, &InputRows) -> Activation,
 ) -> Result<Vec<u64>, GpuError> {
     let mut program = ProgramBuilder::new(gpu, "plan");
     let small = gpu.storage("plan", 16)?;
-    let opt = &model.opt;
-    let visual = Activation::external(&small, 1, opt.hidden_size());
-    let cache = opt.kv_cache(gpu, 0)?;
-    let pages = Pages {
-        row_info: small.clone(),
-        page_table: small.clone(),
-        max_length: 1,
+    let language_model = &model.language_model;
+    let inputs = InputRows {
+        tokens: &small,
+        count: rows,
+        visual: &Activation::external(&small, 1, language_model.hidden_size()),
+        cache: &language_model.kv_cache(gpu, 0)?,
+        pages: &Pages {
+            row_info: small.clone(),
+            page_table: small.clone(),
+            max_length: 1,
+        },
+        prompt_lengths: &small,
     };
-    let hidden = opt.forward(&mut program, &small, rows, &visual, &cache, &pages);
-    let last = hidden.reshaped(logit_rows, opt.hidden_size());
-    let logits = Activation::external(&small, logit_rows, opt.vocabulary());
-    opt.logits(&mut program, &last, &logits);
+    let hidden = record(&mut program, &small, &inputs);
+    let logits = Activation::external(&small, rows, language_model.vocabulary());
+    language_model.logits(&mut program, &hidden, &logits);
     Ok(program.planned_slots())
 }
 

@@ -31,7 +31,7 @@ pub const MAX_BATCH: usize = 1024;
 pub struct Request {
     /// Its image, preprocessed. Requests about the same image share the allocation, and the image is encoded once.
     pub image: Pixels,
-    /// Prompt ids, BOS included.
+    /// Prompt ids, with the special token that they begin (OPT) or end (T5) with.
     pub text: Vec<u32>,
     /// Ids that the score processors count as already said.
     pub history: Vec<u32>,
@@ -243,7 +243,7 @@ impl<'e> Queue<'e> {
         }
         shape.rows *= self.batch;
         shape.cache_rows *= self.batch;
-        shape.rounded(self.engine.model.opt.max_positions())
+        shape.rounded(self.engine.model.language_model.max_positions())
     }
 
     fn images_at_once(&self) -> usize {
@@ -376,6 +376,7 @@ impl<'e> Queue<'e> {
                 visual_row,
                 visual_count: self.engine.model.qformer.queries(),
                 text: request.text,
+                decoder_start: self.engine.model.language_model.decoder_start(),
             };
             let job = Job::new(number, prompt, request.history, request.options, pages)?;
             admitted.push(job);

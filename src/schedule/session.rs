@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, Program, ProgramBuilder};
-use crate::kernels::{INACTIVE, Pages, VISUAL, gather_rows, write_row_rules};
-use crate::model::{Blip2Model, KvCache};
+use crate::kernels::{INACTIVE, Pages, VISUAL, write_row_rules};
+use crate::model::{Blip2Model, InputRows, KvCache, PromptEnds};
 
 use super::encode::ImageStore;
 use super::job::Job;
@@ -66,20 +66,27 @@ impl Shape {
     }
 }
 
-/// A prompt: its image's query rows, then text.
+/// A prompt: its image's query rows, then text, and behind an encoder the token that the decoder begins with.
 #[derive(Debug, Clone)]
 pub(super) struct Prompt {
     /// First row of its image in the image store.
     pub visual_row: usize,
     /// Visual rows in front of the text.
     pub visual_count: usize,
-    /// Text ids, BOS included.
+    /// Text ids, with the special tokens that they begin or end with.
     pub text: Vec<u32>,
+    /// The decoder's first token, where an encoder reads image and text.
+    pub decoder_start: Option<u32>,
 }
 
 impl Prompt {
     /// Positions it fills.
     pub(super) fn len(&self) -> usize {
+        self.input_len() + usize::from(self.decoder_start.is_some())
+    }
+
+    /// Positions of image and text.
+    fn input_len(&self) -> usize {
         self.visual_count + self.text.len()
     }
 
@@ -98,6 +105,8 @@ pub(super) struct Tables {
     shape: Shape,
     /// Cache row of each position, u32 `[rows, max_length]`.
     page_table: wgpu::Buffer,
+    /// Positions of image and text, which an encoder reads, u32 `[rows]`.
+    prompt_lengths: wgpu::Buffer,
     /// `(history length, new tokens)` `[rows]`.
     pub row_state: wgpu::Buffer,
     /// Ids that the score processors count as said, u32 `[rows, max_length]`.
@@ -114,6 +123,7 @@ impl Tables {
         let words = |label: &str, count: usize| gpu.storage(label, (shape.rows * count) as u64 * 4);
         Ok(Self {
             page_table: words("page_table", shape.max_length)?,
+            prompt_lengths: words("prompt_lengths", 1)?,
             row_state: words("row_state", 2)?,
             history: words("history", shape.max_length)?,
             rules: words("rules", shape.rules_stride)?,
@@ -143,6 +153,8 @@ impl Tables {
             }
         }
         gpu.write(&self.page_table, 0, &table);
+        let lengths = rows.iter().map(|(job, _)| job.prompt.input_len() as u32);
+        gpu.write(&self.prompt_lengths, 0, &lengths.collect::<Vec<_>>());
     }
 
     /// Writes what `rows` have said.
@@ -193,6 +205,8 @@ pub(super) struct Prefill {
     tokens: wgpu::Buffer,
     row_info: wgpu::Buffer,
     last_rows: wgpu::Buffer,
+    start_tokens: wgpu::Buffer,
+    start_info: wgpu::Buffer,
     /// Rows of logits.
     pub prompts: usize,
     pub program: Program,
@@ -207,16 +221,17 @@ impl Session {
         pool: &Arc<ActivationPool>,
     ) -> Result<Self, GpuError> {
         let words = |label: &str, count: usize| gpu.storage(label, count as u64 * 4);
-        let opt = &model.opt;
-        let logits = words("logits", shape.rows * opt.vocabulary())?;
+        let language_model = &model.language_model;
+        let vocabulary = language_model.vocabulary();
+        let logits = words("logits", shape.rows * vocabulary)?;
         let session = Self {
             images: ImageStore::new(gpu, model, shape.images)?,
-            cache: opt.kv_cache(gpu, shape.cache_rows)?,
+            cache: language_model.kv_cache(gpu, shape.cache_rows)?,
             prompts: Tables::new(gpu, shape)?,
             decoding: Tables::new(gpu, shape)?,
             tokens: words("tokens", shape.rows)?,
             row_info: words("row_info", 2 * shape.rows)?,
-            logits: Activation::external(&logits, shape.rows, opt.vocabulary()),
+            logits: Activation::external(&logits, shape.rows, vocabulary),
             decodes: HashMap::new(),
             prefills: HashMap::new(),
             greedy_tails: HashMap::new(),
@@ -238,24 +253,24 @@ impl Session {
         if let Some(program) = self.decodes.get(&rows) {
             return Ok(Arc::clone(program));
         }
-        let opt = &model.opt;
+        let language_model = &model.language_model;
         let mut program = ProgramBuilder::new(gpu, "decode");
         let pages = Pages {
             row_info: self.row_info.clone(),
             page_table: self.decoding.page_table.clone(),
             max_length: self.shape.max_length,
         };
-        let visual = self.images.visual();
-        let hidden = opt.forward(
-            &mut program,
-            &self.tokens,
-            rows,
-            visual,
-            &self.cache,
-            &pages,
-        );
-        let logits = self.logits.reshaped(rows, opt.vocabulary());
-        opt.logits(&mut program, &hidden, &logits);
+        let inputs = InputRows {
+            tokens: &self.tokens,
+            count: rows,
+            visual: self.images.visual(),
+            cache: &self.cache,
+            pages: &pages,
+            prompt_lengths: &self.decoding.prompt_lengths,
+        };
+        let hidden = language_model.decode(&mut program, &inputs);
+        let logits = self.logits.reshaped(rows, self.logits.columns);
+        language_model.logits(&mut program, &hidden, &logits);
         let program = Arc::new(program.finish(&self.pool)?);
         self.decodes.insert(rows, Arc::clone(&program));
         Ok(program)
@@ -307,7 +322,7 @@ impl Session {
         model: &Blip2Model,
         jobs: &[Job],
     ) -> Result<Arc<Prefill>, GpuError> {
-        let used: usize = jobs.iter().map(|job| job.prompt.len()).sum();
+        let used: usize = jobs.iter().map(|job| job.prompt.input_len()).sum();
         // Few different programs, at most an eighth of them for nothing.
         let step = (used.next_power_of_two() / 16).max(8);
         let rows = used.next_multiple_of(step);
@@ -336,10 +351,12 @@ impl Session {
         model: &Blip2Model,
         prompt: &Prompt,
     ) -> Result<Prefill, GpuError> {
-        let prefill = self.record_prefill(gpu, model, prompt.len(), 1, true)?;
+        let rows = prompt.input_len();
+        let prefill = self.record_prefill(gpu, model, rows, 1, true)?;
         let table: Vec<u32> = (0..prompt.len() as u32).collect();
         gpu.write(&self.prompts.page_table, 0, &table);
-        prefill.write(gpu, [prompt].into_iter(), prompt.len());
+        gpu.write(&self.prompts.prompt_lengths, 0, &[rows as u32]);
+        prefill.write(gpu, [prompt].into_iter(), rows);
         prefill.program.run(gpu);
         Ok(prefill)
     }
@@ -356,6 +373,8 @@ impl Session {
         let tokens = words("prefill tokens", rows)?;
         let row_info = words("prefill rows", 2 * rows)?;
         let last_rows = words("last rows", prompts)?;
+        let start_tokens = words("start tokens", prompts)?;
+        let start_info = words("start rows", 2 * prompts)?;
         let pages = Pages {
             row_info: row_info.clone(),
             page_table: self.prompts.page_table.clone(),
@@ -365,16 +384,30 @@ impl Session {
         if keep_stages {
             program = program.with_taps();
         }
-        let opt = &model.opt;
-        let visual = self.images.visual();
-        let hidden = opt.forward(&mut program, &tokens, rows, visual, &self.cache, &pages);
-        let last = gather_rows(&mut program, &hidden, &last_rows, prompts);
-        let logits = self.logits.reshaped(prompts, opt.vocabulary());
-        opt.logits(&mut program, &last, &logits);
+        let inputs = InputRows {
+            tokens: &tokens,
+            count: rows,
+            visual: self.images.visual(),
+            cache: &self.cache,
+            pages: &pages,
+            prompt_lengths: &self.prompts.prompt_lengths,
+        };
+        let ends = PromptEnds {
+            count: prompts,
+            last_rows: &last_rows,
+            start_tokens: &start_tokens,
+            start_info: &start_info,
+        };
+        let language_model = &model.language_model;
+        let last = language_model.prefill(&mut program, &inputs, &ends);
+        let logits = self.logits.reshaped(prompts, self.logits.columns);
+        language_model.logits(&mut program, &last, &logits);
         Ok(Prefill {
             tokens,
             row_info,
             last_rows,
+            start_tokens,
+            start_info,
             prompts,
             program: program.finish(&self.pool)?,
         })
@@ -387,16 +420,25 @@ impl Prefill {
         let mut tokens = Vec::with_capacity(rows);
         let mut row_info = Vec::with_capacity(rows);
         let mut last_rows = Vec::with_capacity(self.prompts);
+        let mut start_tokens = Vec::with_capacity(self.prompts);
+        let mut start_info = Vec::with_capacity(self.prompts);
         for (sequence, prompt) in (0_u32..).zip(prompts) {
-            row_info.extend((0..prompt.len() as u32).map(|position| [sequence, position]));
+            let length = prompt.input_len() as u32;
+            row_info.extend((0..length).map(|position| [sequence, position]));
             tokens.extend(prompt.inputs());
             last_rows.push(tokens.len() as u32 - 1);
+            start_tokens.push(prompt.decoder_start.unwrap_or(0));
+            start_info.push([sequence, length]);
         }
         tokens.resize(rows, 0);
         row_info.resize(rows, [0, INACTIVE]);
         last_rows.resize(self.prompts, 0);
+        start_tokens.resize(self.prompts, 0);
+        start_info.resize(self.prompts, [0, INACTIVE]);
         gpu.write(&self.tokens, 0, &tokens);
         gpu.write(&self.row_info, 0, &row_info);
         gpu.write(&self.last_rows, 0, &last_rows);
+        gpu.write(&self.start_tokens, 0, &start_tokens);
+        gpu.write(&self.start_info, 0, &start_info);
     }
 }

@@ -149,12 +149,12 @@ pub async fn plan_memory(
     batch: usize,
     positions: usize,
 ) -> Result<Option<MemoryPlan>, Error> {
-    let Some(decoder) = config.language_model() else {
+    let Some(language) = config.language_model() else {
         return Ok(None);
     };
     let mut ignore = |_, _| {};
     let mut uploader = Uploader::outline(gpu, checkpoint, &mut ignore)?;
-    let model = Blip2Model::load(&mut uploader, config, decoder, config.vision.image_size).await?;
+    let model = Blip2Model::load(&mut uploader, config, language, config.vision.image_size).await?;
     let weights = uploader.device_bytes();
     Ok(Some(MemoryPlan::of(
         gpu, &model, weights, batch, positions,

@@ -139,7 +139,10 @@ impl Blip2 {
                 continue;
             };
             // The last token is not read: its row would predict what was not written.
-            let attention = reader.read_text(&[text.prompt, read].concat()).await?;
+            let Some(attention) = reader.read_text(&[text.prompt, read].concat()).await? else {
+                explanation.texts.push(Vec::new());
+                continue;
+            };
             // The row before a token predicted it.
             let first_row = queries + text.prompt.len() - 1;
             let attention = &attention[first_row * queries..];
@@ -166,7 +169,7 @@ impl Blip2 {
     fn check_text(&self, text: &WrittenText<'_>) -> Result<(), Error> {
         let model = self.engine.model();
         let prompt = model.qformer.queries() + text.prompt.len();
-        let (new, most) = (text.generated.len(), model.opt.max_positions());
+        let (new, most) = (text.generated.len(), model.language_model.max_positions());
         let needed = prompt + new.saturating_sub(1);
         if needed > most {
             return Err(Error::TooLong {

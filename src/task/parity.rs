@@ -11,7 +11,7 @@ use crate::Error;
 use crate::generate::GenerationOptions;
 use crate::schedule::{Pixels, Request};
 
-use super::Blip2;
+use super::{Blip2, Preset};
 
 /// Largest relative error, `‖ours − reference‖ / ‖reference‖`, at which a stage passes.
 pub const TOLERANCE: f64 = 2e-3;
@@ -122,11 +122,13 @@ impl Blip2 {
                 let pixels = &Pixels::new(pixels.to_vec());
                 for tap in self.engine.stages(pixels, &text).await? {
                     // The image side is the same for every prompt: one comparison is enough.
-                    let decoder_stage = tap.name.starts_with("opt.") || tap.name == "logits";
-                    if prompt_index > 0 && !decoder_stage {
+                    let of_language_model = ["opt.", "t5.", "logits"]
+                        .iter()
+                        .any(|part| tap.name.starts_with(part));
+                    if prompt_index > 0 && !of_language_model {
                         continue;
                     }
-                    let name = if decoder_stage {
+                    let name = if of_language_model {
                         format!("prompt.{prompt_index}.{}", tap.name)
                     } else {
                         tap.name.clone()
@@ -199,11 +201,12 @@ impl Blip2 {
             .filter_map(|(beams, texts)| Some((*beams, texts.get(image)?.first()?)));
         for (num_beams, expected) in greedy.into_iter().chain(beams) {
             let options = self.reference_options(reference, num_beams);
+            let history = self.prompter().history(text, Preset::Hf);
             let mut queue = self.engine.queue(1);
             queue.push(Request {
                 image: Arc::clone(pixels),
                 text: text.to_vec(),
-                history: prompt.input_ids.clone(),
+                history,
                 options: Arc::new(options),
             })?;
             let texts = queue.finish().await?;

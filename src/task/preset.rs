@@ -2,6 +2,7 @@
 
 use crate::generate::GenerationOptions;
 use crate::image::DecodePolicy;
+use crate::text::PromptMark;
 
 /// A reference system whose defaults to follow. Explicit options win over a preset.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,17 +37,26 @@ impl Preset {
         (self == Self::Mmpretrain).then_some(364)
     }
 
-    /// The system's caption prompt, and how many of its tokens are kept.
-    pub(super) fn caption_prompt(self, stored_image_size: usize) -> (&'static str, usize) {
+    /// The system's caption prompt.
+    pub(super) fn caption_prompt(self, stored_image_size: usize) -> &'static str {
         match self {
-            Self::Hf => ("", usize::MAX),
-            Self::Lavis if stored_image_size == FINE_TUNED_IMAGE_SIZE => ("a photo of", 32),
-            Self::Lavis => ("", 32),
-            Self::Mmpretrain => ("a photo of", 30),
+            Self::Hf => "",
+            Self::Lavis if stored_image_size != FINE_TUNED_IMAGE_SIZE => "",
+            Self::Lavis | Self::Mmpretrain => "a photo of",
         }
     }
 
-    /// The checkpoint's options as the system changes them; `newline` is the token that ends its texts.
+    /// Tokens of a caption's prompt that the system keeps. LAVIS cuts no prompt for T5 (and mmpretrain has no T5).
+    pub(super) fn caption_prompt_tokens(self, mark: PromptMark) -> usize {
+        match (self, mark) {
+            (Self::Lavis, PromptMark::First(_)) => 32,
+            (Self::Mmpretrain, PromptMark::First(_)) => 30,
+            _ => usize::MAX,
+        }
+    }
+
+    /// The checkpoint's options as the system changes them; `newline` is the token that ends the texts of OPT, T5 has
+    /// none.
     pub(super) fn caption_options(
         self,
         checkpoint: GenerationOptions,
@@ -73,11 +83,11 @@ impl Preset {
         }
     }
 
-    /// Tokens of a question's prompt, the first token included, that the system keeps: LAVIS cuts the end off.
-    pub(super) fn vqa_prompt_tokens(self) -> usize {
-        match self {
-            Self::Lavis => 32,
-            Self::Hf | Self::Mmpretrain => usize::MAX,
+    /// Tokens of a question's prompt, the first token included, that the system keeps: LAVIS cuts the end off for OPT.
+    pub(super) fn vqa_prompt_tokens(self, mark: PromptMark) -> usize {
+        match (self, mark) {
+            (Self::Lavis, PromptMark::First(_)) => 32,
+            _ => usize::MAX,
         }
     }
 
@@ -104,7 +114,9 @@ impl Preset {
         checkpoint: GenerationOptions,
         newline: Option<u32>,
     ) -> GenerationOptions {
-        let length_penalty = if self == Self::Lavis { 0.0 } else { -1.0 };
+        // LAVIS asks OPT for sums, T5 for what mmpretrain asks for too.
+        let sums = self == Self::Lavis && newline.is_some();
+        let length_penalty = if sums { 0.0 } else { -1.0 };
         self.beam_search(checkpoint, newline, 10, length_penalty)
     }
 
@@ -119,11 +131,13 @@ impl Preset {
         if self == Self::Hf {
             return checkpoint;
         }
+        // min_length 1 forbids to end at once, but for T5, whose start token counts.
+        let min_new_tokens = usize::from(newline.is_some());
         let eos_token_ids = newline.map_or_else(|| checkpoint.eos_token_ids.clone(), |id| vec![id]);
         // Both systems pass every option themselves: of the checkpoint only its special tokens count.
         GenerationOptions {
             max_new_tokens,
-            min_new_tokens: 1,
+            min_new_tokens,
             num_beams: 5,
             length_penalty,
             eos_token_ids,
@@ -251,6 +265,9 @@ mod tests {
             let options = preset.vqa_options(checkpoint.clone(), Some(50118));
             assert_eq!(options, expected, "{preset:?}");
         }
+        let t5 = Preset::Lavis.vqa_options(checkpoint.clone(), None);
+        assert_eq!((t5.min_new_tokens, t5.length_penalty), (0, -1.0));
+        assert_eq!(t5.eos_token_ids, [2]);
         let captions = Preset::Lavis.caption_options(checkpoint, Some(50118));
         assert_eq!(
             (captions.max_new_tokens, captions.length_penalty),

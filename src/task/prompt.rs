@@ -14,7 +14,7 @@ use super::{Preset, Text};
 /// What of a request does not depend on its image.
 #[derive(Debug, Clone)]
 pub(super) struct PromptIds {
-    /// Ids, BOS included.
+    /// Ids, with the special token that they begin (OPT) or end (T5) with.
     pub text: Vec<u32>,
     /// Ids that the score processors count as already said.
     pub history: Vec<u32>,
@@ -38,10 +38,11 @@ impl Prompter<'_> {
     /// The prompt of a caption.
     pub(super) fn caption(&self, options: &CaptionOptions) -> Result<PromptIds, Error> {
         let generation = options.generation(self.generation, self.tokenizer)?;
-        let (default, most) = options.preset.caption_prompt(self.config.vision.image_size);
+        let preset = options.preset;
+        let default = preset.caption_prompt(self.config.vision.image_size);
         let prompt = options.prompt.as_deref().unwrap_or(default);
         let mut text = self.tokenizer.encode(prompt)?;
-        text.truncate(most);
+        text.truncate(preset.caption_prompt_tokens(self.tokenizer.mark()));
         Ok(PromptIds {
             history: self.history(&text, options.preset),
             text,
@@ -51,8 +52,12 @@ impl Prompter<'_> {
         })
     }
 
-    /// The ids that transformers has before the first new token: an image token a query, then the text.
+    /// The ids that the systems have before the first new token: transformers an image token a query, then the text.
+    /// Behind an encoder it is the decoder's first token in all of them.
     pub(super) fn history(&self, prompt: &[u32], preset: Preset) -> Vec<u32> {
+        if let Some(start) = self.decoder_start() {
+            return vec![start];
+        }
         if !preset.counts_prompt() {
             return Vec::new();
         }
@@ -62,20 +67,20 @@ impl Prompter<'_> {
         image.chain(prompt.iter().copied()).collect()
     }
 
-    /// Prompt ids, BOS included, that the decoder's positions leave room for beside the image and the new tokens.
+    /// Prompt ids that the language model's positions leave room for beside the image and the new tokens.
     pub(super) fn prompt_room(&self, generation: &GenerationOptions) -> usize {
-        let taken = self.config.num_query_tokens;
+        let taken = self.taken();
         self.positions()
             .saturating_sub(taken.saturating_add(generation.max_new_tokens))
     }
 
-    /// Whether a prompt of `text` ids fits the decoder's positions.
+    /// Whether a prompt of `text` ids fits the language model's positions.
     pub(super) fn check_length(
         &self,
         text: usize,
         generation: &GenerationOptions,
     ) -> Result<(), Error> {
-        let prompt = self.config.num_query_tokens + text;
+        let prompt = self.taken() + text;
         let (new, most) = (generation.max_new_tokens, self.positions());
         let needed = prompt.saturating_add(new);
         if needed > most {
@@ -91,8 +96,17 @@ impl Prompter<'_> {
 
     /// Most positions of a sequence.
     fn positions(&self) -> usize {
-        let decoder = self.config.language_model();
-        decoder.map_or(usize::MAX, |decoder| decoder.max_position_embeddings)
+        let language = self.config.language_model();
+        language.map_or(usize::MAX, |language| language.max_positions())
+    }
+
+    /// Positions that the image takes, and the decoder's first token where it has one.
+    fn taken(&self) -> usize {
+        self.config.num_query_tokens + usize::from(self.decoder_start().is_some())
+    }
+
+    fn decoder_start(&self) -> Option<u32> {
+        self.config.language_model()?.decoder_start_token_id()
     }
 
     /// A generated text.

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use crate::Error;
 use crate::generate::{GenerateError, GenerationOptions, GenerationOverrides};
 use crate::image::Preprocessor;
-use crate::model::config::{ConfigError, OptConfig};
+use crate::model::config::{ConfigError, LanguageConfig};
 use crate::model::{Blip2Config, Blip2Model};
-use crate::text::Tokenizer;
+use crate::text::{PromptMark, Tokenizer};
 use crate::weights::{Checkpoint, UploadError, Uploader};
 
 /// A generative checkpoint before it is on a device.
@@ -18,7 +18,7 @@ pub(super) struct Source {
     pub generation: GenerationOptions,
     pub preprocessor: Preprocessor,
     pub checkpoint: Checkpoint,
-    decoder: OptConfig,
+    language: LanguageConfig,
     image_size: usize,
 }
 
@@ -26,11 +26,11 @@ impl Source {
     /// Reads the folder `path`, to run at `image_size` if that is not the checkpoint's own.
     pub(super) fn open(path: &Path, image_size: Option<u32>) -> Result<Self, Error> {
         let config = Blip2Config::open(path)?;
-        let decoder = decoder(&config, path)?;
+        let language = language(&config, path)?;
         let folder = folder_of(path);
-        let tokenizer = Tokenizer::open(&folder, decoder.bos_token_id)?;
+        let tokenizer = Tokenizer::open(&folder, PromptMark::of(&language))?;
         let file = folder.join("generation_config.json");
-        let generation = generation_options(read_optional(&file)?.as_deref(), &file, &decoder)?;
+        let generation = generation_options(read_optional(&file)?.as_deref(), &file, &language)?;
         let side = run_size(&config, image_size)?;
         Self {
             preprocessor: Preprocessor::from_files(&folder, side as u32)?,
@@ -38,7 +38,7 @@ impl Source {
             config,
             tokenizer,
             generation,
-            decoder,
+            language,
             image_size: side,
         }
         .checked(image_size)
@@ -50,14 +50,14 @@ impl Source {
         let files = &crate::demo::GENERATIVE;
         let name = |file: &str| Path::new("demo").join(file);
         let config = Blip2Config::from_json(files.config, &name("config.json"))?;
-        let decoder = decoder(&config, Path::new("demo"))?;
+        let language = language(&config, Path::new("demo"))?;
         let tokenizer = Tokenizer::from_json(
             files.tokenizer,
             &name("tokenizer.json"),
-            decoder.bos_token_id,
+            PromptMark::of(&language),
         )?;
         let file = name("generation_config.json");
-        let generation = generation_options(Some(files.generation_config), &file, &decoder)?;
+        let generation = generation_options(Some(files.generation_config), &file, &language)?;
         let side = run_size(&config, image_size)?;
         let preprocessor = "demo/preprocessor_config.json";
         Self {
@@ -70,7 +70,7 @@ impl Source {
             config,
             tokenizer,
             generation,
-            decoder,
+            language,
             image_size: side,
         }
         .checked(image_size)
@@ -79,7 +79,7 @@ impl Source {
     /// The parts fit each other: every tensor and token is there, images come in the size to run at.
     fn checked(mut self, asked_size: Option<u32>) -> Result<Self, Error> {
         self.tokenizer
-            .check_embedding_rows(self.decoder.vocab_size)?;
+            .check_embedding_rows(self.language.vocab_size())?;
         for spec in self.config.tensors() {
             self.checkpoint.weight(&spec.name, &spec.shape)?;
         }
@@ -96,12 +96,12 @@ impl Source {
         &self,
         uploader: &mut Uploader<'_>,
     ) -> Result<Blip2Model, UploadError> {
-        Blip2Model::load(uploader, &self.config, &self.decoder, self.image_size).await
+        Blip2Model::load(uploader, &self.config, &self.language, self.image_size).await
     }
 }
 
-/// The decoder's configuration, which only a generative checkpoint has.
-fn decoder(config: &Blip2Config, path: &Path) -> Result<OptConfig, Error> {
+/// The language model's configuration, which only a generative checkpoint has.
+fn language(config: &Blip2Config, path: &Path) -> Result<LanguageConfig, Error> {
     config
         .language_model()
         .cloned()
@@ -118,12 +118,12 @@ fn decoder(config: &Blip2Config, path: &Path) -> Result<OptConfig, Error> {
 fn generation_options(
     json: Option<&str>,
     file: &Path,
-    decoder: &OptConfig,
+    language: &LanguageConfig,
 ) -> Result<GenerationOptions, Error> {
     let defaults = GenerationOptions {
-        eos_token_ids: decoder.eos_token_ids.clone(),
-        pad_token_id: Some(decoder.pad_token_id),
-        bos_token_id: Some(decoder.bos_token_id),
+        eos_token_ids: language.eos_token_ids().to_vec(),
+        pad_token_id: Some(language.pad_token_id()),
+        bos_token_id: language.bos_token_id(),
         ..GenerationOptions::default()
     };
     let Some(json) = json else {

@@ -251,10 +251,10 @@ impl Prompter<'_> {
             cut = uncut.len().saturating_sub(ids.len()).max(1);
         }
         let whole = ids.len();
-        ids.truncate(options.preset.vqa_prompt_tokens());
+        ids.truncate(options.preset.vqa_prompt_tokens(self.tokenizer.mark()));
         let most = self.prompt_room(&generation);
         if ids.len() > most {
-            let after = self.tokenizer.encode_without_bos(template.after)?;
+            let after = self.tokenizer.encode_end(template.after)?;
             // Of the question one token must be left for there to be any.
             let least = self.tokenizer.encode(template.before)?.len() + 1 + after.len();
             self.check_length(least, &generation)?;

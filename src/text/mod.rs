@@ -1,6 +1,6 @@
 //! Text to token ids and back, from the tokenizer files of a Hugging Face folder.
 //!
-//! [`Tokenizer`] is the language model's (byte-level BPE), [`BertTokenizer`] the Q-Former's
+//! [`Tokenizer`] is the language model's (byte-level BPE or Unigram), [`BertTokenizer`] the Q-Former's
 //! (WordPiece), [`TextStream`] shows text while its tokens are still being generated.
 
 mod bert;
@@ -12,5 +12,5 @@ mod stream;
 
 pub use bert::BertTokenizer;
 pub use error::TextError;
-pub use opt::Tokenizer;
+pub use opt::{PromptMark, Tokenizer};
 pub use stream::TextStream;

@@ -5,73 +5,119 @@ use tokenizers::{
     pre_tokenizers::byte_level::ByteLevel,
 };
 
+use crate::model::config::LanguageConfig;
+
 use super::{TextError, files, special};
 
-/// The OPT language model's tokenizer: byte-level BPE.
+/// The special token of every prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PromptMark {
+    /// OPT's prompts begin with it.
+    First(u32),
+    /// T5's prompts end with it.
+    Last(u32),
+}
+
+impl PromptMark {
+    /// That of a language model.
+    #[must_use]
+    pub fn of(language: &LanguageConfig) -> Self {
+        match language {
+            LanguageConfig::Opt(opt) => Self::First(opt.bos_token_id),
+            LanguageConfig::T5(t5) => Self::Last(t5.prompt_end()),
+        }
+    }
+}
+
+/// The language model's tokenizer: byte-level BPE for OPT, Unigram for T5.
 ///
-/// A text becomes its first token (`</s>`, id 2) and the text's pieces, with no token after them.
+/// For OPT a text becomes its first token (`</s>`, id 2) and the text's pieces, for T5 its pieces and a last token
+/// (`</s>`, id 1).
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     tokenizer: tokenizers::Tokenizer,
-    bos_id: u32,
+    mark: PromptMark,
     special_ids: Vec<u32>,
     folder: PathBuf,
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a folder in the Hugging Face layout: `tokenizer.json`, or `vocab.json`
-    /// and `merges.txt`. `bos_token_id` is the first token of every text, as the model's config has it.
+    /// Reads the tokenizer of a folder in the Hugging Face layout: `tokenizer.json`, or (OPT) `vocab.json`
+    /// and `merges.txt`. `mark` is the special token of every prompt, as the model's config has it.
     ///
     /// # Errors
     /// [`TextError`] where files are missing, broken or do not fit together.
-    pub fn open(folder: &Path, bos_token_id: u32) -> Result<Self, TextError> {
+    pub fn open(folder: &Path, mark: PromptMark) -> Result<Self, TextError> {
         let special_files = special::SpecialFiles::read(folder)?;
         let whole = folder.join("tokenizer.json");
         let mut tokenizer = if whole.exists() {
             files::tokenizer_json(&whole)?
+        } else if let PromptMark::Last(_) = mark {
+            return Err(TextError::NoTokenizer {
+                folder: folder.to_owned(),
+                wanted: "tokenizer.json",
+            });
         } else {
             let prefix_space = special_files.flag("add_prefix_space").unwrap_or(false);
             from_vocab_and_merges(folder, prefix_space)?
         };
         special_files.add_to(&mut tokenizer, folder)?;
-        Self::with_bos(tokenizer, folder, bos_token_id)
+        Self::with_mark(tokenizer, folder, mark)
     }
 
     /// The tokenizer of a `tokenizer.json`'s text; `name` stands for it in errors.
     ///
     /// # Errors
     /// As [`Tokenizer::open`].
-    pub fn from_json(text: &[u8], name: &Path, bos_token_id: u32) -> Result<Self, TextError> {
-        Self::with_bos(files::parse_tokenizer(text, name)?, name, bos_token_id)
+    pub fn from_json(text: &[u8], name: &Path, mark: PromptMark) -> Result<Self, TextError> {
+        Self::with_mark(files::parse_tokenizer(text, name)?, name, mark)
     }
 
-    fn with_bos(
+    fn with_mark(
         tokenizer: tokenizers::Tokenizer,
         folder: &Path,
-        bos_token_id: u32,
+        mark: PromptMark,
     ) -> Result<Self, TextError> {
-        if tokenizer.id_to_token(bos_token_id).is_none() {
+        let (role, id) = match mark {
+            PromptMark::First(id) => ("first (bos)", id),
+            PromptMark::Last(id) => ("last (eos)", id),
+        };
+        if tokenizer.id_to_token(id).is_none() {
             return Err(TextError::NoSpecialToken {
                 folder: folder.to_owned(),
-                role: "first (bos)",
-                wanted: bos_token_id.to_string(),
+                role,
+                wanted: id.to_string(),
             });
         }
         Ok(Self {
             special_ids: special::special_ids(&tokenizer),
             tokenizer,
-            bos_id: bos_token_id,
+            mark,
             folder: folder.to_owned(),
         })
     }
 
-    /// Token ids of `text`, the first token before them.
+    /// Token ids of the prompt `text`, with the first token before or the last after them.
     ///
     /// # Errors
     /// [`TextError::Failed`] where the tokenizer cannot read it (no text is known to do so).
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        let mut ids = vec![self.bos_id];
-        ids.extend(self.encode_without_bos(text)?);
+        let ids = self.encode_end(text)?;
+        Ok(match self.mark {
+            PromptMark::First(id) => [vec![id], ids].concat(),
+            PromptMark::Last(_) => ids,
+        })
+    }
+
+    /// [`Tokenizer::encode`] for `text` at the end of a prompt that has begun already.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_end(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        let mut ids = self.encode_alone(text)?;
+        if let PromptMark::Last(id) = self.mark {
+            ids.push(id);
+        }
         Ok(ids)
     }
 
@@ -80,7 +126,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
-    pub fn encode_without_bos(&self, text: &str) -> Result<Vec<u32>, TextError> {
+    pub fn encode_alone(&self, text: &str) -> Result<Vec<u32>, TextError> {
         let encoding = self.tokenizer.encode_fast(text, false);
         Ok(encoding.map_err(|e| self.failed(e))?.get_ids().to_vec())
     }
@@ -95,14 +141,18 @@ impl Tokenizer {
         text.map_err(|e| self.failed(e))
     }
 
-    /// The first token of every text.
-    pub fn bos_id(&self) -> u32 {
-        self.bos_id
+    /// The special token of every prompt.
+    pub fn mark(&self) -> PromptMark {
+        self.mark
     }
 
-    /// The first id of a line break, which ends a text of the models by LAVIS.
+    /// The first id of a line break, which ends a text of LAVIS's OPT models. Those with T5 have no such token: their
+    /// texts end with `</s>` everywhere.
     pub fn newline(&self) -> Option<u32> {
-        self.encode_without_bos("\n").ok()?.first().copied()
+        match self.mark {
+            PromptMark::First(_) => self.encode_alone("\n").ok()?.first().copied(),
+            PromptMark::Last(_) => None,
+        }
     }
 
     /// Ids of the special tokens, rising.

@@ -11,7 +11,12 @@ use super::checkpoint::{Checkpoint, TensorView};
 use super::dtype::{Format, SourceFormat, convert_elements};
 use super::error::WeightsError;
 
-const EMBED_TOKENS: &str = "language_model.model.decoder.embed_tokens.weight";
+/// T5's token embedding, and the names it has in its two stacks.
+const SHARED: &str = "language_model.shared.weight";
+const SHARED_ALIASES: [&str; 2] = [
+    "language_model.encoder.embed_tokens.weight",
+    "language_model.decoder.embed_tokens.weight",
+];
 const LM_HEAD: &str = "language_model.lm_head.weight";
 const QKV_BIAS: &str = ".self_attn.qkv.bias";
 
@@ -21,7 +26,7 @@ const PREFIXES: [&str; 4] = ["", "model.", "blip.", "module."];
 
 /// Parts of names that differ between revisions: (canonical, other). A canonical part is replaced where it
 /// occurs; `^` binds it to the start of the name.
-const RENAMES: [(&str, &str); 11] = [
+const RENAMES: [(&str, &str); 14] = [
     // OPT without its causal-LM wrapper, as transformers names the inner model.
     ("^language_model.model.decoder.", "language_model.decoder."),
     ("^language_model.lm_head.", "lm_head."),
@@ -41,6 +46,16 @@ const RENAMES: [(&str, &str); 11] = [
     ("^vision_projection.", "vision_proj."),
     ("^text_projection.", "text_proj."),
     ("^language_projection.", "opt_proj."),
+    ("^language_projection.", "t5_proj."),
+    // T5's token embedding by the name it has in either stack.
+    (
+        "^language_model.shared.",
+        "language_model.encoder.embed_tokens.",
+    ),
+    (
+        "^language_model.shared.",
+        "language_model.decoder.embed_tokens.",
+    ),
     // TensorFlow's names for a layer norm's parameters, which transformers still reads.
     ("LayerNorm.weight", "LayerNorm.gamma"),
     ("LayerNorm.bias", "LayerNorm.beta"),
@@ -324,19 +339,24 @@ impl Checkpoint {
         Some([self.find(&q)?, self.find(&v)?])
     }
 
-    /// The output matrix `[vocabulary, width]` of the language model; `None` where it is the token embedding
-    /// (tied: the file has none, or an equal one). `tied` is what the configuration says.
+    /// The output matrix `[vocabulary, width]` of the language model; `None` where it is the token embedding, the
+    /// tensor `embedding` (tied: the file has none, or an equal one). `tied` is what the configuration says.
     ///
     /// As in transformers 5, an `lm_head` that differs from the embedding counts, whatever the configuration says.
     ///
     /// # Errors
     /// As [`Checkpoint::weight`]; missing although the configuration says that it is not tied.
-    pub fn lm_head(&self, tied: bool, shape: &[usize]) -> Result<Option<Weight<'_>>, WeightsError> {
+    pub fn lm_head(
+        &self,
+        embedding: &str,
+        tied: bool,
+        shape: &[usize],
+    ) -> Result<Option<Weight<'_>>, WeightsError> {
         if tied && self.find(LM_HEAD).is_none() {
             return Ok(None);
         }
         let head = self.weight(LM_HEAD, shape)?;
-        let embedding = self.weight(EMBED_TOKENS, shape)?;
+        let embedding = self.weight(embedding, shape)?;
         let equal = head
             .views()
             .zip(embedding.views())
@@ -350,6 +370,13 @@ impl Checkpoint {
         let mut used: HashSet<&str> = self.resolve(LM_HEAD).into_iter().collect();
         for name in canonical {
             used.extend(self.resolve(name));
+            if name == SHARED {
+                used.extend(
+                    SHARED_ALIASES
+                        .iter()
+                        .filter_map(|alias| self.resolve(alias)),
+                );
+            }
             used.extend(
                 self.split_qkv_bias(name)
                     .into_iter()

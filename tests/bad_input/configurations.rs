@@ -42,7 +42,7 @@ fn configurations() {
     );
     refused(
         |model| model.set(CONFIG, "/text_config/model_type", "t5".into()),
-        &[CONFIG, "text_config.model_type", "T5"],
+        &[CONFIG, "text_config.feed_forward_proj", "T5"],
     );
     refused(
         |model| model.set(CONFIG, "/text_config/hidden_size", "wide".into()),

@@ -108,8 +108,11 @@ fn published_models_need_no_config() {
         // The tiny tokenizer's `<image>` and line break.
         assert_eq!(config.image_token_index, Some(400));
         let decoder = config.language_model().unwrap();
-        assert_eq!((decoder.hidden_size, decoder.vocab_size), (width, 50272));
-        assert_eq!(decoder.eos_token_ids, [202]);
+        assert_eq!(
+            (decoder.hidden_size(), decoder.vocab_size()),
+            (width, 50272)
+        );
+        assert_eq!(decoder.eos_token_ids(), [202]);
     }
     let (config, _) = decide_with(Task::Retrieval, &views(257, 1), None, &options).unwrap();
     let config = parsed(&config);
@@ -139,7 +142,7 @@ fn tables_decide_what_a_given_config_says_otherwise() {
     let (config, notes) = decide_with(Task::Generation, &views(677, 2560), None, &options).unwrap();
     let config = parsed(&config);
     assert_eq!(config.vision.image_size, 364);
-    assert_eq!(config.language_model().unwrap().vocab_size, 50272);
+    assert_eq!(config.language_model().unwrap().vocab_size(), 50272);
     assert!(
         notes
             .iter()

@@ -66,7 +66,7 @@ fn the_published_configuration() {
         (64, 1e-12)
     );
     assert!(config.qformer.has_cross_attention(10) && !config.qformer.has_cross_attention(11));
-    let opt = config.language_model().unwrap();
+    let opt = config.language_model().unwrap().opt().unwrap();
     assert_eq!(
         (
             opt.head_dim(),
@@ -101,7 +101,7 @@ fn new_revisions_add_an_image_token() {
         );
     }
     let config = parse(&with("/text_config/vocab_size", json!(50304))).unwrap();
-    assert_eq!(config.language_model().unwrap().vocab_size, 50304);
+    assert_eq!(config.language_model().unwrap().vocab_size(), 50304);
     assert_eq!(
         parse(&with("/image_token_index", Value::Null))
             .unwrap()
@@ -111,7 +111,7 @@ fn new_revisions_add_an_image_token() {
     let config = parse(&with("/vision_config/image_size", json!([364, 364]))).unwrap();
     assert_eq!(config.vision.tokens(), 677);
     let config = parse(&with("/text_config/eos_token_id", json!([2, 50118]))).unwrap();
-    assert_eq!(config.language_model().unwrap().eos_token_ids, [2, 50118]);
+    assert_eq!(config.language_model().unwrap().eos_token_ids(), [2, 50118]);
 }
 
 /// The defaults are those of transformers 5.23's classes.
@@ -122,7 +122,7 @@ fn absent_fields_have_transformers_defaults() {
     let published = parse(&published()).unwrap();
     assert_eq!(config.vision, published.vision);
     assert_eq!(config.qformer, published.qformer);
-    let opt = config.language_model().unwrap();
+    let opt = config.language_model().unwrap().opt().unwrap();
     assert_eq!(
         (
             opt.hidden_size,
@@ -273,7 +273,6 @@ fn bad_values_are_named_with_file_field_and_remedy() {
             json!(["gelu"]),
             "must be a string",
         ),
-        ("/text_config/model_type", json!("t5"), "blip2-flan-t5"),
         ("/text_config/model_type", json!("llama"), "only \"opt\""),
         (
             "/text_config/do_layer_norm_before",
@@ -384,4 +383,73 @@ fn heads_wider_than_the_kernels_hold_are_refused() {
         message.contains("160") && message.contains("128"),
         "{message}"
     );
+}
+
+/// The configuration of blip2-flan-t5-xl's language model.
+fn flan_t5() -> Value {
+    with(
+        "/text_config",
+        json!({
+            "model_type": "t5", "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24,
+            "num_decoder_layers": 24, "num_heads": 32, "vocab_size": 32128, "relative_attention_num_buckets": 32,
+            "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu", "tie_word_embeddings": false,
+            "decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0
+        }),
+    )
+}
+
+#[test]
+fn encoder_decoders() {
+    let t5_of = |config: &Value| {
+        let config = parse(config).unwrap();
+        config.language_model().unwrap().t5().unwrap().clone()
+    };
+    let t5 = t5_of(&flan_t5());
+    assert_eq!((t5.inner_size(), t5.num_decoder_layers), (2048, 24));
+    assert_eq!(
+        (t5.relative_attention_max_distance, t5.layer_norm_epsilon),
+        (128, 1e-6)
+    );
+    assert_eq!((t5.decoder_start_token_id, t5.prompt_end()), (0, 1));
+    // LAVIS's conversions say which GELU; without that it is the tanh approximation.
+    assert_eq!(t5.dense_act_fn, Activation::GeluErf);
+    assert!(!t5.tie_word_embeddings && !t5.scale_decoder_outputs);
+    let mut config = flan_t5();
+    let text = config["text_config"].as_object_mut().unwrap();
+    for field in ["dense_act_fn", "tie_word_embeddings", "num_decoder_layers"] {
+        text.remove(field);
+    }
+    let t5 = t5_of(&config);
+    assert_eq!(t5.dense_act_fn, Activation::GeluTanh);
+    assert!(t5.tie_word_embeddings && t5.scale_decoder_outputs);
+    assert_eq!(t5.num_decoder_layers, 24);
+    // As transformers 5 writes it, which ties whatever was read.
+    config["text_config"]["scale_decoder_outputs"] = json!(false);
+    assert!(!t5_of(&config).scale_decoder_outputs);
+    for (field, value, says) in [
+        ("feed_forward_proj", json!("relu"), "T5 v1.1"),
+        ("feed_forward_proj", json!("gated-silu"), "gated-gelu"),
+        ("dense_act_fn", json!("silu"), "unknown activation"),
+        ("d_kv", json!(6), "multiple of 4"),
+        ("d_kv", json!(132), "at most 128"),
+        ("d_model", json!(2044), "multiples of 8"),
+        ("d_ff", json!(2044), "multiples of 8"),
+        ("relative_attention_num_buckets", json!(6), "multiple of 4"),
+        ("relative_attention_max_distance", json!(16), "half of"),
+        ("decoder_start_token_id", json!(32128), "vocabulary"),
+        ("eos_token_id", json!(40000), "vocabulary"),
+    ] {
+        let mut config = flan_t5();
+        config["text_config"]
+            .as_object_mut()
+            .unwrap()
+            .remove("dense_act_fn");
+        config["text_config"][field] = value;
+        let message = parse(&config).unwrap_err().to_string();
+        assert!(
+            message.contains(&format!("text_config.{field}")),
+            "{message}"
+        );
+        assert!(message.contains(says), "{message}");
+    }
 }

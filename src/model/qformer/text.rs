@@ -8,7 +8,8 @@
 
 use crate::gpu::{Activation, Gpu, GpuError, Matrix, ProgramBuilder};
 use crate::kernels::{
-    EmbedTokens, INACTIVE, Linear, embed_tokens, join_rows, layer_norm, linear, rows_of_groups, tap,
+    EmbedTokens, INACTIVE, Linear, Positions, embed_tokens, join_rows, layer_norm, linear,
+    rows_of_groups, tap,
 };
 use crate::model::config::QFormerConfig;
 use crate::model::layers::load_linear;
@@ -238,8 +239,10 @@ impl QFormer {
                 row_info: &texts.row_info,
                 rows: texts.batch * texts.length,
                 embedding: &branch.word_embeddings,
-                positions: &branch.position_embeddings,
-                position_offset: 0,
+                positions: Some(Positions {
+                    table: &branch.position_embeddings,
+                    offset: 0,
+                }),
                 // No token is a visual one: the queries have no positions and come in by themselves.
                 visual: &self.query_tokens,
             },

@@ -86,11 +86,28 @@ fn untied_heads_and_missing_qkv_biases_show() {
     let count = config.tensors().len();
     config.vision.qkv_bias = false;
     assert_eq!(config.tensors().len(), count - 39);
-    if let Head::Generation(opt) = &mut config.head {
+    if let Head::Generation(LanguageConfig::Opt(opt)) = &mut config.head {
         opt.tie_word_embeddings = false;
     }
     assert_eq!(
         config.tensors().last().unwrap().name,
         "language_model.lm_head.weight"
     );
+}
+
+/// Flan-T5-XL and -XXL as published, with output matrices of their own.
+#[test]
+fn parameter_counts_of_flan_t5() {
+    for (sizes, parameters) in [
+        ([2048, 5120, 32], 2_849_757_184),
+        ([4096, 10240, 64], 11_135_332_352),
+    ] {
+        let [width, inner, heads] = sizes;
+        let config = config(&format!(
+            r#"{{"model_type": "blip-2", "architectures": ["Blip2ForConditionalGeneration"], "text_config": {{
+                "model_type": "t5", "d_model": {width}, "d_ff": {inner}, "num_heads": {heads}, "num_layers": 24,
+                "feed_forward_proj": "gated-gelu", "tie_word_embeddings": false}}}}"#
+        ));
+        assert_eq!(config.parameters_of(Component::LanguageModel), parameters);
+    }
 }

@@ -96,14 +96,17 @@ fn every_layout_encodes_alike() {
         whole_folder(serde_json::Value::Null),
     ];
     for layout in layouts {
-        let opt = Tokenizer::open(layout.path(), 2).unwrap();
+        let opt = Tokenizer::open(layout.path(), PromptMark::First(2)).unwrap();
         let encode = |text| opt.encode(text).unwrap();
         assert_eq!(encode("cat cat"), [2, byte(b'c'), AT, SPACE_CAT]);
         assert_eq!(encode(""), [2]);
         assert_eq!(encode("</s><image>\n"), [2, 2, 263, byte(b'\n')]);
         assert_eq!(encode("é"), [2, byte(0xC3), byte(0xA9)]);
-        assert_eq!(opt.encode_without_bos(" cat").unwrap(), [SPACE_CAT]);
-        assert_eq!((opt.bos_id(), opt.token_id("<image>")), (2, Some(263)));
+        assert_eq!(opt.encode_alone(" cat").unwrap(), [SPACE_CAT]);
+        assert_eq!(
+            (opt.mark(), opt.token_id("<image>")),
+            (PromptMark::First(2), Some(263))
+        );
         assert!(opt.special_ids().starts_with(&[1, 2]));
     }
 }
@@ -111,7 +114,7 @@ fn every_layout_encodes_alike() {
 #[test]
 fn decoding_undoes_encoding() {
     let folder = split_folder();
-    let opt = Tokenizer::open(folder.path(), 2).unwrap();
+    let opt = Tokenizer::open(folder.path(), PromptMark::First(2)).unwrap();
     for text in ["a cat , don't", " 日本 🐱\n", "tab\t\u{0}"] {
         let ids = opt.encode(text).unwrap();
         assert_eq!(opt.decode(&ids, true).unwrap(), text);
@@ -124,7 +127,7 @@ fn decoding_undoes_encoding() {
 #[test]
 fn a_streamed_text_is_the_whole_text() {
     let folder = split_folder();
-    let opt = Tokenizer::open(folder.path(), 2).unwrap();
+    let opt = Tokenizer::open(folder.path(), PromptMark::First(2)).unwrap();
     let mut stream = TextStream::new(&opt);
     let ids = opt.encode(" cat 🐱!\n").unwrap();
     let mut pieces: Vec<_> = ids.iter().filter_map(|&id| stream.push(id)).collect();
@@ -135,7 +138,9 @@ fn a_streamed_text_is_the_whole_text() {
 
 fn error(files: &[(&str, String)]) -> String {
     let folder = folder(files);
-    Tokenizer::open(folder.path(), 2).unwrap_err().to_string()
+    Tokenizer::open(folder.path(), PromptMark::First(2))
+        .unwrap_err()
+        .to_string()
 }
 
 #[test]
@@ -168,11 +173,11 @@ fn broken_files_are_named() {
 #[test]
 fn the_vocabulary_must_fit_the_model() {
     let folder = split_folder();
-    let opt = Tokenizer::open(folder.path(), 2).unwrap();
+    let opt = Tokenizer::open(folder.path(), PromptMark::First(2)).unwrap();
     opt.check_embedding_rows(264).unwrap();
     let message = opt.check_embedding_rows(263).unwrap_err().to_string();
     assert!(message.contains("263"), "{message}");
-    let bos = Tokenizer::open(folder.path(), 5000)
+    let bos = Tokenizer::open(folder.path(), PromptMark::First(5000))
         .unwrap_err()
         .to_string();
     assert!(bos.contains("5000"), "{bos}");
@@ -203,7 +208,7 @@ fn the_opt_vocabulary_encodes_as_expected() {
     ];
     let split = folder(&names.map(|name| (name, read(name))));
     for folder in [shared.as_path(), split.path()] {
-        let opt = Tokenizer::open(folder, 2).unwrap();
+        let opt = Tokenizer::open(folder, PromptMark::First(2)).unwrap();
         for case in &expected {
             let ids = opt.encode(&case.text).unwrap();
             assert_eq!(ids, case.ids, "{}", case.text);

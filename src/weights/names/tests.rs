@@ -3,6 +3,8 @@ use super::*;
 use half::f16;
 use safetensors::Dtype;
 
+const EMBED_TOKENS: &str = "language_model.model.decoder.embed_tokens.weight";
+
 fn open(tensors: &[Tensor]) -> (tempfile::TempDir, Checkpoint) {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), "model.safetensors", tensors);
@@ -168,21 +170,39 @@ fn position_ids_of_old_revisions_are_neither_used_nor_unused() {
 fn lm_head_is_tied_when_absent_or_equal() {
     let embedding = ramp(EMBED_TOKENS, &[3, 2], 0.0);
     let (_folder, checkpoint) = open(std::slice::from_ref(&embedding));
-    assert!(checkpoint.lm_head(true, &[3, 2]).unwrap().is_none());
+    assert!(
+        checkpoint
+            .lm_head(EMBED_TOKENS, true, &[3, 2])
+            .unwrap()
+            .is_none()
+    );
     assert!(matches!(
-        checkpoint.lm_head(false, &[3, 2]),
+        checkpoint.lm_head(EMBED_TOKENS, false, &[3, 2]),
         Err(WeightsError::Missing { .. })
     ));
     for head in [LM_HEAD, "lm_head.weight"] {
         let (_folder, checkpoint) = open(&[embedding.clone(), ramp(head, &[3, 2], 0.0)]);
-        assert!(checkpoint.lm_head(true, &[3, 2]).unwrap().is_none());
-        assert!(checkpoint.lm_head(false, &[3, 2]).unwrap().is_none());
+        assert!(
+            checkpoint
+                .lm_head(EMBED_TOKENS, true, &[3, 2])
+                .unwrap()
+                .is_none()
+        );
+        assert!(
+            checkpoint
+                .lm_head(EMBED_TOKENS, false, &[3, 2])
+                .unwrap()
+                .is_none()
+        );
         assert!(checkpoint.unused([EMBED_TOKENS]).is_empty());
         let (_folder, checkpoint) = open(&[embedding.clone(), ramp(head, &[3, 2], 9.0)]);
-        let weight = checkpoint.lm_head(true, &[3, 2]).unwrap().unwrap();
+        let weight = checkpoint
+            .lm_head(EMBED_TOKENS, true, &[3, 2])
+            .unwrap()
+            .unwrap();
         assert_eq!(weight.to_f32().unwrap()[0], 9.0);
         assert!(matches!(
-            checkpoint.lm_head(true, &[4, 2]),
+            checkpoint.lm_head(EMBED_TOKENS, true, &[4, 2]),
             Err(WeightsError::Shape { .. })
         ));
     }

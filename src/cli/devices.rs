@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::gpu::{AdapterReport, list_adapters};
-use crate::kernels::{attention_variant, matmul_variant, matvec_variant};
+use crate::kernels::{MATVEC_ROWS, attention_variant, candidates};
 
 use super::Shared;
 use super::output::Output;
@@ -47,8 +47,8 @@ fn json(index: usize, adapter: &AdapterReport) -> serde_json::Value {
         "max_buffer_bytes": capabilities.max_buffer_bytes,
         "workgroup_bytes": capabilities.workgroup_bytes,
         "invocations": capabilities.invocations,
-        "matmul": format!("{:?}", matmul_variant(capabilities)),
-        "matvec": format!("{:?}", matvec_variant(capabilities)),
+        "matmul": linear_kernels(adapter, MATVEC_ROWS + 1),
+        "matvec": linear_kernels(adapter, 1),
         "attention": format!("{:?}", attention_variant(capabilities)),
     })
 }
@@ -97,14 +97,8 @@ fn table(index: usize, adapter: &AdapterReport) -> String {
         ),
         ("pipeline cache", yes_no(capabilities.pipeline_cache).into()),
         ("timestamps", yes_no(capabilities.timestamps).into()),
-        (
-            "matmul kernel",
-            format!("{:?}", matmul_variant(capabilities)),
-        ),
-        (
-            "matvec kernel",
-            format!("{:?}", matvec_variant(capabilities)),
-        ),
+        ("matmul kernel", linear_kernels(adapter, MATVEC_ROWS + 1)),
+        ("matvec kernel", linear_kernels(adapter, 1)),
         (
             "attention kernel",
             format!("{:?}", attention_variant(capabilities)),
@@ -119,6 +113,15 @@ fn table(index: usize, adapter: &AdapterReport) -> String {
         text.push_str(&format!("\n   {label:<22}{value}"));
     }
     text
+}
+
+/// The kernels for linear layers of `rows` rows, the one that is taken unmeasured first.
+fn linear_kernels(adapter: &AdapterReport, rows: usize) -> String {
+    let names: Vec<_> = candidates(&adapter.capabilities, rows)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    names.join(", ")
 }
 
 /// Cooperative-matrix shapes as `16x16x16 F16->F32`.

@@ -14,7 +14,7 @@ pub use buffer::{Matrix, MatrixPart, Readback, Vector};
 pub use device::{Capabilities, Disabled, Gpu, GpuOptions};
 pub use error::GpuError;
 pub use pipeline::{Access, Kernel};
-pub use program::{Activation, ActivationPool, Operand, Program, ProgramBuilder, Tap};
+pub use program::{Activation, ActivationPool, Operand, Product, Program, ProgramBuilder, Tap};
 pub(crate) use program::{READ, WRITE};
 pub use staging::Staging;
 

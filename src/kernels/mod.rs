@@ -51,8 +51,8 @@ pub use gate::gate;
 pub use gather_rows::gather_rows;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{
-    Activate, Linear, MATVEC_ROWS, MatmulVariant, MatvecVariant, linear, linear_into, linear_to,
-    matmul_variant, matmul_with, matvec_variant, matvec_with,
+    Activate, Linear, LinearVariant, MATVEC_ROWS, candidates, linear, linear_into, linear_to,
+    linear_with,
 };
 pub use log_softmax::log_softmax;
 pub use max_over_queries::max_over_queries;

@@ -12,8 +12,8 @@ use blip2_wgpu::gpu::{
     Activation, ActivationPool, AdapterChoice, Gpu, GpuOptions, Program, ProgramBuilder,
 };
 use blip2_wgpu::kernels::{
-    Attention, AttentionVariant, Heads, LayerNorm, Linear, MATVEC_ROWS, View, argmax,
-    attention_variant, attention_with, candidates, copy, layer_norm, linear_with, top_k,
+    Attention, Heads, LayerNorm, Linear, MATVEC_ROWS, View, argmax, attention_candidates,
+    attention_with, candidates, copy, layer_norm, linear_with, top_k,
 };
 
 /// Rounds whose median counts; the rows of the table take turns, so that drift hits all alike.
@@ -203,12 +203,9 @@ fn add_products(
 }
 
 fn add_attention(gpu: &Gpu, rows: &mut Vec<Row>) -> Result<(), blip2_wgpu::Error> {
-    let tile = attention_variant(gpu.capabilities()) == AttentionVariant::Tile;
-    let variants =
-        std::iter::once(AttentionVariant::Shared).chain(tile.then_some(AttentionVariant::Tile));
     let heads = Heads { count: 16, dim: 88 };
     let width = heads.width();
-    for variant in variants {
+    for variant in attention_candidates(gpu.capabilities()) {
         for tokens in [257, 677] {
             let qkv = filled(gpu, tokens, 3 * width)?;
             let key_lengths = gpu.storage_with("key_lengths", &[tokens as u32])?;

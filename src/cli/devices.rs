@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::gpu::{AdapterReport, list_adapters};
-use crate::kernels::{MATVEC_ROWS, attention_variant, candidates};
+use crate::kernels::{MATVEC_ROWS, attention_candidates, candidates};
 
 use super::Shared;
 use super::output::Output;
@@ -49,7 +49,7 @@ fn json(index: usize, adapter: &AdapterReport) -> serde_json::Value {
         "invocations": capabilities.invocations,
         "matmul": linear_kernels(adapter, MATVEC_ROWS + 1),
         "matvec": linear_kernels(adapter, 1),
-        "attention": format!("{:?}", attention_variant(capabilities)),
+        "attention": attention_kernels(adapter),
     })
 }
 
@@ -99,10 +99,7 @@ fn table(index: usize, adapter: &AdapterReport) -> String {
         ("timestamps", yes_no(capabilities.timestamps).into()),
         ("matmul kernel", linear_kernels(adapter, MATVEC_ROWS + 1)),
         ("matvec kernel", linear_kernels(adapter, 1)),
-        (
-            "attention kernel",
-            format!("{:?}", attention_variant(capabilities)),
-        ),
+        ("attention kernel", attention_kernels(adapter)),
     ];
     let mut text = format!(
         "{index}: {}{}",
@@ -120,6 +117,15 @@ fn linear_kernels(adapter: &AdapterReport, rows: usize) -> String {
     let names: Vec<_> = candidates(&adapter.capabilities, rows)
         .iter()
         .map(ToString::to_string)
+        .collect();
+    names.join(", ")
+}
+
+/// The kernels for attention, the one that is taken first in front.
+fn attention_kernels(adapter: &AdapterReport) -> String {
+    let names: Vec<_> = attention_candidates(&adapter.capabilities)
+        .iter()
+        .map(|variant| format!("{variant:?}"))
         .collect();
     names.join(", ")
 }

@@ -1,12 +1,18 @@
 //! Linear layers. Bias, activation and residual are fused. The kernels: `linear/variant.rs`; which of them is right on
 //! this device: `linear/check.rs`; which is fastest for a shape: `linear/tune.rs`.
 
+mod check;
+mod tune;
 mod variant;
 
 use crate::gpu::{Activation, Matrix, Operand, ProgramBuilder, Vector};
 
 use super::{groups, word};
-use variant::chosen;
+pub(crate) use check::checks;
+#[cfg(test)]
+pub(crate) use check::{CHECKED_ROWS, usable};
+pub use tune::{chosen, tune};
+pub(crate) use variant::KERNELS;
 pub use variant::{LinearVariant, candidates};
 
 /// The activation functions, put before the kernels that have one.
@@ -116,7 +122,8 @@ fn record(
     debug_assert_eq!(x.columns, layer.weight.columns);
     debug_assert!(x.columns.is_multiple_of(8));
     program.note_product(x.rows, &layer.weight);
-    let variant = chosen(program.gpu(), x.rows, &layer.weight);
+    let weight = &layer.weight;
+    let variant = chosen(program.gpu(), x.rows, weight.rows, weight.columns);
     record_with(program, variant, x, layer, activate, y, accumulate);
 }
 
@@ -165,7 +172,6 @@ fn record_with(
 }
 
 /// Plain-Rust twin of [`linear`] and [`linear_into`] (`old` is the value added to), in f64.
-#[cfg(test)]
 fn reference(
     x: &[f32],
     weight: &[half::f16],
@@ -191,7 +197,6 @@ fn reference(
     y
 }
 
-#[cfg(test)]
 fn apply(activate: Activate, x: f64) -> f64 {
     match activate {
         Activate::Identity => x,
@@ -206,7 +211,6 @@ fn apply(activate: Activate, x: f64) -> f64 {
 
 /// The error function by its Maclaurin series, exact to f32 for the |x| < 5 that tests use
 /// (Abramowitz & Stegun 7.1.6).
-#[cfg(test)]
 fn erf(x: f64) -> f64 {
     if x.abs() > 5.0 {
         return x.signum();

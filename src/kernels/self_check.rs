@@ -17,6 +17,8 @@ const TOLERANCE: f64 = 2e-3;
 const RIGHT: &str = "right";
 const WRONG: &str = "wrong";
 
+type Record = dyn Fn(&mut ProgramBuilder) -> Result<Activation, GpuError> + Send + Sync;
+
 /// One variant of a kernel with its case.
 pub(super) struct Check {
     /// The kernel's name among the findings: [`finding`].
@@ -26,7 +28,7 @@ pub(super) struct Check {
     /// What it must give.
     pub expected: Vec<f32>,
     /// Records the case.
-    pub record: Box<dyn Fn(&mut ProgramBuilder) -> Result<Activation, GpuError>>,
+    pub record: Box<Record>,
 }
 
 /// Runs every variant that `gpu` offers and that has no verdict yet.
@@ -100,8 +102,7 @@ async fn run_new(gpu: &Gpu, checks: &[Check]) -> Result<(), GpuError> {
     for (check, (_, _, readback)) in new.into_iter().zip(&results) {
         let ours: Vec<f32> = readback.read(gpu, check.expected.len()).await?;
         let error = relative_error(&ours, &check.expected);
-        // A NaN is not at most the tolerance.
-        let is_right = error <= TOLERANCE;
+        let is_right = is_close(error);
         if !is_right {
             log::warn!(
                 "kernel {} is wrong on {} (relative error {error:.1e}) and is left out",
@@ -116,6 +117,11 @@ async fn run_new(gpu: &Gpu, checks: &[Check]) -> Result<(), GpuError> {
         }
     }
     Ok(())
+}
+
+/// Whether a relative error is a right kernel's; a NaN is not.
+fn is_close(error: f64) -> bool {
+    error <= TOLERANCE
 }
 
 /// `‖ours − expected‖ / ‖expected‖`
@@ -199,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_value_that_is_not_a_number_is_wrong() {
-        assert!(!(relative_error(&[f32::NAN, 1.0], &[1.0, 1.0]) <= TOLERANCE));
-        assert!(relative_error(&[1.0, 1.0], &[1.0, 1.0]) <= TOLERANCE);
+        assert!(!is_close(relative_error(&[f32::NAN, 1.0], &[1.0, 1.0])));
+        assert!(is_close(relative_error(&[1.0, 1.0], &[1.0, 1.0])));
     }
 }

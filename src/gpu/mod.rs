@@ -7,8 +7,10 @@ mod device;
 mod error;
 mod pipeline;
 mod poll;
+mod profile;
 mod program;
 mod staging;
+mod timestamps;
 
 pub use adapter::{AdapterChoice, AdapterReport, Backend, list_adapters};
 pub use buffer::{Matrix, MatrixPart, Readback, Vector};
@@ -16,6 +18,7 @@ pub use choices::Choices;
 pub use device::{Capabilities, Disabled, Gpu, GpuOptions};
 pub use error::GpuError;
 pub use pipeline::{Access, Kernel};
+pub use profile::{Event, KernelTime, Lane, Phase, PhaseTime, Profiler};
 pub use program::{Activation, ActivationPool, Operand, Product, Program, ProgramBuilder, Tap};
 pub(crate) use program::{READ, WRITE};
 pub use staging::Staging;

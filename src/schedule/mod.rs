@@ -19,7 +19,7 @@ mod session;
 mod tails;
 
 pub use encode::Pixels;
-pub use engine::{Engine, Timings};
+pub use engine::{BatchWork, Engine, Timings};
 pub(crate) use explain::AttentionReader;
 pub use images::{EncodedImage, ImageEncoder, ImageShapes};
 pub use matching::{EncodedText, Matcher};

@@ -33,6 +33,7 @@ impl OpenOptions {
             Some(gpu) => gpu.clone(),
             None => Gpu::open(&self.gpu).await?,
         };
+        let _phase = gpu.phase("self-check");
         self_check(&gpu).await?;
         Ok(gpu)
     }
@@ -101,6 +102,7 @@ impl Blip2 {
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
         let gpu = options.open_device().await?;
+        let _phase = gpu.phase("load");
         let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress);
         let model = source.model(&mut uploader).await?;
         uploader.finish().await?;
@@ -135,6 +137,12 @@ impl Blip2 {
     #[must_use]
     pub fn timings(&self) -> Timings {
         self.engine.timings()
+    }
+
+    /// What `batch` images and a decode step of as many texts cost at least.
+    #[cfg(feature = "cli")]
+    pub(crate) fn batch_work(&self, batch: usize) -> Result<crate::schedule::BatchWork, Error> {
+        self.engine.batch_work(batch)
     }
 
     /// What makes prompts.

@@ -135,6 +135,7 @@ impl Retriever {
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
         let gpu = options.open_device().await?;
+        let _phase = gpu.phase("load");
         let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress);
         let model = source.model(&mut uploader).await?;
         uploader.finish().await?;

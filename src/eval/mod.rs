@@ -25,7 +25,7 @@ pub use npy::ScoreMatrix;
 pub use predictions::{Predictions, ResultFields, Shard, write_whole};
 pub use ptb::tokenize;
 pub use questions::{ListedQuestion, QuestionData};
-pub use recall::{DirectionRecall, RECALL_AT, RetrievalScores, score_retrieval};
+pub use recall::{DirectionRecall, RECALL_AT, RetrievalScores, retrieval_ceiling, score_retrieval};
 pub use report::{Case, Figure, Report, thumbnail};
 pub use results::{Joined, Results};
 pub use vqa::{GroundTruth, VqaRules, VqaScores, normalize_answer, score_gqa, score_vqa};

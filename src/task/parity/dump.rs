@@ -127,8 +127,13 @@ impl<'a> Dump<'a> {
                 let Some(name) = Path::new(&picture.file).file_name() else {
                     return Err(self.error(format!("{:?} is no picture's name", picture.file)));
                 };
-                let image = decode_file(&folder.join(name), DecodePolicy::hf())?;
-                Ok(Pixels::new(preprocessor.apply(&image)?))
+                let image = decode_file(&folder.join(name), DecodePolicy::hf());
+                let pixels = image.and_then(|image| preprocessor.apply(&image));
+                pixels.map(Pixels::new).map_err(|error| {
+                    let problem =
+                        "tensor \"pixel_values\" is missing, and so is a picture to make it from";
+                    self.error(format!("{problem}: {error}"))
+                })
             });
             return pixels.collect();
         }

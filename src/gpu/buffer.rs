@@ -49,6 +49,24 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::TooLarge`] if no binding of this device can hold it.
     pub fn storage(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        self.storage_buffer(label, bytes, false)
+    }
+
+    /// A storage buffer that is mapped: the host writes into it and unmaps it, and nothing needs to be copied. Only where
+    /// [`Gpu::shares_memory`].
+    ///
+    /// # Errors
+    /// As [`Gpu::storage`].
+    pub fn mapped_storage(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        self.storage_buffer(label, bytes, true)
+    }
+
+    fn storage_buffer(
+        &self,
+        label: &str,
+        bytes: u64,
+        mapped: bool,
+    ) -> Result<wgpu::Buffer, GpuError> {
         let bytes = bytes.max(16).next_multiple_of(16);
         let capabilities = self.capabilities();
         let limit = capabilities
@@ -62,13 +80,15 @@ impl Gpu {
             });
         }
         self.count_objects(1);
+        let mut usage = wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_DST
+            | wgpu::BufferUsages::COPY_SRC;
+        usage.set(wgpu::BufferUsages::MAP_WRITE, mapped);
         Ok(self.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
             size: bytes,
-            usage: wgpu::BufferUsages::STORAGE
-                | wgpu::BufferUsages::COPY_DST
-                | wgpu::BufferUsages::COPY_SRC,
-            mapped_at_creation: false,
+            usage,
+            mapped_at_creation: mapped,
         }))
     }
 
@@ -123,12 +143,7 @@ impl Gpu {
     /// [`GpuError::TooLarge`] if not even one row fits.
     pub fn matrix(&self, label: &str, rows: usize, columns: usize) -> Result<Matrix, GpuError> {
         let row_bytes = columns as u64 * 2;
-        let limit = self.max_part_bytes() / 16 * 16;
-        // A row that does not fit is a part of its own, which `storage` refuses if no binding can hold it.
-        let most_rows = usize::try_from(limit / row_bytes.max(1)).map_or(usize::MAX, |n| n.max(1));
-        let count = rows.div_ceil(most_rows).max(1);
-        // Equal parts: one big and one tiny part would leave the last dispatch of a product nearly empty.
-        let rows_per_part = rows.div_ceil(count).max(1);
+        let rows_per_part = self.rows_per_part(rows, columns);
         let parts = (0..rows)
             .step_by(rows_per_part)
             .map(|first_row| {
@@ -145,6 +160,17 @@ impl Gpu {
             rows,
             columns,
         })
+    }
+
+    /// Rows of each part (the last may have fewer) of an f16 matrix of this shape.
+    pub fn rows_per_part(&self, rows: usize, columns: usize) -> usize {
+        let row_bytes = columns as u64 * 2;
+        let limit = self.max_part_bytes() / 16 * 16;
+        // A row that does not fit is a part of its own, which `storage` refuses if no binding can hold it.
+        let most_rows = usize::try_from(limit / row_bytes.max(1)).map_or(usize::MAX, |n| n.max(1));
+        let count = rows.div_ceil(most_rows).max(1);
+        // Equal parts: one big and one tiny part would leave the last dispatch of a product nearly empty.
+        rows.div_ceil(count).max(1)
     }
 
     /// An f16 matrix holding `values` (`[rows, columns]`): for tests and small constants.

@@ -173,7 +173,7 @@ impl Gpu {
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("blip2-wgpu"),
-                required_features: wanted_features(options.disabled) & adapter.features(),
+                required_features: wanted_features(options.disabled, &info) & adapter.features(),
                 required_limits: if options.disabled.limits {
                     wgpu::Limits::default()
                 } else {
@@ -229,6 +229,14 @@ impl Gpu {
             .max_binding_bytes
             .min(capabilities.max_buffer_bytes)
             .min(self.inner.max_part_bytes.unwrap_or(u64::MAX))
+    }
+
+    /// Whether the host may write into storage buffers itself ([`Gpu::mapped_storage`]), without staging: where the device
+    /// is the CPU.
+    #[must_use]
+    pub fn shares_memory(&self) -> bool {
+        let features = self.inner.device.features();
+        features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)
     }
 
     /// Buffers and bind groups made on this device so far: constant while recorded programs replay.
@@ -323,9 +331,15 @@ impl Gpu {
 
 /// The features we use where they are. No kernel asks for `SHADER_F16`: f16 weights are unpacked from `u32`, and what is
 /// not used is not requested.
-fn wanted_features(disabled: Disabled) -> wgpu::Features {
+fn wanted_features(disabled: Disabled, info: &wgpu::AdapterInfo) -> wgpu::Features {
     let mut features = wgpu::Features::PIPELINE_CACHE;
     features.set(wgpu::Features::SUBGROUP, !disabled.subgroups);
+    // Where the device is the CPU all memory is the host's. Integrated GPUs are left alone: what they can map may be a
+    // small or a slow part of what they have, and none was at hand to measure.
+    features.set(
+        wgpu::Features::MAPPABLE_PRIMARY_BUFFERS,
+        info.device_type == wgpu::DeviceType::Cpu && !disabled.limits,
+    );
     features
 }
 

@@ -10,6 +10,7 @@ mod dtype;
 mod error;
 mod names;
 mod pytorch;
+mod transfer;
 mod upload;
 
 #[cfg(test)]

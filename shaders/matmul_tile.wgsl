@@ -3,7 +3,7 @@
 // Tile: 64 rows × 64 columns a workgroup of 256, 4 × 4 a thread, 16 of K a step, 10 KiB of workgroup memory.
 // Grid: (ceil(N / 64), ceil(M / 64), 1).
 // Called by kernels/linear.rs for more than 8 rows, where matmul_register is not.
-// Prepended: linear.wgsl, which has the shapes and bindings.
+// Prepended: linear.wgsl, which has the shapes and bindings, and a weights_*.wgsl.
 //
 // Measured: 256×1024×1024, 7.6 GFLOP/s (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine).
 
@@ -19,13 +19,13 @@ fn main(@builtin(workgroup_id) tile: vec3<u32>, @builtin(local_invocation_index)
     let row_base = tile.y * TILE;
     let column_base = tile.x * TILE;
 
-    // Every thread brings one vec4 of x a step, every second thread 8 halves of w. Rows past the end bring the last row.
+    // Every thread brings one vec4 of x a step, every second thread 8 values of w. Rows past the end bring the last row.
     let x_row = thread / 4u;
     let x_part = thread % 4u;
     let x_from = min(row_base + x_row, params.rows - 1u) * (params.in_features / 4u);
     let w_row = (thread / 2u) % TILE;
     let w_part = thread % 2u;
-    let w_from = min(column_base + w_row, params.out_features - 1u) * (params.in_features / 8u);
+    let w_from = min(column_base + w_row, params.out_features - 1u);
 
     // Thread (tx, ty) owns rows ty, ty + 16, .. and columns tx, tx + 16, ..
     let tx = thread % 16u;
@@ -42,13 +42,13 @@ fn main(@builtin(workgroup_id) tile: vec3<u32>, @builtin(local_invocation_index)
         }
         x_tile[x_row * STRIDE + x_part] = x_value;
         if (thread < 2u * TILE) {
-            var halves = vec4<u32>();
+            var values = Eight();
             if (k + 8u * w_part < params.in_features) {
-                halves = weight[w_from + k / 8u + w_part];
+                values = eight_at(params.out_features, params.in_features, w_from, k + 8u * w_part);
             }
             let at = w_row * STRIDE + 2u * w_part;
-            w_tile[at] = vec4<f32>(unpack2x16float(halves.x), unpack2x16float(halves.y));
-            w_tile[at + 1u] = vec4<f32>(unpack2x16float(halves.z), unpack2x16float(halves.w));
+            w_tile[at] = values.first;
+            w_tile[at + 1u] = values.second;
         }
         workgroupBarrier();
 

@@ -32,6 +32,7 @@ mod store_kv;
 #[cfg(test)]
 pub(crate) mod testing;
 mod top_k;
+mod weights;
 
 pub use advance::{Advance, advance};
 pub use argmax::{Choice, argmax};

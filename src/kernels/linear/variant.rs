@@ -1,55 +1,60 @@
 //! The kernels of linear layers, and which of them a device can run.
 
-use crate::gpu::{Capabilities, Kernel, READ, WRITE};
+use crate::gpu::{Capabilities, Kernel, READ, WRITE, WeightFormat};
+use crate::kernels::weights::{F16_WEIGHTS, Q4_WEIGHTS, Q8_WEIGHTS};
 
 use super::{ACTIVATE, MATVEC_ROWS};
 
-/// Parameters, bindings and the end of a sum, put before each of the kernels.
-const LINEAR: &str = include_str!("../../../shaders/linear.wgsl");
+/// A kernel of linear layers: one a weight format.
+struct Kernels([Kernel; 3]);
 
-static MATMUL_TILE: Kernel = Kernel {
-    name: "matmul_tile",
-    wgsl: &[
-        ACTIVATE,
-        LINEAR,
-        include_str!("../../../shaders/matmul_tile.wgsl"),
-    ],
-    bindings: &[READ, READ, READ, WRITE],
-};
+impl Kernels {
+    fn of(&'static self, format: WeightFormat) -> &'static Kernel {
+        let [f16, q8, q4] = &self.0;
+        match format {
+            WeightFormat::F16 => f16,
+            WeightFormat::Q8 => q8,
+            WeightFormat::Q4 => q4,
+        }
+    }
+}
 
-static MATMUL_REGISTER: Kernel = Kernel {
-    name: "matmul_register",
-    wgsl: &[
-        ACTIVATE,
-        LINEAR,
-        include_str!("../../../shaders/matmul_register.wgsl"),
-    ],
-    bindings: &[READ, READ, READ, WRITE],
-};
+/// The shader `$name.wgsl` with what is put before it: activations, how weights are read, parameters, bindings and the
+/// end of a sum.
+macro_rules! kernels {
+    ($name:literal) => {
+        Kernels([
+            kernels!($name, "", F16_WEIGHTS),
+            kernels!($name, "_q8", Q8_WEIGHTS),
+            kernels!($name, "_q4", Q4_WEIGHTS),
+        ])
+    };
+    ($name:literal, $format:literal, $weights:expr) => {
+        Kernel {
+            name: concat!($name, $format),
+            wgsl: &[
+                ACTIVATE,
+                $weights,
+                include_str!("../../../shaders/linear.wgsl"),
+                include_str!(concat!("../../../shaders/", $name, ".wgsl")),
+            ],
+            bindings: &[READ, READ, READ, WRITE],
+        }
+    };
+}
 
-static MATVEC: Kernel = Kernel {
-    name: "matvec",
-    wgsl: &[
-        ACTIVATE,
-        LINEAR,
-        include_str!("../../../shaders/matvec.wgsl"),
-    ],
-    bindings: &[READ, READ, READ, WRITE],
-};
-
-static MATVEC_SUBGROUP: Kernel = Kernel {
-    name: "matvec_subgroup",
-    wgsl: &[
-        ACTIVATE,
-        LINEAR,
-        include_str!("../../../shaders/matvec_subgroup.wgsl"),
-    ],
-    bindings: &[READ, READ, READ, WRITE],
-};
+static MATMUL_TILE: Kernels = kernels!("matmul_tile");
+static MATMUL_REGISTER: Kernels = kernels!("matmul_register");
+static MATVEC: Kernels = kernels!("matvec");
+static MATVEC_SUBGROUP: Kernels = kernels!("matvec_subgroup");
 
 /// All of them.
-pub(crate) static KERNELS: &[&Kernel] =
-    &[&MATMUL_TILE, &MATMUL_REGISTER, &MATVEC, &MATVEC_SUBGROUP];
+pub(crate) static KERNELS: &[&[Kernel; 3]] = &[
+    &MATMUL_TILE.0,
+    &MATMUL_REGISTER.0,
+    &MATVEC.0,
+    &MATVEC_SUBGROUP.0,
+];
 
 /// A kernel for linear layers. [`candidates`] lists those that serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,18 +130,18 @@ impl LinearVariant {
         }
     }
 
-    /// How the kernel covers a product of `rows` rows.
-    pub(super) fn shape(self, rows: usize) -> Shape {
+    /// How the kernel covers a product of `rows` rows and weights in `format`.
+    pub(super) fn shape(self, rows: usize, format: WeightFormat) -> Shape {
         let row_constant = ("ROWS", rows.next_power_of_two() as f64);
         match self {
             Self::Tile => Shape {
-                kernel: &MATMUL_TILE,
+                kernel: MATMUL_TILE.of(format),
                 constants: vec![],
                 tile_rows: 64,
                 tile_columns: 64,
             },
             Self::Register { lanes, height } => Shape {
-                kernel: &MATMUL_REGISTER,
+                kernel: MATMUL_REGISTER.of(format),
                 constants: vec![
                     ("ROWS", f64::from(height)),
                     ("COLUMNS", 8.0),
@@ -146,13 +151,13 @@ impl LinearVariant {
                 tile_columns: 8 * lanes as usize,
             },
             Self::Vector => Shape {
-                kernel: &MATVEC,
+                kernel: MATVEC.of(format),
                 constants: vec![row_constant],
                 tile_rows: MATVEC_ROWS,
                 tile_columns: 8,
             },
             Self::VectorSubgroup { lanes } => Shape {
-                kernel: &MATVEC_SUBGROUP,
+                kernel: MATVEC_SUBGROUP.of(format),
                 constants: vec![row_constant, ("WORKGROUP_SIZE", f64::from(lanes))],
                 tile_rows: MATVEC_ROWS,
                 tile_columns: 8,

@@ -235,7 +235,10 @@ mod tests {
     use super::*;
     use crate::kernels::testing::gpu;
 
-    const TILE: LinearVariant = LinearVariant::Tile;
+    const TILE: LinearVariant = LinearVariant::Tile {
+        rows: 64,
+        columns: 64,
+    };
     const OTHER: LinearVariant = LinearVariant::Vector;
 
     #[test]

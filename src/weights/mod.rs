@@ -9,8 +9,10 @@ mod checkpoint;
 mod dtype;
 mod error;
 mod names;
+mod policy;
 mod pytorch;
 mod quant;
+mod quantised;
 mod upload;
 
 #[cfg(test)]
@@ -20,6 +22,8 @@ pub use checkpoint::{Checkpoint, TensorView};
 pub use dtype::{BadElement, Format, SourceFormat, convert_elements};
 pub use error::WeightsError;
 pub use names::{Weight, aliases, is_ignored_buffer};
+pub use policy::format_of;
 pub use pytorch::{PytorchFile, StridedView};
 pub use quant::{dequantise, quantise};
+pub use quantised::{QuantisedTensor, SCALES};
 pub use upload::{Progress, UploadError, Uploader};

@@ -59,6 +59,9 @@ pub struct GpuOptions {
     /// Split weight matrices into parts of at most this many bytes, where bindings could be larger: for tests of what
     /// a device with small bindings does to large weights. `None` splits only what does not fit one binding.
     pub max_part_bytes: Option<u64>,
+    /// Bind at most this many bytes at once, where the device could more: for tests of what becomes of requests that
+    /// a device has no room for. `None` is the device's own limit.
+    pub max_binding_bytes: Option<u64>,
 }
 
 /// What a device (or adapter) can do for our kernels.
@@ -191,7 +194,10 @@ impl Gpu {
             adapter: info.name.clone(),
             reason,
         };
-        let capabilities = Capabilities::of_adapter(&adapter).without(options.disabled);
+        let mut capabilities = Capabilities::of_adapter(&adapter).without(options.disabled);
+        capabilities.max_binding_bytes = capabilities
+            .max_binding_bytes
+            .min(options.max_binding_bytes.unwrap_or(u64::MAX));
         let required_features =
             wanted_features(options.disabled, &capabilities, &info) & adapter.features();
         let (device, queue) = adapter

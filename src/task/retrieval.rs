@@ -86,11 +86,11 @@ impl PairScore {
 #[derive(Debug)]
 pub struct Retriever {
     config: Blip2Config,
-    preprocessor: Preprocessor,
+    pub(super) preprocessor: Preprocessor,
     tokenizer: BertTokenizer,
     checkpoint: Checkpoint,
     image_size: usize,
-    matcher: Matcher,
+    pub(super) matcher: Matcher,
 }
 
 impl Retriever {
@@ -207,7 +207,7 @@ impl Retriever {
     }
 
     /// Prepared images as one batch.
-    async fn encode_pixels(
+    pub(super) async fn encode_pixels(
         &mut self,
         pixels: &[impl AsRef<[f32]>],
     ) -> Result<Vec<ImageFeatures>, Error> {

@@ -12,9 +12,8 @@ use blip2_wgpu::gpu::{
     Activation, ActivationPool, AdapterChoice, Gpu, GpuOptions, Program, ProgramBuilder,
 };
 use blip2_wgpu::kernels::{
-    Attention, AttentionVariant, Heads, LayerNorm, Linear, MATVEC_ROWS, MatmulVariant,
-    MatvecVariant, View, argmax, attention_variant, attention_with, copy, layer_norm, matmul_with,
-    matvec_with, top_k,
+    Attention, Heads, LayerNorm, Linear, MATVEC_ROWS, View, argmax, attention_candidates,
+    attention_with, candidates, copy, layer_norm, linear_with, top_k,
 };
 
 /// Rounds whose median counts; the rows of the table take turns, so that drift hits all alike.
@@ -167,66 +166,46 @@ fn add_copy(gpu: &Gpu, rows: &mut Vec<Row>) -> Result<(), blip2_wgpu::Error> {
 }
 
 fn add_matmuls(gpu: &Gpu, rows: &mut Vec<Row>) -> Result<(), blip2_wgpu::Error> {
-    let lanes = gpu.capabilities().fixed_subgroup_size();
-    let register = lanes.map(|lanes| MatmulVariant::Register { lanes });
     for [m, n, k] in MATMUL_SHAPES {
-        let x = filled(gpu, m, k)?;
         let layer = layer(gpu, n, k)?;
-        for variant in std::iter::once(MatmulVariant::Tile).chain(register) {
-            let work = (2 * m * n * k, n * k * 2);
-            add(
-                gpu,
-                rows,
-                format!("matmul {m}x{n}x{k} {variant:?}"),
-                work,
-                |program| {
-                    matmul_with(program, variant, &x, &layer);
-                },
-            )?;
-        }
+        add_products(gpu, rows, m, &layer)?;
     }
     Ok(())
 }
 
 fn add_matvecs(gpu: &Gpu, rows: &mut Vec<Row>) -> Result<(), blip2_wgpu::Error> {
-    let lanes = gpu.capabilities().fixed_subgroup_size();
-    let others = lanes.into_iter().flat_map(|lanes| {
-        [
-            MatvecVariant::Subgroup { lanes },
-            MatvecVariant::Register { lanes },
-        ]
-    });
-    let variants: Vec<_> = std::iter::once(MatvecVariant::Shared)
-        .chain(others)
-        .collect();
     for [n, k] in MATVEC_SHAPES {
         let layer = layer(gpu, n, k)?;
         for m in [1, 5, MATVEC_ROWS] {
-            let x = filled(gpu, m, k)?;
-            for &variant in &variants {
-                let work = (2 * m * n * k, n * k * 2);
-                add(
-                    gpu,
-                    rows,
-                    format!("matvec {m}x{n}x{k} {variant:?}"),
-                    work,
-                    |program| {
-                        matvec_with(program, variant, &x, &layer);
-                    },
-                )?;
-            }
+            add_products(gpu, rows, m, &layer)?;
         }
     }
     Ok(())
 }
 
+/// `m` rows times `layer` by every kernel that can.
+fn add_products(
+    gpu: &Gpu,
+    rows: &mut Vec<Row>,
+    m: usize,
+    layer: &Linear,
+) -> Result<(), blip2_wgpu::Error> {
+    let (n, k) = (layer.weight.rows, layer.weight.columns);
+    let kind = if m <= MATVEC_ROWS { "matvec" } else { "matmul" };
+    let x = filled(gpu, m, k)?;
+    for variant in candidates(gpu.capabilities(), m) {
+        let name = format!("{kind} {m}x{n}x{k} {variant}");
+        add(gpu, rows, name, (2 * m * n * k, n * k * 2), |program| {
+            linear_with(program, variant, &x, layer);
+        })?;
+    }
+    Ok(())
+}
+
 fn add_attention(gpu: &Gpu, rows: &mut Vec<Row>) -> Result<(), blip2_wgpu::Error> {
-    let tile = attention_variant(gpu.capabilities()) == AttentionVariant::Tile;
-    let variants =
-        std::iter::once(AttentionVariant::Shared).chain(tile.then_some(AttentionVariant::Tile));
     let heads = Heads { count: 16, dim: 88 };
     let width = heads.width();
-    for variant in variants {
+    for variant in attention_candidates(gpu.capabilities()) {
         for tokens in [257, 677] {
             let qkv = filled(gpu, tokens, 3 * width)?;
             let key_lengths = gpu.storage_with("key_lengths", &[tokens as u32])?;

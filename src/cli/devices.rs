@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::gpu::{AdapterReport, list_adapters};
-use crate::kernels::{attention_variant, matmul_variant, matvec_variant};
+use crate::kernels::{MATVEC_ROWS, attention_candidates, candidates};
 
 use super::Shared;
 use super::output::Output;
@@ -47,9 +47,9 @@ fn json(index: usize, adapter: &AdapterReport) -> serde_json::Value {
         "max_buffer_bytes": capabilities.max_buffer_bytes,
         "workgroup_bytes": capabilities.workgroup_bytes,
         "invocations": capabilities.invocations,
-        "matmul": format!("{:?}", matmul_variant(capabilities)),
-        "matvec": format!("{:?}", matvec_variant(capabilities)),
-        "attention": format!("{:?}", attention_variant(capabilities)),
+        "matmul": linear_kernels(adapter, MATVEC_ROWS + 1),
+        "matvec": linear_kernels(adapter, 1),
+        "attention": attention_kernels(adapter),
     })
 }
 
@@ -97,18 +97,9 @@ fn table(index: usize, adapter: &AdapterReport) -> String {
         ),
         ("pipeline cache", yes_no(capabilities.pipeline_cache).into()),
         ("timestamps", yes_no(capabilities.timestamps).into()),
-        (
-            "matmul kernel",
-            format!("{:?}", matmul_variant(capabilities)),
-        ),
-        (
-            "matvec kernel",
-            format!("{:?}", matvec_variant(capabilities)),
-        ),
-        (
-            "attention kernel",
-            format!("{:?}", attention_variant(capabilities)),
-        ),
+        ("matmul kernel", linear_kernels(adapter, MATVEC_ROWS + 1)),
+        ("matvec kernel", linear_kernels(adapter, 1)),
+        ("attention kernel", attention_kernels(adapter)),
     ];
     let mut text = format!(
         "{index}: {}{}",
@@ -119,6 +110,24 @@ fn table(index: usize, adapter: &AdapterReport) -> String {
         text.push_str(&format!("\n   {label:<22}{value}"));
     }
     text
+}
+
+/// The kernels for linear layers of `rows` rows, the one that is taken unmeasured first.
+fn linear_kernels(adapter: &AdapterReport, rows: usize) -> String {
+    let names: Vec<_> = candidates(&adapter.capabilities, rows)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    names.join(", ")
+}
+
+/// The kernels for attention, the one that is taken first in front.
+fn attention_kernels(adapter: &AdapterReport) -> String {
+    let names: Vec<_> = attention_candidates(&adapter.capabilities)
+        .iter()
+        .map(|variant| format!("{variant:?}"))
+        .collect();
+    names.join(", ")
 }
 
 /// Cooperative-matrix shapes as `16x16x16 F16->F32`.

@@ -14,6 +14,7 @@ mod questions;
 mod recall;
 mod report;
 mod results;
+mod scenes;
 mod vqa;
 
 pub use caption::{CaptionPair, CaptionScores, ImageScores, score_captions, score_tokens};
@@ -28,4 +29,5 @@ pub use questions::{ListedQuestion, QuestionData};
 pub use recall::{DirectionRecall, RECALL_AT, RetrievalScores, score_retrieval};
 pub use report::{Case, Figure, Report, thumbnail};
 pub use results::{Joined, Results};
+pub use scenes::{Object, Scene, read_scenes};
 pub use vqa::{GroundTruth, VqaRules, VqaScores, normalize_answer, score_gqa, score_vqa};

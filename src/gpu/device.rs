@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::GpuError;
 use super::adapter::{self, AdapterChoice};
-use super::pipeline::PipelineStore;
+use super::choices::Choices;
+use super::pipeline::{PipelineStore, cache_file_name};
 use super::poll::Poller;
 
 /// Features that are left unused although the adapter has them: for tests, and around driver faults.
@@ -150,6 +151,8 @@ struct Inner {
     failure: Arc<Mutex<Option<GpuError>>>,
     poller: Poller,
     pipelines: PipelineStore,
+    choices: Choices,
+    checked: bool,
     /// Buffers and bind groups made so far.
     objects: AtomicUsize,
 }
@@ -187,6 +190,9 @@ impl Gpu {
         let capabilities = Capabilities::of_adapter(&adapter).without(options.disabled);
         let poller = Poller::new(device.clone()).map_err(|error| no_device(one_line(&error)))?;
         let pipelines = PipelineStore::new(&device, &info, options);
+        let choices_file = options.cache_dir.as_ref();
+        let choices =
+            Choices::open(choices_file.map(|dir| dir.join(cache_file_name(&info, "json"))));
         Ok(Self {
             inner: Arc::new(Inner {
                 device,
@@ -197,6 +203,8 @@ impl Gpu {
                 failure,
                 poller,
                 pipelines,
+                choices,
+                checked: options.checked,
                 objects: AtomicUsize::new(0),
             }),
         })
@@ -249,9 +257,22 @@ impl Gpu {
         &self.inner.pipelines
     }
 
-    /// Writes the compiled pipelines to the cache folder, if there is one and something is new.
+    /// What was found out about the kernels on this device.
+    #[must_use]
+    pub fn choices(&self) -> &Choices {
+        &self.inner.choices
+    }
+
+    /// Whether shaders check bounds: [`GpuOptions::checked`].
+    #[must_use]
+    pub fn is_checked(&self) -> bool {
+        self.inner.checked
+    }
+
+    /// Writes compiled pipelines and the choice of kernels to the cache folder, if there is one and something is new.
     pub fn save_pipelines(&self) {
         self.inner.pipelines.save();
+        self.inner.choices.save();
     }
 
     /// Submits `commands` and has their callbacks driven.

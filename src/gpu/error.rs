@@ -59,6 +59,17 @@ pub enum GpuError {
         /// wgpu's words, on one line.
         message: String,
     },
+    /// Every kernel for a task gave a wrong result in its self-check.
+    #[error(
+        "on '{adapter}' no kernel for {what} computes rightly: the driver is at fault; update it, or choose another \
+         adapter with --adapter"
+    )]
+    WrongKernels {
+        /// The adapter's name.
+        adapter: String,
+        /// What the kernels are for.
+        what: String,
+    },
     /// More workgroups than a dispatch may have.
     #[error(
         "{program}: kernel {kernel} needs {workgroups} workgroups, this device allows {limit}; use a smaller batch"

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod buffer;
+mod choices;
 mod device;
 mod error;
 mod pipeline;
@@ -11,10 +12,11 @@ mod staging;
 
 pub use adapter::{AdapterChoice, AdapterReport, Backend, list_adapters};
 pub use buffer::{Matrix, MatrixPart, Readback, Vector};
+pub use choices::Choices;
 pub use device::{Capabilities, Disabled, Gpu, GpuOptions};
 pub use error::GpuError;
 pub use pipeline::{Access, Kernel};
-pub use program::{Activation, ActivationPool, Operand, Program, ProgramBuilder, Tap};
+pub use program::{Activation, ActivationPool, Operand, Product, Program, ProgramBuilder, Tap};
 pub(crate) use program::{READ, WRITE};
 pub use staging::Staging;
 

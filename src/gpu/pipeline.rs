@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::GpuOptions;
+use super::choices::write_whole;
 
 /// How a kernel uses one of its bindings. Binding 0 is always the uniform with its parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +77,7 @@ impl PipelineStore {
             .cache_dir
             .as_ref()
             .filter(|_| device.features().contains(wgpu::Features::PIPELINE_CACHE))
-            .and_then(|dir| Some(dir.join(cache_file_name(info)?)));
+            .map(|dir| dir.join(cache_file_name(info, "bin")));
         let cache = cache_file
             .as_deref()
             .map(|file| open_disk_cache(device, file));
@@ -160,14 +161,7 @@ impl PipelineStore {
         if std::fs::read(file).is_ok_and(|old| old == data) {
             return;
         }
-        let temporary = file.with_extension(format!("{}.tmp", std::process::id()));
-        let written = file
-            .parent()
-            .map_or(Ok(()), std::fs::create_dir_all)
-            .and_then(|()| std::fs::write(&temporary, &data))
-            .and_then(|()| std::fs::rename(&temporary, file));
-        if let Err(error) = written {
-            let _ = std::fs::remove_file(&temporary);
+        if let Err(error) = write_whole(file, &data) {
             log::debug!("pipeline cache {} not written: {error}", file.display());
         }
     }
@@ -242,14 +236,16 @@ fn bind_group_layout(device: &wgpu::Device, kernel: &Kernel) -> wgpu::BindGroupL
 }
 
 /// One file per adapter, driver and version of this crate.
-fn cache_file_name(info: &wgpu::AdapterInfo) -> Option<String> {
-    let key = wgpu::util::pipeline_cache_key(info)?;
-    let driver: String = info
-        .driver_info
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
-        .collect();
-    Some(format!("{key}_{driver}_{}.bin", env!("CARGO_PKG_VERSION")))
+pub(super) fn cache_file_name(info: &wgpu::AdapterInfo, extension: &str) -> String {
+    let plain = |text: &str| text.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+    format!(
+        "{}_{:x}_{:x}_{}_{}.{extension}",
+        info.backend,
+        info.vendor,
+        info.device,
+        plain(&info.driver_info),
+        env!("CARGO_PKG_VERSION"),
+    )
 }
 
 fn open_disk_cache(device: &wgpu::Device, file: &Path) -> wgpu::PipelineCache {

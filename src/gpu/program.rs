@@ -6,7 +6,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::pipeline::Constants;
-use super::{Access, Gpu, GpuError, Kernel};
+use super::{Access, Gpu, GpuError, Kernel, Matrix};
 
 /// Params of all dispatches lie in one uniform buffer at WebGPU's default offset alignment.
 const UNIFORM_ALIGNMENT: usize = 256;
@@ -99,6 +99,15 @@ struct Lifetime {
     last: usize,
 }
 
+/// A linear layer's product in a program: what the kernels are tuned for.
+#[derive(Debug, Clone)]
+pub struct Product {
+    /// Rows of the input.
+    pub rows: usize,
+    /// The layer's weight.
+    pub weight: Matrix,
+}
+
 /// Records dispatches.
 #[derive(Debug)]
 pub struct ProgramBuilder<'gpu> {
@@ -109,6 +118,7 @@ pub struct ProgramBuilder<'gpu> {
     lifetimes: Vec<Lifetime>,
     taps: Vec<Tap>,
     keeps: Keeps,
+    products: Option<Vec<Product>>,
     failure: Option<GpuError>,
 }
 
@@ -144,6 +154,7 @@ impl<'gpu> ProgramBuilder<'gpu> {
             lifetimes: Vec::new(),
             taps: Vec::new(),
             keeps: Keeps::default(),
+            products: None,
             failure: None,
         }
     }
@@ -162,6 +173,13 @@ impl<'gpu> ProgramBuilder<'gpu> {
     #[must_use]
     pub fn with_attention_taps(mut self) -> Self {
         self.keeps.attention = true;
+        self
+    }
+
+    /// Collects the products that are recorded, for [`ProgramBuilder::products`].
+    #[must_use]
+    pub fn with_products(mut self) -> Self {
+        self.products = Some(Vec::new());
         self
     }
 
@@ -231,6 +249,22 @@ impl<'gpu> ProgramBuilder<'gpu> {
             operands,
             grid,
         });
+    }
+
+    /// Remembers that `rows` rows are multiplied by `weight`, if products are collected.
+    pub(crate) fn note_product(&mut self, rows: usize, weight: &Matrix) {
+        if let Some(products) = &mut self.products {
+            products.push(Product {
+                rows,
+                weight: weight.clone(),
+            });
+        }
+    }
+
+    /// Every product recorded so far, of a program begun with [`ProgramBuilder::with_products`].
+    #[must_use]
+    pub fn products(&mut self) -> Vec<Product> {
+        self.products.take().unwrap_or_default()
     }
 
     /// Remembers the first error of a launch; [`ProgramBuilder::finish`] returns it.

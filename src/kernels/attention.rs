@@ -1,8 +1,9 @@
 //! `attention.wgsl`, `attention_tile.wgsl`: softmax attention over all keys of a batch item: the ViT's and the
 //! Q-Former's.
 
-use crate::gpu::{Activation, Capabilities, Kernel, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Capabilities, Gpu, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
+use super::self_check::{Check, finding, is_wrong, scattered};
 use super::{groups, word};
 
 static ATTENTION: Kernel = Kernel {
@@ -17,6 +18,9 @@ static ATTENTION_TILE: Kernel = Kernel {
     bindings: &[READ, READ, READ, READ, WRITE],
 };
 
+/// All of them.
+pub(super) static KERNELS: &[&Kernel] = &[&ATTENTION, &ATTENTION_TILE];
+
 /// Kernels for attention. Both give 32 queries of a head to a workgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttentionVariant {
@@ -26,14 +30,65 @@ pub enum AttentionVariant {
     Tile,
 }
 
-/// The attention kernel for a device, where heads and strides allow it. A workgroup of [`AttentionVariant::Tile`] has
-/// eight lanes: on a device with wider subgroups most of each would idle.
-#[must_use]
-pub fn attention_variant(capabilities: &Capabilities) -> AttentionVariant {
-    match capabilities.fixed_subgroup_size() {
-        Some(8) => AttentionVariant::Tile,
-        _ => AttentionVariant::Shared,
+impl AttentionVariant {
+    fn kernel(self) -> &'static Kernel {
+        match self {
+            Self::Shared => &ATTENTION,
+            Self::Tile => &ATTENTION_TILE,
+        }
     }
+}
+
+/// The attention kernels of a device, where heads and strides are multiples of four, the one to take first. A workgroup of
+/// [`AttentionVariant::Tile`] has eight lanes: on a device with wider subgroups most of each would idle.
+#[must_use]
+pub fn attention_candidates(capabilities: &Capabilities) -> Vec<AttentionVariant> {
+    match capabilities.fixed_subgroup_size() {
+        Some(8) => vec![AttentionVariant::Tile, AttentionVariant::Shared],
+        _ => vec![AttentionVariant::Shared],
+    }
+}
+
+/// The first candidate that has not failed its check.
+fn chosen(gpu: &Gpu) -> AttentionVariant {
+    let candidates = attention_candidates(gpu.capabilities());
+    let right = |variant: &AttentionVariant| !is_wrong(gpu, &name_of(gpu, *variant));
+    candidates
+        .iter()
+        .copied()
+        .find(right)
+        .unwrap_or(AttentionVariant::Shared)
+}
+
+fn name_of(gpu: &Gpu, variant: AttentionVariant) -> String {
+    finding(gpu, variant.kernel(), "32 queries")
+}
+
+/// A self-check of every kernel that `gpu` offers: two batch items, of which one has masked keys.
+pub(super) fn checks(gpu: &Gpu) -> Vec<Check> {
+    const TOKENS: usize = 37;
+    const LENGTHS: [u32; 2] = [37, 20];
+    let heads = Heads { count: 2, dim: 24 };
+    let width = heads.width();
+    let qkv = scattered(LENGTHS.len() * TOKENS * 3 * width, 3);
+    let expected = self_attention_reference(&qkv, TOKENS, &LENGTHS, heads);
+    let candidates = attention_candidates(gpu.capabilities());
+    let check = |variant| {
+        let (gpu, qkv) = (gpu.clone(), qkv.clone());
+        Check {
+            finding: name_of(&gpu, variant),
+            what: "attention",
+            expected: expected.clone(),
+            record: Box::new(move |program| {
+                let buffer = gpu.storage_with("qkv", &qkv)?;
+                let qkv = Activation::external(&buffer, LENGTHS.len() * TOKENS, 3 * width);
+                let key_lengths = gpu.storage_with("key_lengths", &LENGTHS)?;
+                let inputs = self_attention_inputs(&qkv, &key_lengths, LENGTHS.len(), heads);
+                Ok(attention_with(program, &inputs, variant))
+            }),
+        }
+    };
+    candidates.into_iter().map(check).collect()
 }
 
 /// Some columns of an activation: q, k or v within a fused projection.
@@ -106,10 +161,11 @@ struct Params {
 
 /// Records the attention; the result is `[batch · queries, heads.width()]`.
 pub fn attention(program: &mut ProgramBuilder, inputs: &Attention) -> Activation {
-    let mut variant = attention_variant(program.gpu().capabilities());
-    if !is_in_fours(inputs) {
-        variant = AttentionVariant::Shared;
-    }
+    let variant = if is_in_fours(inputs) {
+        chosen(program.gpu())
+    } else {
+        AttentionVariant::Shared
+    };
     attention_with(program, inputs, variant)
 }
 
@@ -128,22 +184,29 @@ pub fn self_attention(
     batch: usize,
     heads: Heads,
 ) -> Activation {
+    let inputs = self_attention_inputs(qkv, key_lengths, batch, heads);
+    attention(program, &inputs)
+}
+
+fn self_attention_inputs<'a>(
+    qkv: &'a Activation,
+    key_lengths: &'a wgpu::Buffer,
+    batch: usize,
+    heads: Heads,
+) -> Attention<'a> {
     let part = |index: usize| View {
         of: qkv,
         column: index * heads.width(),
     };
-    attention(
-        program,
-        &Attention {
-            q: part(0),
-            k: part(1),
-            v: part(2),
-            key_lengths,
-            batch,
-            heads,
-            scale: heads.scale(),
-        },
-    )
+    Attention {
+        q: part(0),
+        k: part(1),
+        v: part(2),
+        key_lengths,
+        batch,
+        heads,
+        scale: heads.scale(),
+    }
 }
 
 /// [`attention`] by a chosen kernel: for measuring one against another.
@@ -164,10 +227,7 @@ pub fn attention_with(
     let queries = q.of.rows / batch;
     let out = program.activation(q.of.rows, heads.width());
     program.dispatch(
-        match variant {
-            AttentionVariant::Shared => &ATTENTION,
-            AttentionVariant::Tile => &ATTENTION_TILE,
-        },
+        variant.kernel(),
         vec![("HEAD_DIM", heads.dim as f64)],
         &Params {
             batch: word(batch),
@@ -196,7 +256,6 @@ pub fn attention_with(
 }
 
 /// Plain-Rust twin for one query row and one head: `weights · v` with `weights = softmax(q · kᵀ · scale)`.
-#[cfg(test)]
 pub(super) fn reference_row(q: &[f32], k: &[&[f32]], v: &[&[f32]], scale: f32) -> Vec<f32> {
     let scores: Vec<f64> = k
         .iter()
@@ -225,6 +284,24 @@ pub(super) fn reference_row(q: &[f32], k: &[&[f32]], v: &[&[f32]], scale: f32) -
             }
         })
         .collect()
+}
+
+/// Plain-Rust twin of [`self_attention`]: `qkv` `[items · tokens, 3 · width]`, of whose keys `lengths` count.
+fn self_attention_reference(qkv: &[f32], tokens: usize, lengths: &[u32], heads: Heads) -> Vec<f32> {
+    let width = heads.width();
+    let at = |row: usize, column: usize| &qkv[row * 3 * width + column..][..heads.dim];
+    let mut out = Vec::new();
+    for (item, &live) in lengths.iter().enumerate() {
+        let keys = item * tokens..item * tokens + live as usize;
+        for query in item * tokens..(item + 1) * tokens {
+            for head in (0..width).step_by(heads.dim) {
+                let k: Vec<_> = keys.clone().map(|key| at(key, width + head)).collect();
+                let v: Vec<_> = keys.clone().map(|key| at(key, 2 * width + head)).collect();
+                out.extend(reference_row(at(query, head), &k, &v, heads.scale()));
+            }
+        }
+    }
+    out
 }
 
 #[cfg(test)]
@@ -272,12 +349,11 @@ mod tests {
                 heads,
                 scale: heads.scale(),
             };
-            let mut variants = vec![AttentionVariant::Shared];
-            if attention_variant(gpu.capabilities()) == AttentionVariant::Tile
-                && is_in_fours(&inputs)
-            {
-                variants.push(AttentionVariant::Tile);
-            }
+            let variants = if is_in_fours(&inputs) {
+                attention_candidates(gpu.capabilities())
+            } else {
+                vec![AttentionVariant::Shared]
+            };
             let at = |row: usize, column: usize| &values[row * stride + column..][..heads.dim];
             let mut twin = Vec::new();
             for (item, &live) in lengths.iter().enumerate() {

@@ -1,53 +1,22 @@
-//! Linear layers: `matmul_tile.wgsl`, `matmul_register.wgsl` for many rows, `matvec.wgsl`,
-//! `matvec_subgroup.wgsl` for up to eight. Bias, activation and residual are fused.
+//! Linear layers. Bias, activation and residual are fused. The kernels: `linear/variant.rs`; which of them is right on
+//! this device: `linear/check.rs`; which is fastest for a shape: `linear/tune.rs`.
 
-use crate::gpu::{
-    Activation, Capabilities, Kernel, Matrix, Operand, ProgramBuilder, READ, Vector, WRITE,
-};
+mod check;
+mod tune;
+mod variant;
+
+use crate::gpu::{Activation, Matrix, Operand, ProgramBuilder, Vector};
 
 use super::{groups, word};
+pub(crate) use check::checks;
+#[cfg(test)]
+pub(crate) use check::{CHECKED_ROWS, usable};
+pub use tune::{chosen, tune};
+pub(crate) use variant::KERNELS;
+pub use variant::{LinearVariant, candidates};
 
 /// The activation functions, put before the kernels that have one.
 pub(super) const ACTIVATE: &str = include_str!("../../shaders/activate.wgsl");
-
-/// Parameters, bindings and the end of a sum, put before each of the kernels.
-const LINEAR: &str = include_str!("../../shaders/linear.wgsl");
-
-static MATMUL_TILE: Kernel = Kernel {
-    name: "matmul_tile",
-    wgsl: &[
-        ACTIVATE,
-        LINEAR,
-        include_str!("../../shaders/matmul_tile.wgsl"),
-    ],
-    bindings: &[READ, READ, READ, WRITE],
-};
-
-static MATMUL_REGISTER: Kernel = Kernel {
-    name: "matmul_register",
-    wgsl: &[
-        ACTIVATE,
-        LINEAR,
-        include_str!("../../shaders/matmul_register.wgsl"),
-    ],
-    bindings: &[READ, READ, READ, WRITE],
-};
-
-static MATVEC: Kernel = Kernel {
-    name: "matvec",
-    wgsl: &[ACTIVATE, LINEAR, include_str!("../../shaders/matvec.wgsl")],
-    bindings: &[READ, READ, READ, WRITE],
-};
-
-static MATVEC_SUBGROUP: Kernel = Kernel {
-    name: "matvec_subgroup",
-    wgsl: &[
-        ACTIVATE,
-        LINEAR,
-        include_str!("../../shaders/matvec_subgroup.wgsl"),
-    ],
-    bindings: &[READ, READ, READ, WRITE],
-};
 
 /// Rows up to which the matrix–vector kernels serve: they read the weights once for all of them.
 pub const MATVEC_ROWS: usize = 8;
@@ -84,58 +53,6 @@ impl Activate {
             Self::GeluTanh => 2.0,
             Self::Relu => 3.0,
         }
-    }
-}
-
-/// Kernels for many rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MatmulVariant {
-    /// A 64×64 tile in workgroup memory: any GPU.
-    Tile,
-    /// Up to 32 rows × (8 · lanes) columns in registers, spread by subgroup broadcasts.
-    Register {
-        /// Lanes a subgroup.
-        lanes: u32,
-    },
-}
-
-/// Kernels for up to [`MATVEC_ROWS`] rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MatvecVariant {
-    /// Reduction in workgroup memory: any GPU.
-    Shared,
-    /// Reduction by subgroup operations.
-    Subgroup {
-        /// Lanes a subgroup.
-        lanes: u32,
-    },
-    /// The matmul kernel with as many rows as there are: a row gets the same bits in decode as in prefill.
-    Register {
-        /// Lanes a subgroup.
-        lanes: u32,
-    },
-}
-
-/// Subgroups up to this wide are vector units of a CPU, where workgroup memory is ordinary memory and staging tiles in
-/// it costs more than it saves; wider ones share weights through it.
-const NARROW_LANES: u32 = 16;
-
-/// The matmul kernel for a device.
-#[must_use]
-pub fn matmul_variant(capabilities: &Capabilities) -> MatmulVariant {
-    match capabilities.fixed_subgroup_size() {
-        Some(lanes) if lanes <= NARROW_LANES => MatmulVariant::Register { lanes },
-        _ => MatmulVariant::Tile,
-    }
-}
-
-/// The matrix–vector kernel for a device.
-#[must_use]
-pub fn matvec_variant(capabilities: &Capabilities) -> MatvecVariant {
-    match capabilities.fixed_subgroup_size() {
-        None => MatvecVariant::Shared,
-        Some(lanes) if lanes <= NARROW_LANES => MatvecVariant::Register { lanes },
-        Some(lanes) => MatvecVariant::Subgroup { lanes },
     }
 }
 
@@ -176,29 +93,14 @@ pub fn linear_to(
 }
 
 /// [`linear`] without activation by a chosen kernel: for measuring one against another.
-pub fn matmul_with(
+pub fn linear_with(
     program: &mut ProgramBuilder,
-    variant: MatmulVariant,
+    variant: LinearVariant,
     x: &Activation,
     layer: &Linear,
 ) -> Activation {
     let y = program.activation(x.rows, layer.weight.rows);
-    let shape = matmul_shape(variant, x.rows);
-    record_with(program, &shape, x, layer, Activate::Identity, &y, false);
-    y
-}
-
-/// [`matmul_with`] for up to [`MATVEC_ROWS`] rows.
-pub fn matvec_with(
-    program: &mut ProgramBuilder,
-    variant: MatvecVariant,
-    x: &Activation,
-    layer: &Linear,
-) -> Activation {
-    debug_assert!(x.rows <= MATVEC_ROWS);
-    let y = program.activation(x.rows, layer.weight.rows);
-    let shape = matvec_shape(variant, x.rows);
-    record_with(program, &shape, x, layer, Activate::Identity, &y, false);
+    record_with(program, variant, x, layer, Activate::Identity, &y, false);
     y
 }
 
@@ -219,86 +121,22 @@ fn record(
 ) {
     debug_assert_eq!(x.columns, layer.weight.columns);
     debug_assert!(x.columns.is_multiple_of(8));
-    let capabilities = program.gpu().capabilities();
-    let shape = if x.rows <= MATVEC_ROWS {
-        matvec_shape(matvec_variant(capabilities), x.rows)
-    } else {
-        matmul_shape(matmul_variant(capabilities), x.rows)
-    };
-    record_with(program, &shape, x, layer, activate, y, accumulate);
-}
-
-/// A kernel and how its grid covers the result.
-struct Shape {
-    kernel: &'static Kernel,
-    constants: Vec<(&'static str, f64)>,
-    tile_rows: usize,
-    tile_columns: usize,
-}
-
-fn matmul_shape(variant: MatmulVariant, rows: usize) -> Shape {
-    match variant {
-        MatmulVariant::Tile => Shape {
-            kernel: &MATMUL_TILE,
-            constants: vec![],
-            tile_rows: 64,
-            tile_columns: 64,
-        },
-        MatmulVariant::Register { lanes } => register_shape(lanes, rows),
-    }
-}
-
-fn matvec_shape(variant: MatvecVariant, rows: usize) -> Shape {
-    let row_constant = ("ROWS", rows.next_power_of_two() as f64);
-    match variant {
-        MatvecVariant::Shared => Shape {
-            kernel: &MATVEC,
-            constants: vec![row_constant],
-            tile_rows: MATVEC_ROWS,
-            tile_columns: 8,
-        },
-        MatvecVariant::Subgroup { lanes } => Shape {
-            kernel: &MATVEC_SUBGROUP,
-            constants: vec![row_constant, ("WORKGROUP_SIZE", f64::from(lanes))],
-            tile_rows: MATVEC_ROWS,
-            tile_columns: 8,
-        },
-        MatvecVariant::Register { lanes } => register_shape(lanes, rows),
-    }
-}
-
-/// Heights of the register tile: few, so that there are few pipelines to compile.
-const REGISTER_ROWS: [usize; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24, 28, 32];
-
-/// The register tile whose height suits `rows`: a step costs about `height + 8` (eight columns a lane are unpacked
-/// whatever the height), so the best one makes `⌈rows / height⌉ · (height + 8)` smallest.
-fn register_shape(lanes: u32, rows: usize) -> Shape {
-    let cost = |height: usize| rows.div_ceil(height) * (height + 8);
-    let height = REGISTER_ROWS
-        .into_iter()
-        .min_by_key(|&height| cost(height))
-        .unwrap_or(1);
-    Shape {
-        kernel: &MATMUL_REGISTER,
-        constants: vec![
-            ("ROWS", height as f64),
-            ("COLUMNS", 8.0),
-            ("WORKGROUP_SIZE", f64::from(lanes)),
-        ],
-        tile_rows: height,
-        tile_columns: 8 * lanes as usize,
-    }
+    program.note_product(x.rows, &layer.weight);
+    let weight = &layer.weight;
+    let variant = chosen(program.gpu(), x.rows, weight.rows, weight.columns);
+    record_with(program, variant, x, layer, activate, y, accumulate);
 }
 
 fn record_with(
     program: &mut ProgramBuilder,
-    shape: &Shape,
+    variant: LinearVariant,
     x: &Activation,
     layer: &Linear,
     activate: Activate,
     y: &Activation,
     accumulate: bool,
 ) {
+    let shape = variant.shape(x.rows);
     for part in &layer.weight.parts {
         let mut constants = shape.constants.clone();
         constants.extend([
@@ -334,7 +172,6 @@ fn record_with(
 }
 
 /// Plain-Rust twin of [`linear`] and [`linear_into`] (`old` is the value added to), in f64.
-#[cfg(test)]
 fn reference(
     x: &[f32],
     weight: &[half::f16],
@@ -360,7 +197,6 @@ fn reference(
     y
 }
 
-#[cfg(test)]
 fn apply(activate: Activate, x: f64) -> f64 {
     match activate {
         Activate::Identity => x,
@@ -375,7 +211,6 @@ fn apply(activate: Activate, x: f64) -> f64 {
 
 /// The error function by its Maclaurin series, exact to f32 for the |x| < 5 that tests use
 /// (Abramowitz & Stegun 7.1.6).
-#[cfg(test)]
 fn erf(x: f64) -> f64 {
     if x.abs() > 5.0 {
         return x.signum();

@@ -27,6 +27,7 @@ mod patchify;
 mod process_logits;
 mod rms_norm;
 mod row_rules;
+mod self_check;
 mod store_kv;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -35,7 +36,7 @@ mod top_k;
 pub use advance::{Advance, advance};
 pub use argmax::{Choice, argmax};
 pub use attention::{
-    Attention, AttentionVariant, Heads, View, attention, attention_variant, attention_with,
+    Attention, AttentionVariant, Heads, View, attention, attention_candidates, attention_with,
     self_attention,
 };
 pub use attention_cached::{CachedAttention, attention_cached};
@@ -51,8 +52,8 @@ pub use gate::gate;
 pub use gather_rows::gather_rows;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{
-    Activate, Linear, MATVEC_ROWS, MatmulVariant, MatvecVariant, linear, linear_into, linear_to,
-    matmul_variant, matmul_with, matvec_variant, matvec_with,
+    Activate, Linear, LinearVariant, MATVEC_ROWS, candidates, chosen, linear, linear_into,
+    linear_to, linear_with, tune,
 };
 pub use log_softmax::log_softmax;
 pub use max_over_queries::max_over_queries;
@@ -63,6 +64,7 @@ pub use patchify::{patch_columns, patchify};
 pub use process_logits::{ProcessLogits, process_logits};
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use row_rules::{row_rules_words, write_row_rules};
+pub use self_check::self_check;
 pub use store_kv::{KvLayer, Pages, store_cross_kv, store_kv};
 pub use top_k::{MAX_TOP_K, top_k};
 

@@ -1,15 +1,17 @@
 //! A model on a device, with the programs recorded so far.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::Error;
 use crate::generate::GenerationOptions;
 use crate::gpu::{ActivationPool, Gpu, Tap};
+use crate::kernels::tune;
 use crate::model::Blip2Model;
 
 use super::encode::{Pixels, VisualEncoder};
+use super::plan::outlines;
 use super::queue::{Queue, Request};
 use super::session::{Prompt, Session, Shape};
 
@@ -58,7 +60,12 @@ pub struct Engine {
     pub(super) encoders: HashMap<usize, VisualEncoder>,
     pub(super) session: Option<Session>,
     pub(super) timings: Timings,
+    /// Batch sizes whose kernels have been chosen.
+    tuned: HashSet<usize>,
 }
+
+/// Positions of a prompt that kernels are chosen for: an image and a few words.
+const TUNED_POSITIONS: usize = 40;
 
 impl Engine {
     /// Nothing is recorded before the first request.
@@ -71,6 +78,7 @@ impl Engine {
             encoders: HashMap::new(),
             session: None,
             timings: Timings::default(),
+            tuned: HashSet::new(),
         }
     }
 
@@ -126,6 +134,17 @@ impl Engine {
                 new: options.max_new_tokens,
                 most,
             });
+        }
+        Ok(())
+    }
+
+    /// Chooses the kernels for up to `batch` requests at once, by measuring where nothing is known yet.
+    pub(super) async fn tune(&mut self, batch: usize) -> Result<(), Error> {
+        if self.tuned.insert(batch) {
+            let programs = outlines(&self.gpu, &self.model, batch, TUNED_POSITIONS)?;
+            for mut program in programs {
+                tune(&self.gpu, &program.products()).await?;
+            }
         }
         Ok(())
     }

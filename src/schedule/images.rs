@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use crate::Error;
-use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, Program, ProgramBuilder};
-use crate::kernels::{MATVEC_ROWS, copy};
+use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, Product, Program, ProgramBuilder};
+use crate::kernels::{MATVEC_ROWS, copy, tune};
 use crate::model::{QFormer, RetrievalModel, Vit};
 
 /// Batch sizes whose programs are kept: a folder's full batch and its rest.
@@ -61,6 +61,17 @@ impl<'m> ImageParts<'m> {
         }
     }
 
+    /// The products of `batch` images, for choosing their kernels.
+    fn products(self, gpu: &Gpu, batch: usize) -> Result<Vec<Product>, GpuError> {
+        let mut program = ProgramBuilder::new(gpu, "outline").with_products();
+        let small = gpu.storage("outline", 16)?;
+        let pixels = 3 * self.vit.image_size() * self.vit.image_size();
+        let pixels = Activation::external(&small, batch, pixels);
+        let tokens = self.vit.forward(&mut program, &pixels)?;
+        self.qformer.forward(&mut program, &tokens, batch)?;
+        Ok(program.products())
+    }
+
     /// Images (or pairs) whose queries are more rows than a matrix–vector kernel takes: its sums have another order.
     pub(super) fn least_batch(self) -> usize {
         MATVEC_ROWS / self.qformer.queries() + 1
@@ -110,6 +121,7 @@ impl ImagePrograms {
             if self.programs.len() >= MAX_PROGRAMS {
                 self.programs.clear();
             }
+            tune(gpu, &parts.products(gpu, batch)?).await?;
             let program = ImageProgram::record(gpu, parts, batch, pool)?;
             self.programs.insert(batch, program);
         }

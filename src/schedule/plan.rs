@@ -35,12 +35,8 @@ impl MemoryPlan {
         batch: usize,
         positions: usize,
     ) -> Result<Self, GpuError> {
-        let programs = [
-            vit_slots(gpu, model, batch)?,
-            qformer_slots(gpu, model, batch)?,
-            prefill_slots(gpu, model, batch * positions, batch)?,
-            decode_slots(gpu, model, batch)?,
-        ];
+        let programs =
+            outlines(gpu, model, batch, positions)?.map(|program| program.planned_slots());
         let language_model = &model.language_model;
         let pixels = 3 * model.vit.image_size() * model.vit.image_size();
         let visual = model.qformer.queries() * language_model.hidden_size();
@@ -59,6 +55,22 @@ impl MemoryPlan {
     }
 }
 
+/// The programs of `batch` images at a time with `positions` positions each, recorded but not finished: image encoder,
+/// Q-Former, prefill, a step of the decoder. Only their shapes matter.
+pub(super) fn outlines<'gpu>(
+    gpu: &'gpu Gpu,
+    model: &Blip2Model,
+    batch: usize,
+    positions: usize,
+) -> Result<[ProgramBuilder<'gpu>; 4], GpuError> {
+    Ok([
+        vit_outline(gpu, model, batch)?,
+        qformer_outline(gpu, model, batch)?,
+        prefill_outline(gpu, model, batch * positions, batch)?,
+        decode_outline(gpu, model, batch)?,
+    ])
+}
+
 /// Programs share a pool in which the n-th largest slots of all are one buffer.
 fn shared_bytes(programs: &[Vec<u64>]) -> u64 {
     let most = programs.iter().map(Vec::len).max().unwrap_or(0);
@@ -74,33 +86,41 @@ fn shared_bytes(programs: &[Vec<u64>]) -> u64 {
         .sum()
 }
 
-fn vit_slots(gpu: &Gpu, model: &Blip2Model, batch: usize) -> Result<Vec<u64>, GpuError> {
-    let mut program = ProgramBuilder::new(gpu, "plan");
+fn vit_outline<'gpu>(
+    gpu: &'gpu Gpu,
+    model: &Blip2Model,
+    batch: usize,
+) -> Result<ProgramBuilder<'gpu>, GpuError> {
+    let mut program = ProgramBuilder::new(gpu, "plan").with_products();
     let small = gpu.storage("plan", 16)?;
     let pixels = 3 * model.vit.image_size() * model.vit.image_size();
     let pixels = Activation::external(&small, batch, pixels);
     let tokens = model.vit.forward(&mut program, &pixels)?;
     crate::kernels::copy(&mut program, &tokens, &small);
-    Ok(program.planned_slots())
+    Ok(program)
 }
 
-fn qformer_slots(gpu: &Gpu, model: &Blip2Model, batch: usize) -> Result<Vec<u64>, GpuError> {
-    let mut program = ProgramBuilder::new(gpu, "plan");
+fn qformer_outline<'gpu>(
+    gpu: &'gpu Gpu,
+    model: &Blip2Model,
+    batch: usize,
+) -> Result<ProgramBuilder<'gpu>, GpuError> {
+    let mut program = ProgramBuilder::new(gpu, "plan").with_products();
     let small = gpu.storage("plan", 16)?;
     let tokens = Activation::external(&small, batch * model.vit.tokens(), model.vit.hidden_size());
     let visual = model.query_images(&mut program, &tokens, batch)?;
     crate::kernels::copy(&mut program, &visual, &small);
-    Ok(program.planned_slots())
+    Ok(program)
 }
 
-/// Slots of prompts of `rows` rows in all.
-fn prefill_slots(
-    gpu: &Gpu,
+/// Prompts of `rows` rows in all.
+fn prefill_outline<'gpu>(
+    gpu: &'gpu Gpu,
     model: &Blip2Model,
     rows: usize,
     prompts: usize,
-) -> Result<Vec<u64>, GpuError> {
-    language_slots(gpu, model, prompts, |program, small, inputs| {
+) -> Result<ProgramBuilder<'gpu>, GpuError> {
+    language_outline(gpu, model, prompts, |program, small, inputs| {
         let prompt_rows = InputRows {
             count: rows,
             ..*inputs
@@ -115,21 +135,25 @@ fn prefill_slots(
     })
 }
 
-/// Slots of one decode step of `rows` rows.
-fn decode_slots(gpu: &Gpu, model: &Blip2Model, rows: usize) -> Result<Vec<u64>, GpuError> {
-    language_slots(gpu, model, rows, |program, _, inputs| {
+/// One decode step of `rows` rows.
+fn decode_outline<'gpu>(
+    gpu: &'gpu Gpu,
+    model: &Blip2Model,
+    rows: usize,
+) -> Result<ProgramBuilder<'gpu>, GpuError> {
+    language_outline(gpu, model, rows, |program, _, inputs| {
         model.language_model.decode(program, inputs)
     })
 }
 
-/// Slots of what `record` makes of `rows` rows of input, and of its logits. Its second argument is a small buffer.
-fn language_slots(
-    gpu: &Gpu,
+/// What `record` makes of `rows` rows of input, and of its logits. Its second argument is a small buffer.
+fn language_outline<'gpu>(
+    gpu: &'gpu Gpu,
     model: &Blip2Model,
     rows: usize,
     record: impl FnOnce(&mut ProgramBuilder, &wgpu::Buffer, &InputRows) -> Activation,
-) -> Result<Vec<u64>, GpuError> {
-    let mut program = ProgramBuilder::new(gpu, "plan");
+) -> Result<ProgramBuilder<'gpu>, GpuError> {
+    let mut program = ProgramBuilder::new(gpu, "plan").with_products();
     let small = gpu.storage("plan", 16)?;
     let language_model = &model.language_model;
     let inputs = InputRows {
@@ -147,7 +171,7 @@ fn language_slots(
     let hidden = record(&mut program, &small, &inputs);
     let logits = Activation::external(&small, rows, language_model.vocabulary());
     language_model.logits(&mut program, &hidden, &logits);
-    Ok(program.planned_slots())
+    Ok(program)
 }
 
 #[cfg(test)]

@@ -150,6 +150,8 @@ impl<'e> Queue<'e> {
         if self.is_idle() {
             return Ok(events);
         }
+        let at_once = self.batch.min(self.waiting.len()).max(1);
+        self.engine.tune(at_once.next_power_of_two()).await?;
         let mut session = self.take_session()?;
         // A turn that fails or is cancelled leaves no session: what the device still does with it is nobody's concern.
         self.encode(&mut session).await?;

@@ -6,6 +6,7 @@ use crate::Error;
 use crate::generate::GenerationOptions;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::image::Preprocessor;
+use crate::kernels::self_check;
 use crate::model::{Blip2Config, Blip2Model};
 use crate::schedule::{Engine, MemoryPlan, Timings};
 use crate::text::Tokenizer;
@@ -23,6 +24,18 @@ pub struct OpenOptions {
     pub device: Option<Gpu>,
     /// Side of the images in pixels, if not the checkpoint's: its position embeddings are then interpolated.
     pub image_size: Option<u32>,
+}
+
+impl OpenOptions {
+    /// The device, on which every kernel that it can run has been checked.
+    pub(super) async fn open_device(&self) -> Result<Gpu, Error> {
+        let gpu = match &self.device {
+            Some(gpu) => gpu.clone(),
+            None => Gpu::open(&self.gpu).await?,
+        };
+        self_check(&gpu).await?;
+        Ok(gpu)
+    }
 }
 
 /// A BLIP-2 checkpoint on a device, with everything between files and text.
@@ -87,10 +100,7 @@ impl Blip2 {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let gpu = match options.device {
-            Some(gpu) => gpu,
-            None => Gpu::open(&options.gpu).await?,
-        };
+        let gpu = options.open_device().await?;
         let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress);
         let model = source.model(&mut uploader).await?;
         uploader.finish().await?;

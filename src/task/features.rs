@@ -39,10 +39,7 @@ impl ImageFeaturizer {
             preprocessor = preprocessor.with_size(side as u32)?;
         }
         let checkpoint = Checkpoint::open(path)?;
-        let gpu = match options.device {
-            Some(gpu) => gpu,
-            None => Gpu::open(&options.gpu).await?,
-        };
+        let gpu = options.open_device().await?;
         let mut uploader = Uploader::new(&gpu, &checkpoint, progress);
         let vit = Vit::load(&mut uploader, &config.vision, side).await?;
         let qformer =

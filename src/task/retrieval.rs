@@ -134,10 +134,7 @@ impl Retriever {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let gpu = match options.device {
-            Some(gpu) => gpu,
-            None => Gpu::open(&options.gpu).await?,
-        };
+        let gpu = options.open_device().await?;
         let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress);
         let model = source.model(&mut uploader).await?;
         uploader.finish().await?;

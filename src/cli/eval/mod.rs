@@ -189,6 +189,9 @@ pub(super) struct ScenesArgs {
     /// Only the first N scenes
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
+    /// Candidates that retrieval re-ranks
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    topk: usize,
     /// Pictures in each report
     #[arg(long, value_name = "N", default_value_t = 100)]
     report_cases: usize,

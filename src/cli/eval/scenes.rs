@@ -1,12 +1,17 @@
 //! `blip2-wgpu eval scenes`: captions, answers and retrieval on the demo world's test split, in one table.
 
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
 use clap::Parser;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use crate::Error;
 use crate::cli::Shared;
 use crate::cli::generation::GenerationArgs;
 use crate::cli::output::Output;
+use crate::cli::score;
+use crate::eval::{Id, Results, Scene, read_scenes};
 
 use super::{
     CaptionArgs, DataArgs, PartArgs, QuestionArgs, RankingArgs, RetrievalArgs, ScenesArgs,
@@ -54,7 +59,9 @@ pub(super) async fn run(
         image_size: None,
         generation: defaults::<GenerationArgs>()?,
     };
+    let results = captions.data.out.join("results.json");
     let captions = caption::run(shared, &captions, output).await?;
+    let truth_of_captions = exactly_true(&read_scenes(&file("facts_*.json"))?, &results)?;
     let questions = VqaArgs {
         data: data("vqa"),
         truth: QuestionArgs {
@@ -73,26 +80,66 @@ pub(super) async fn run(
         truth: truth("karpathy_*.json"),
         limit: args.limit,
         shard: None,
-        ranking: defaults::<RankingArgs>()?,
+        ranking: RankingArgs {
+            topk: args.topk,
+            ..defaults()?
+        },
     };
     let found = retrieval::run(shared, &pairs, output).await?;
 
     let table = [
-        ("caption", &captions),
-        ("retrieval", &found),
-        ("vqa", &answers),
+        ("exactly true", &truth_of_captions, 2),
+        ("caption", &captions.metrics, captions.decimals),
+        ("retrieval", &found.metrics, found.decimals),
+        ("vqa", &answers.metrics, answers.decimals),
     ];
     if output.json {
-        let all = table.iter().map(|(name, outcome)| {
-            let metrics = Value::Object(outcome.metrics.clone());
-            ((*name).to_owned(), metrics)
+        let all = table.map(|(name, metrics, _)| {
+            let metrics = Value::Object(metrics.clone());
+            (name.replace(' ', "_"), metrics)
         });
-        output.line(&Value::Object(all.collect()).to_string());
+        output.line(&Value::Object(all.into_iter().collect()).to_string());
     } else {
-        for (name, outcome) in &table {
+        for (name, metrics, decimals) in table {
             output.line(name);
-            outcome.print(output);
+            score::print(metrics, decimals, output);
         }
     }
-    Ok(table.iter().all(|(_, outcome)| outcome.all_well))
+    Ok([captions, found, answers]
+        .iter()
+        .all(|outcome| outcome.all_well))
+}
+
+/// Percent of the captions in `results` that are exactly true: of all, of the scenes with a combination that training never
+/// shows, and by number of objects.
+fn exactly_true(scenes: &[Scene], results: &Path) -> Result<Map<String, Value>, Error> {
+    let results = Results::read_captions(results)?;
+    let captions: HashMap<&Id, &str> = results
+        .texts
+        .iter()
+        .map(|(id, caption)| (id, caption.as_str()))
+        .collect();
+    let mut counts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for scene in scenes {
+        let Some(caption) = captions.get(&scene.id()) else {
+            continue;
+        };
+        let is_true = scene.is_true(caption);
+        let objects = format!("{} objects", scene.objects.len());
+        let groups = [
+            Some("all"),
+            scene.held_out.then_some("never shown"),
+            Some(&objects),
+        ];
+        for group in groups.into_iter().flatten() {
+            let (right, all) = counts.entry(group.to_owned()).or_default();
+            *right += usize::from(is_true);
+            *all += 1;
+        }
+    }
+    let percent = |(right, all): (usize, usize)| json!(100.0 * right as f64 / all as f64);
+    Ok(counts
+        .into_iter()
+        .map(|(group, count)| (group, percent(count)))
+        .collect())
 }

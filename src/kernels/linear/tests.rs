@@ -38,7 +38,7 @@ impl Case {
     fn run(
         &self,
         gpu: &Gpu,
-        shape: &Shape,
+        variant: LinearVariant,
         activate: Activate,
         accumulate: bool,
         biased: bool,
@@ -47,7 +47,7 @@ impl Case {
         let y = upload(gpu, &self.old, self.rows, self.out_features);
         let layer = self.layer(gpu, biased);
         run(gpu, |program| {
-            record_with(program, shape, &x, &layer, activate, &y, accumulate);
+            record_with(program, variant, &x, &layer, activate, &y, accumulate);
             y.clone()
         })
     }
@@ -64,25 +64,9 @@ impl Case {
     }
 }
 
-/// Every matmul variant that `gpu` can run.
-fn matmul_variants(gpu: &Gpu) -> Vec<MatmulVariant> {
-    let register = gpu
-        .capabilities()
-        .fixed_subgroup_size()
-        .map(|lanes| MatmulVariant::Register { lanes });
-    std::iter::once(MatmulVariant::Tile)
-        .chain(register)
-        .collect()
-}
-
-fn matvec_variants(gpu: &Gpu) -> Vec<MatvecVariant> {
-    let lanes = gpu.capabilities().fixed_subgroup_size();
-    let subgroup = lanes.map(|lanes| MatvecVariant::Subgroup { lanes });
-    let register = lanes.map(|lanes| MatvecVariant::Register { lanes });
-    std::iter::once(MatvecVariant::Shared)
-        .chain(subgroup)
-        .chain(register)
-        .collect()
+/// Every kernel that `gpu` can multiply `rows` rows with.
+fn variants(gpu: &Gpu, rows: usize) -> Vec<LinearVariant> {
+    candidates(gpu.capabilities(), rows)
 }
 
 #[test]
@@ -97,14 +81,8 @@ fn matmul_equals_its_twin_at_odd_sizes() {
             (130, 129, 64),
         ] {
             let case = Case::new(m, n, k);
-            for variant in matmul_variants(gpu) {
-                let ours = case.run(
-                    gpu,
-                    &matmul_shape(variant, m),
-                    Activate::Identity,
-                    false,
-                    true,
-                );
+            for variant in variants(gpu, m) {
+                let ours = case.run(gpu, variant, Activate::Identity, false, true);
                 let twin = case.twin(Activate::Identity, false, true);
                 assert_close(&ours, &twin, 1e-5, &format!("{variant:?} {m}x{n}x{k}"));
             }
@@ -118,14 +96,8 @@ fn matvec_equals_its_twin_at_odd_sizes() {
         for rows in 1..=MATVEC_ROWS {
             for (n, k) in [(1, 8), (5, 24), (33, 1032), (257, 40)] {
                 let case = Case::new(rows, n, k);
-                for variant in matvec_variants(gpu) {
-                    let ours = case.run(
-                        gpu,
-                        &matvec_shape(variant, rows),
-                        Activate::Identity,
-                        false,
-                        true,
-                    );
+                for variant in variants(gpu, rows) {
+                    let ours = case.run(gpu, variant, Activate::Identity, false, true);
                     let twin = case.twin(Activate::Identity, false, true);
                     assert_close(&ours, &twin, 1e-5, &format!("{variant:?} {rows}x{n}x{k}"));
                 }
@@ -147,22 +119,11 @@ fn every_epilogue_equals_its_twin() {
     for gpu in gpus() {
         for rows in [3, 19] {
             let case = Case::new(rows, 37, 48);
-            let matvecs = matvec_variants(gpu)
-                .into_iter()
-                .map(|v| matvec_shape(v, rows));
-            let matmuls = matmul_variants(gpu)
-                .into_iter()
-                .map(|v| matmul_shape(v, rows));
-            let shapes: Vec<Shape> = if rows <= MATVEC_ROWS {
-                matvecs.collect()
-            } else {
-                matmuls.collect()
-            };
-            for shape in &shapes {
+            for variant in variants(gpu, rows) {
                 for (activate, accumulate, biased) in epilogues {
-                    let ours = case.run(gpu, shape, activate, accumulate, biased);
+                    let ours = case.run(gpu, variant, activate, accumulate, biased);
                     let twin = case.twin(activate, accumulate, biased);
-                    let what = format!("{} {activate:?} {accumulate} {biased}", shape.kernel.name);
+                    let what = format!("{variant} {activate:?} {accumulate} {biased}");
                     assert_close(&ours, &twin, 1e-5, &what);
                 }
             }
@@ -184,19 +145,22 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
             ..case
         };
         let product =
-            |case: &Case, shape: &Shape| case.run(gpu, shape, Activate::Identity, false, true);
-        for variant in matvec_variants(gpu) {
-            let eight = product(&rows(0, 8), &matvec_shape(variant, 8));
+            |case: &Case, variant| case.run(gpu, variant, Activate::Identity, false, true);
+        // The n-th kernel for one row and the n-th for eight are the same one, if not of the same tile height.
+        for (one, many) in variants(gpu, 1).into_iter().zip(variants(gpu, 8)) {
+            let eight = product(&rows(0, 8), many);
             for row in 0..8 {
-                let alone = product(&rows(row, 1), &matvec_shape(variant, 1));
-                assert_eq!(
-                    alone,
-                    eight[row * n..][..n],
-                    "{variant:?} row {row}: bit for bit"
-                );
+                let alone = product(&rows(row, 1), one);
+                assert_eq!(alone, eight[row * n..][..n], "{one} row {row}: bit for bit");
             }
-            if let MatvecVariant::Register { lanes } = variant {
-                let all = product(&case, &matmul_shape(MatmulVariant::Register { lanes }, 30));
+            if !matches!(many, LinearVariant::Register { .. }) {
+                continue;
+            }
+            let registers = variants(gpu, 30)
+                .into_iter()
+                .filter(|variant| matches!(variant, LinearVariant::Register { .. }));
+            for variant in registers {
+                let all = product(&case, variant);
                 assert_eq!(eight, all[..8 * n], "in prefill as in decode, bit for bit");
             }
         }

@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use blip2_wgpu::gpu::{AdapterChoice, Gpu, GpuOptions};
+use blip2_wgpu::kernels::self_check;
 use burn::Order;
 use problem::Problem;
 
@@ -146,6 +147,7 @@ fn run(options: &Options) -> Result<bool, Failure> {
         adapter: AdapterChoice::parse(&adapter),
         ..GpuOptions::default()
     }))?;
+    pollster::block_on(self_check(&gpu))?;
     let peer = burn::Peer::open(gpu.info())?;
     let info = gpu.info();
     if !options.json {
@@ -222,7 +224,7 @@ fn rows<'a>(
 ) -> Result<Vec<Row<'a>>, Failure> {
     let ours = ours::Product::new(gpu, problem)?;
     let mut rows = vec![Row {
-        name: "ours, f16 weights".into(),
+        name: format!("ours, {}", ours.kernel),
         f16: false,
         ours: true,
         error: problem.error(&ours.result()?),

@@ -1,7 +1,7 @@
-//! The engine's linear layer, by whichever kernel it chooses for the device.
+//! The engine's linear layer, by the kernel that it chooses: checked at start, measured for the shape.
 
 use blip2_wgpu::gpu::{Activation, ActivationPool, Gpu, Program, ProgramBuilder};
-use blip2_wgpu::kernels::{Activate, Linear, linear_to};
+use blip2_wgpu::kernels::{Activate, Linear, chosen, linear_to, tune};
 
 use crate::Failure;
 use crate::problem::Problem;
@@ -10,6 +10,8 @@ use crate::problem::Problem;
 pub struct Product<'a> {
     gpu: &'a Gpu,
     program: Program,
+    /// The kernel chosen.
+    pub kernel: String,
     y: wgpu::Buffer,
     count: usize,
 }
@@ -31,13 +33,20 @@ impl<'a> Product<'a> {
             weight: gpu.matrix_with("w", *out_features, *in_features, w)?,
             bias: None,
         };
-        let mut program = ProgramBuilder::new(gpu, "peers");
         let result = Activation::external(&y, *rows, *out_features);
-        linear_to(&mut program, &x, &layer, Activate::Identity, &result);
-        let program = program.finish(&ActivationPool::default())?;
+        let record = || {
+            let mut program = ProgramBuilder::new(gpu, "peers").with_products();
+            linear_to(&mut program, &x, &layer, Activate::Identity, &result);
+            program
+        };
+        // The first recording tells which products there are; the second takes the kernels found for them.
+        pollster::block_on(tune(gpu, &record().products()))?;
+        let kernel = chosen(gpu, *rows, *out_features, *in_features).to_string();
+        let program = record().finish(&ActivationPool::default())?;
         Ok(Self {
             gpu,
             program,
+            kernel,
             y,
             count,
         })

@@ -138,7 +138,7 @@ impl Product {
             .clone()
             .matmul(self.w.clone())
             .into_data_dtype(DType::F32);
-        data.to_vec::<f32>()
+        data.try_to_vec::<f32>()
             .map_err(|error| format!("burn: {error:?}").into())
     }
 }

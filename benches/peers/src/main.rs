@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --release --manifest-path benches/peers/Cargo.toml                      # burn compiles WGSL
 //! cargo run --release --manifest-path benches/peers/Cargo.toml --features spirv     # burn compiles SPIR-V, where it can
-//! … -- --json  --shape 32x2560x2560  --rounds 5  --round-ms 300
+//! … -- --json  --f32  --shape 32x2560x2560  --rounds 5  --round-ms 300
 //! ```
 //! `BLIP2_WGPU_ADAPTER` chooses the adapter.
 //!
@@ -11,7 +11,7 @@
 //! does. burn multiplies values of one type only, so it is timed in f32 and, where the adapter has it, in f16; and with
 //! the weights in either order: `[in, out]`, as burn's own linear layer keeps them, and `[out, in]` transposed by a
 //! view, as checkpoints have them. A shape's ratio is that of burn's fastest f32 row, so that both compute to the same
-//! precision; f16 rows are shown with theirs.
+//! precision; f16 rows are shown with theirs, and left out by `--f32`.
 
 mod burn;
 mod ours;
@@ -46,6 +46,7 @@ type Failure = Box<dyn std::error::Error>;
 
 struct Options {
     json: bool,
+    f32_only: bool,
     shapes: Vec<[usize; 3]>,
     rounds: usize,
     round_seconds: f64,
@@ -102,6 +103,7 @@ fn main() -> ExitCode {
 fn options() -> Result<Options, Failure> {
     let mut options = Options {
         json: false,
+        f32_only: false,
         shapes: Vec::new(),
         rounds: 5,
         round_seconds: 0.3,
@@ -111,12 +113,13 @@ fn options() -> Result<Options, Failure> {
         let mut value = || words.next().ok_or(format!("{word} wants a value"));
         match word.as_str() {
             "--json" => options.json = true,
+            "--f32" => options.f32_only = true,
             "--rounds" => options.rounds = value()?.parse::<usize>()?.max(1),
             "--round-ms" => options.round_seconds = value()?.parse::<f64>()? / 1e3,
             "--shape" => options.shapes.push(shape(&value()?)?),
             _ => {
                 return Err(format!(
-                    "{word}: not an option; --json, --shape, --rounds, --round-ms are"
+                    "{word}: not an option; --json, --f32, --shape, --rounds, --round-ms are"
                 )
                 .into());
             }
@@ -163,7 +166,7 @@ fn run(options: &Options) -> Result<bool, Failure> {
     let mut agree = true;
     for &sizes in &options.shapes {
         let problem = Problem::new(sizes);
-        let mut rows = rows(&problem, &gpu, &peer)?;
+        let mut rows = rows(&problem, &gpu, &peer, options)?;
         time(&mut rows, options)?;
         let ours = rows[0].median();
         let theirs = rows
@@ -221,6 +224,7 @@ fn rows<'a>(
     problem: &Problem,
     gpu: &'a Gpu,
     peer: &'a burn::Peer,
+    options: &Options,
 ) -> Result<Vec<Row<'a>>, Failure> {
     let ours = ours::Product::new(gpu, problem)?;
     let mut rows = vec![Row {
@@ -233,7 +237,7 @@ fn rows<'a>(
         times: Vec::new(),
     }];
     for f16 in [false, true] {
-        if f16 && !peer.has_f16() {
+        if f16 && (options.f32_only || !peer.has_f16()) {
             continue;
         }
         for order in [Order::InOut, Order::OutIn] {

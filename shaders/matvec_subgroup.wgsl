@@ -1,17 +1,27 @@
 // matvec_subgroup: y = activation(x · wᵀ + bias) [+ y] for 1 to 8 rows: the weights are read once for all of them.
 //
 // Tile: 8 columns (rows of the weight) a subgroup. The lanes walk along K together, 16 bytes of weight a lane and column.
-// Works with any subgroup size; WORKGROUP_SIZE is a multiple of it. M is at most ROWS.
-// Grid: (ceil(N / (8 · WORKGROUP_SIZE / subgroup size)), 1, 1).
-// A sum's order depends on K and the subgroup size, not on M or ROWS: a row has the same bits alone and among eight.
-// Called by kernels/linear.rs for decode steps and beams, where all subgroups have one size above 16 lanes.
+// With SPLITS above 1 that many subgroups of a workgroup share a tile, each with its slice of K, and add up in workgroup
+// memory: more loads under way where there are few columns for a large GPU. SPLITS 0: all subgroups share one tile,
+// however many the driver makes of the workgroup.
+// Works with any subgroup size; WORKGROUP_SIZE is a multiple of it times SPLITS, at most 8 splits. M is at most ROWS.
+// Grid: (ceil(N / (8 · WORKGROUP_SIZE / subgroup size / splits)), 1, 1).
+// A sum's order depends on K, the subgroup size and SPLITS, not on M or ROWS: a row has the same bits alone and among
+// eight.
+// Called by kernels/linear.rs for decode steps and beams, where subgroups have more than 16 lanes.
 // Prepended: linear.wgsl, which has the shapes and bindings, and a weights_*.wgsl.
 //
 // Measured: 10240×2560, 7.8 GB/s of weight for 1 row, 2.7 for 8
-// (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine).
+// (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine). Splits are unmeasured on a GPU.
 
 override ROWS: u32 = 1u; // 1 to 8
 override WORKGROUP_SIZE: u32 = 8u;
+override SPLITS: u32 = 1u; // 0 to 8
+
+// What each split's sums are, where there are several: [tile · splits + split, row, column].
+const MOST_SUBGROUPS: u32 = 16u;
+override SUMS: u32 = select(MOST_SUBGROUPS * ROWS * 8u, 1u, SPLITS == 1u);
+var<workgroup> sums: array<f32, SUMS>;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn main(
@@ -21,7 +31,9 @@ fn main(
     @builtin(subgroup_invocation_id) lane: u32,
     @builtin(subgroup_size) lanes: u32,
 ) {
-    let column = (group.x * subgroups + subgroup) * 8u;
+    let splits = select(SPLITS, subgroups, SPLITS == 0u);
+    let split = subgroup % splits;
+    let column = (group.x * (subgroups / splits) + subgroup / splits) * 8u;
     let elements = params.in_features / WEIGHT_K;
     let x_stride = params.in_features / 4u;
     let last_row = params.rows - 1u;
@@ -111,7 +123,7 @@ fn main(
     var sum_7_6 = 0.0;
     var sum_7_7 = 0.0;
 
-    for (var element = lane; element < elements; element += lanes) {
+    for (var element = split * lanes + lane; element < elements; element += splits * lanes) {
         var h_0 = weight[w_at_0 + element];
         var h_1 = weight[w_at_1 + element];
         var h_2 = weight[w_at_2 + element];
@@ -295,7 +307,19 @@ fn main(
         let total_5 = subgroupAdd(c_5);
         let total_6 = subgroupAdd(c_6);
         let total_7 = subgroupAdd(c_7);
-        if (lane == 0u) {
+        if (SPLITS != 1u) {
+            if (lane == 0u) {
+                let at = (subgroup * ROWS + row) * 8u;
+                sums[at] = total_0;
+                sums[at + 1u] = total_1;
+                sums[at + 2u] = total_2;
+                sums[at + 3u] = total_3;
+                sums[at + 4u] = total_4;
+                sums[at + 5u] = total_5;
+                sums[at + 6u] = total_6;
+                sums[at + 7u] = total_7;
+            }
+        } else if (lane == 0u) {
             store(row, column, total_0);
             store(row, column + 1u, total_1);
             store(row, column + 2u, total_2);
@@ -304,6 +328,19 @@ fn main(
             store(row, column + 5u, total_5);
             store(row, column + 6u, total_6);
             store(row, column + 7u, total_7);
+        }
+    }
+
+    if (SPLITS != 1u) {
+        workgroupBarrier();
+        // The lanes of all splits of a tile share its rows · 8 values.
+        let first = (subgroup - split) * ROWS * 8u;
+        for (var at = split * lanes + lane; at < rows * 8u; at += splits * lanes) {
+            var sum = 0.0;
+            for (var part = 0u; part < splits; part++) {
+                sum += sums[first + part * ROWS * 8u + at];
+            }
+            store(at / 8u, column + at % 8u, sum);
         }
     }
 }

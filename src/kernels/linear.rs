@@ -2,6 +2,7 @@
 //! this device: `linear/check.rs`; which is fastest for a shape: `linear/tune.rs`.
 
 mod check;
+mod cooperative;
 mod tune;
 mod variant;
 
@@ -11,6 +12,7 @@ use super::{groups, word};
 pub(crate) use check::checks;
 #[cfg(test)]
 pub(crate) use check::{CHECKED_ROWS, usable};
+pub use cooperative::CooperativeTile;
 pub use tune::{chosen, tune};
 pub(crate) use variant::KERNELS;
 pub use variant::{LinearVariant, candidates};

@@ -104,8 +104,13 @@ impl Blip2 {
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
         let gpu = options.open_device(&source.checkpoint).await?;
-        let mut uploader =
-            Uploader::new(&gpu, &source.checkpoint, progress).quantised(options.quant);
+        let mut ignore = |_, _| {};
+        let mut outline =
+            Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?.quantised(options.quant);
+        source.model(&mut outline).await?;
+        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress)
+            .quantised(options.quant)
+            .expecting(outline);
         let model = source.model(&mut uploader).await?;
         uploader.finish().await?;
         Ok(Self {

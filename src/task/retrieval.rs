@@ -86,12 +86,12 @@ impl PairScore {
 #[derive(Debug)]
 pub struct Retriever {
     config: Blip2Config,
-    preprocessor: Preprocessor,
+    pub(super) preprocessor: Preprocessor,
     tokenizer: BertTokenizer,
     checkpoint: Checkpoint,
     image_size: usize,
     quant: Option<WeightFormat>,
-    matcher: Matcher,
+    pub(super) matcher: Matcher,
 }
 
 impl Retriever {
@@ -136,8 +136,13 @@ impl Retriever {
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
         let gpu = options.open_device(&source.checkpoint).await?;
-        let mut uploader =
-            Uploader::new(&gpu, &source.checkpoint, progress).quantised(options.quant);
+        let mut ignore = |_, _| {};
+        let mut outline =
+            Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?.quantised(options.quant);
+        source.model(&mut outline).await?;
+        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress)
+            .quantised(options.quant)
+            .expecting(outline);
         let model = source.model(&mut uploader).await?;
         uploader.finish().await?;
         Ok(Self {
@@ -208,7 +213,7 @@ impl Retriever {
     }
 
     /// Prepared images as one batch.
-    async fn encode_pixels(
+    pub(super) async fn encode_pixels(
         &mut self,
         pixels: &[impl AsRef<[f32]>],
     ) -> Result<Vec<ImageFeatures>, Error> {

@@ -13,6 +13,7 @@ mod policy;
 mod pytorch;
 mod quant;
 mod quantised;
+mod transfer;
 mod upload;
 
 #[cfg(test)]

@@ -1,18 +1,9 @@
 //! From the memory map to the device: converted on the way, through bounded staging, with progress.
 
-use half::f16;
+use crate::gpu::{Gpu, GpuError, Matrix, Vector, WeightFormat};
 
-use crate::gpu::{
-    Gpu, GpuError, Matrix, MatrixPart, Staging, Vector, WeightFormat, grouped_scales, round_up,
-};
-
-use super::{Checkpoint, Format, Weight, WeightsError, format_of};
-
-/// Bytes converted at a time before they are copied into staging memory: small enough for a core's cache.
-const BLOCK: usize = 256 << 10;
-
-/// Bytes of quantised values made at a time: enough rows for all cores.
-const QUANT_CHUNK: usize = 4 << 20;
+use super::transfer::{Transfer, Wish};
+use super::{Checkpoint, Weight, WeightsError, format_of};
 
 /// What can go wrong while uploading.
 #[derive(Debug, thiserror::Error)]
@@ -33,18 +24,21 @@ pub struct Uploader<'a> {
     gpu: &'a Gpu,
     checkpoint: &'a Checkpoint,
     quant: Option<WeightFormat>,
-    target: Target,
-    block: Vec<u8>,
+    target: Target<'a>,
     progress: &'a mut Progress<'a>,
     done: u64,
     device_bytes: u64,
 }
 
 /// Where tensors go.
-enum Target {
-    Device(Staging),
+enum Target<'a> {
+    Device(Transfer<'a>),
     /// Nowhere: every tensor gets this one small buffer. Programs can be planned over such weights, not run.
-    Outline(wgpu::Buffer),
+    Outline {
+        buffer: wgpu::Buffer,
+        /// The matrices asked for so far.
+        wishes: Vec<Wish<'a>>,
+    },
 }
 
 impl<'a> Uploader<'a> {
@@ -54,8 +48,7 @@ impl<'a> Uploader<'a> {
             gpu,
             checkpoint,
             quant: None,
-            target: Target::Device(Staging::new(gpu)),
-            block: Vec::new(),
+            target: Target::Device(Transfer::new(gpu, Vec::new())),
             progress,
             done: 0,
             device_bytes: 0,
@@ -75,8 +68,10 @@ impl<'a> Uploader<'a> {
             gpu,
             checkpoint,
             quant: None,
-            target: Target::Outline(gpu.storage("outline", 16)?),
-            block: Vec::new(),
+            target: Target::Outline {
+                buffer: gpu.storage("outline", 16)?,
+                wishes: Vec::new(),
+            },
             progress,
             done: 0,
             device_bytes: 0,
@@ -87,6 +82,18 @@ impl<'a> Uploader<'a> {
     #[must_use]
     pub fn quantised(mut self, quant: Option<WeightFormat>) -> Self {
         self.quant = quant;
+        self
+    }
+
+    /// Announces that the tensors will be those that `outline` was asked for, in that order: they are then converted and
+    /// written several at a time, on all cores.
+    #[must_use]
+    pub fn expecting(mut self, outline: Uploader<'a>) -> Self {
+        if let (Target::Device(transfer), Target::Outline { wishes, .. }) =
+            (&mut self.target, outline.target)
+        {
+            *transfer = Transfer::new(self.gpu, wishes);
+        }
         self
     }
 
@@ -148,7 +155,7 @@ impl<'a> Uploader<'a> {
         self.device_bytes += (len * 4).next_multiple_of(16) as u64;
         Ok(match &self.target {
             Target::Device(_) => self.gpu.vector(label, values)?,
-            Target::Outline(buffer) => Vector {
+            Target::Outline { buffer, .. } => Vector {
                 buffer: buffer.clone(),
                 len,
             },
@@ -200,59 +207,20 @@ impl<'a> Uploader<'a> {
     ///
     /// # Errors
     /// As [`Uploader::vector`].
-    pub async fn matrix_of(&mut self, weights: &[Weight<'_>]) -> Result<Matrix, UploadError> {
-        let [rows_each, columns] = weights[0].matrix();
-        let format = self.format_of(weights)?;
-        let stride = round_up(columns, 8);
-        let rows = rows_each * weights.len();
-        let row_bytes = stride * 2;
-        let matrix = match &self.target {
-            Target::Device(_) => self
-                .gpu
-                .weight_matrix(weights[0].name(), format, rows, stride)?,
-            Target::Outline(buffer) => outline_matrix(buffer, format, rows, stride),
-        };
-        self.device_bytes += format.part_bytes(rows, stride).next_multiple_of(16);
+    pub async fn matrix_of(&mut self, weights: &[Weight<'a>]) -> Result<Matrix, UploadError> {
+        let wish = Wish::new(weights, self.format_of(weights)?);
+        self.device_bytes += wish.bytes();
         for weight in weights {
             self.count(weight);
         }
-        let Target::Device(staging) = &mut self.target else {
-            return Ok(matrix);
-        };
-        if format.is_quantised() {
-            for part in &matrix.parts {
-                write_quantised(staging, weights, part, &matrix).await?;
-            }
-            return Ok(matrix);
-        }
-        let rows_a_chunk = (Staging::CHUNK / row_bytes).max(1);
-        for part in &matrix.parts {
-            let end = part.first_row + part.rows;
-            let mut row = part.first_row;
-            while row < end {
-                // A chunk ends with its weight, its part or its staging buffer, whichever comes first.
-                let weight = &weights[row / rows_each];
-                let within = row % rows_each;
-                let count = rows_a_chunk.min(end - row).min(rows_each - within);
-                let offset = ((row - part.first_row) * row_bytes) as u64;
-                let block = &mut self.block;
-                staging
-                    .write(&part.buffer, offset, count * row_bytes, |mut target| {
-                        write_blocks(
-                            weight,
-                            within..within + count,
-                            stride,
-                            block,
-                            |at, bytes| {
-                                target.slice(at..at + bytes.len()).copy_from_slice(bytes);
-                            },
-                        )
-                    })
-                    .await?;
-                row += count;
+        match &mut self.target {
+            Target::Device(transfer) => transfer.matrix(self.gpu, wish).await,
+            Target::Outline { buffer, wishes } => {
+                let matrix = outline_matrix(buffer, &wish);
+                wishes.push(wish);
+                Ok(matrix)
             }
         }
-        Ok(matrix)
     }
 
     /// The format of `weights` on the device: one for all of them, as they are one matrix there.
@@ -289,8 +257,8 @@ impl<'a> Uploader<'a> {
     /// An error of the device.
     pub async fn finish(self) -> Result<(), UploadError> {
         match self.target {
-            Target::Device(staging) => Ok(staging.finish().await?),
-            Target::Outline(_) => Ok(()),
+            Target::Device(transfer) => Ok(transfer.finish(self.gpu).await?),
+            Target::Outline { .. } => Ok(()),
         }
     }
 
@@ -301,89 +269,14 @@ impl<'a> Uploader<'a> {
 }
 
 /// A matrix of the right sizes that holds nothing.
-fn outline_matrix(
-    buffer: &wgpu::Buffer,
-    format: WeightFormat,
-    rows: usize,
-    columns: usize,
-) -> Matrix {
+fn outline_matrix(buffer: &wgpu::Buffer, wish: &Wish<'_>) -> Matrix {
+    let matrix = wish.matrix();
     Matrix {
-        format,
-        parts: vec![MatrixPart {
+        parts: vec![crate::gpu::MatrixPart {
             buffer: buffer.clone(),
             first_row: 0,
-            rows,
+            rows: matrix.rows,
         }],
-        rows,
-        columns,
+        ..matrix
     }
-}
-
-/// Quantises the rows of `part` on their way into staging memory, and puts their scales behind them.
-async fn write_quantised(
-    staging: &mut Staging,
-    weights: &[Weight<'_>],
-    part: &MatrixPart,
-    matrix: &Matrix,
-) -> Result<(), UploadError> {
-    let (format, columns) = (matrix.format, matrix.columns);
-    let (row_bytes, row_scales) = (format.row_bytes(columns), format.row_scales(columns));
-    let rows_each = matrix.rows / weights.len();
-    let rows_a_chunk = (QUANT_CHUNK / row_bytes).max(1);
-    let mut scales = vec![f16::ZERO; part.rows * row_scales];
-    let mut values = Vec::new();
-    let mut done = 0;
-    while done < part.rows {
-        // A chunk ends with its weight, its part or its size, whichever comes first.
-        let row = part.first_row + done;
-        let (weight, within) = (&weights[row / rows_each], row % rows_each);
-        let count = rows_a_chunk.min(part.rows - done).min(rows_each - within);
-        values.resize(count * row_bytes, 0);
-        let here = &mut scales[done * row_scales..][..count * row_scales];
-        weight.quantise_rows(within..within + count, format, &mut values, here)?;
-        write_bytes(staging, part, done * row_bytes, &values).await?;
-        done += count;
-    }
-    let scales = grouped_scales(&scales, row_scales);
-    let bytes: &[u8] = bytemuck::cast_slice(&scales);
-    for (index, chunk) in bytes.chunks(Staging::CHUNK).enumerate() {
-        let offset = part.rows * row_bytes + index * Staging::CHUNK;
-        write_bytes(staging, part, offset, chunk).await?;
-    }
-    Ok(())
-}
-
-/// Copies `bytes` to `offset` of `part`.
-async fn write_bytes(
-    staging: &mut Staging,
-    part: &MatrixPart,
-    offset: usize,
-    bytes: &[u8],
-) -> Result<(), UploadError> {
-    staging
-        .write(&part.buffer, offset as u64, bytes.len(), |mut target| {
-            target.slice(..).copy_from_slice(bytes);
-            Ok(())
-        })
-        .await
-}
-
-/// Converts `rows` to f16 in blocks that stay in cache and hands each on with its byte offset.
-fn write_blocks(
-    weight: &Weight<'_>,
-    rows: std::ops::Range<usize>,
-    stride: usize,
-    block: &mut Vec<u8>,
-    mut put: impl FnMut(usize, &[u8]),
-) -> Result<(), UploadError> {
-    let row_bytes = stride * 2;
-    let rows_a_block = (BLOCK / row_bytes).max(1);
-    block.resize(rows_a_block * row_bytes, 0);
-    for first in rows.clone().step_by(rows_a_block) {
-        let here = first..rows.end.min(first + rows_a_block);
-        let bytes = here.len() * row_bytes;
-        weight.write_rows(here, Format::F16, &mut block[..bytes], stride)?;
-        put((first - rows.start) * row_bytes, &block[..bytes]);
-    }
-    Ok(())
 }

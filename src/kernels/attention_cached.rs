@@ -5,13 +5,13 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::{Heads, KvLayer, Pages, word};
 
-static ATTENTION_CACHED: Kernel = Kernel {
+pub(super) static ATTENTION_CACHED: Kernel = Kernel {
     name: "attention_cached",
     wgsl: &[include_str!("../../shaders/attention_cached.wgsl")],
     bindings: &[READ, READ, READ, READ, READ, WRITE],
 };
 
-static ATTENTION_CACHED_VEC4: Kernel = Kernel {
+pub(super) static ATTENTION_CACHED_VEC4: Kernel = Kernel {
     name: "attention_cached_vec4",
     wgsl: &[include_str!("../../shaders/attention_cached_vec4.wgsl")],
     bindings: &[READ, READ, READ, READ, READ, WRITE],

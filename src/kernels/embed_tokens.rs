@@ -4,7 +4,7 @@ use crate::gpu::{Activation, GpuError, Kernel, Matrix, Operand, ProgramBuilder, 
 
 use super::{groups, word};
 
-static EMBED_TOKENS: Kernel = Kernel {
+pub(super) static EMBED_TOKENS: Kernel = Kernel {
     name: "embed_tokens",
     wgsl: &[include_str!("../../shaders/embed_tokens.wgsl")],
     bindings: &[READ, READ, READ, READ, READ, WRITE],

@@ -19,7 +19,10 @@ use super::record_with;
 /// Multiply-adds below which a product is not worth measuring: any kernel is done within microseconds.
 const LEAST_WORK: usize = 1 << 26;
 
-/// Rounds in which the kernels take turns; their medians count.
+/// Rows up to which every number of them has a choice of its own.
+const FEW_ROWS: usize = 128;
+
+/// Rounds in which the kernels take turns; their medians count. Slow products, which noise tells less about, have one.
 const ROUNDS: usize = 4;
 
 /// A round of fast kernels repeats them for about this long.
@@ -78,9 +81,14 @@ fn contestants(gpu: &Gpu, rows: usize, format: WeightFormat) -> Vec<LinearVarian
 }
 
 /// What the choice for a shape is kept under. Up to [`MATVEC_ROWS`] rows have one choice, so that a row's result does not
-/// depend on the number of rows beside it; more rows have one for each power of two.
+/// depend on the number of rows beside it. Few rows have one for each number, as a tile's height must suit it; many have
+/// one for each power of two.
 fn name_of(gpu: &Gpu, rows: usize, weight: &Matrix) -> String {
-    let class = rows.next_power_of_two().max(MATVEC_ROWS);
+    let class = match rows {
+        ..=MATVEC_ROWS => MATVEC_ROWS,
+        ..=FEW_ROWS => rows,
+        _ => rows.next_power_of_two(),
+    };
     let first = usable(gpu, rows, weight.format)[0];
     let kernel = first.shape(rows, weight.format).kernel;
     let shape = format!("{class}x{}x{}", weight.rows, weight.columns);
@@ -151,7 +159,8 @@ impl Contest {
         let best = self.best_time();
         self.entries.retain(|entry| entry.time() <= HOPELESS * best);
         let repeats = ((ROUND_TIME.as_secs_f64() / best) as usize).clamp(1, 100);
-        for _ in 0..ROUNDS {
+        let rounds = if repeats > 1 { ROUNDS } else { 1 };
+        for _ in 0..rounds {
             for entry in &mut self.entries {
                 let time = entry.run(gpu, repeats).await?;
                 entry.times.push(time);

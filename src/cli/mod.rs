@@ -192,6 +192,7 @@ impl Shared {
             checked: self.checked,
             cache_dir: cache_dir(),
             max_part_bytes: None,
+            max_binding_bytes: None,
         })
     }
 

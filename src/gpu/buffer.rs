@@ -51,6 +51,24 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::TooLarge`] if no binding of this device can hold it.
     pub fn storage(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        self.storage_buffer(label, bytes, false)
+    }
+
+    /// A storage buffer that is mapped: the host writes into it and unmaps it, and nothing needs to be copied. Only where
+    /// [`Gpu::shares_memory`].
+    ///
+    /// # Errors
+    /// As [`Gpu::storage`].
+    pub fn mapped_storage(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        self.storage_buffer(label, bytes, true)
+    }
+
+    fn storage_buffer(
+        &self,
+        label: &str,
+        bytes: u64,
+        mapped: bool,
+    ) -> Result<wgpu::Buffer, GpuError> {
         let bytes = bytes.max(16).next_multiple_of(16);
         let capabilities = self.capabilities();
         let limit = capabilities
@@ -64,13 +82,15 @@ impl Gpu {
             });
         }
         self.count_objects(1);
+        let mut usage = wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_DST
+            | wgpu::BufferUsages::COPY_SRC;
+        usage.set(wgpu::BufferUsages::MAP_WRITE, mapped);
         Ok(self.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
             size: bytes,
-            usage: wgpu::BufferUsages::STORAGE
-                | wgpu::BufferUsages::COPY_DST
-                | wgpu::BufferUsages::COPY_SRC,
-            mapped_at_creation: false,
+            usage,
+            mapped_at_creation: mapped,
         }))
     }
 
@@ -138,16 +158,7 @@ impl Gpu {
         rows: usize,
         columns: usize,
     ) -> Result<Matrix, GpuError> {
-        let limit = self.max_part_bytes() / 16 * 16;
-        // A row that does not fit is a part of its own, which `storage` refuses if no binding can hold it.
-        let most_rows = format.most_rows(columns, limit);
-        let count = rows.div_ceil(most_rows).max(1);
-        // Equal parts: one big and one tiny part would leave the last dispatch of a product nearly empty. Eights: no
-        // part but the last has scales of rows that are not there.
-        let rows_per_part = match rows.div_ceil(count).max(1) {
-            even if format.is_quantised() && count > 1 => even.next_multiple_of(8).min(most_rows),
-            even => even,
-        };
+        let rows_per_part = self.rows_per_part(format, rows, columns);
         let parts = (0..rows)
             .step_by(rows_per_part)
             .map(|first_row| {
@@ -165,6 +176,20 @@ impl Gpu {
             rows,
             columns,
         })
+    }
+
+    /// Rows of each part (the last may have fewer) of a matrix of this shape.
+    pub fn rows_per_part(&self, format: WeightFormat, rows: usize, columns: usize) -> usize {
+        let limit = self.max_part_bytes() / 16 * 16;
+        // A row that does not fit is a part of its own, which `storage` refuses if no binding can hold it.
+        let most_rows = format.most_rows(columns, limit);
+        let count = rows.div_ceil(most_rows).max(1);
+        // Equal parts: one big and one tiny part would leave the last dispatch of a product nearly empty. Eights: no
+        // part but the last has scales of rows that are not there.
+        match rows.div_ceil(count).max(1) {
+            even if format.is_quantised() && count > 1 => even.next_multiple_of(8).min(most_rows),
+            even => even,
+        }
     }
 
     /// An f16 matrix holding `values` (`[rows, columns]`): for tests and small constants.

@@ -59,6 +59,9 @@ pub struct GpuOptions {
     /// Split weight matrices into parts of at most this many bytes, where bindings could be larger: for tests of what
     /// a device with small bindings does to large weights. `None` splits only what does not fit one binding.
     pub max_part_bytes: Option<u64>,
+    /// Bind at most this many bytes at once, where the device could more: for tests of what becomes of requests that
+    /// a device has no room for. `None` is the device's own limit.
+    pub max_binding_bytes: Option<u64>,
 }
 
 /// What a device (or adapter) can do for our kernels.
@@ -191,9 +194,12 @@ impl Gpu {
             adapter: info.name.clone(),
             reason,
         };
-        let capabilities = Capabilities::of_adapter(&adapter).without(options.disabled);
+        let mut capabilities = Capabilities::of_adapter(&adapter).without(options.disabled);
+        capabilities.max_binding_bytes = capabilities
+            .max_binding_bytes
+            .min(options.max_binding_bytes.unwrap_or(u64::MAX));
         let required_features =
-            wanted_features(options.disabled, &capabilities) & adapter.features();
+            wanted_features(options.disabled, &capabilities, &info) & adapter.features();
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("blip2-wgpu"),
@@ -253,6 +259,14 @@ impl Gpu {
             .max_binding_bytes
             .min(capabilities.max_buffer_bytes)
             .min(self.inner.max_part_bytes.unwrap_or(u64::MAX))
+    }
+
+    /// Whether the host may write into storage buffers itself ([`Gpu::mapped_storage`]), without staging: where the device
+    /// is the CPU.
+    #[must_use]
+    pub fn shares_memory(&self) -> bool {
+        let features = self.inner.device.features();
+        features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)
     }
 
     /// Buffers and bind groups made on this device so far: constant while recorded programs replay.
@@ -347,9 +361,19 @@ impl Gpu {
 
 /// The features we use where they are; what is not used is not requested. `SHADER_F16` serves cooperative matrices alone:
 /// f16 weights are unpacked from `u32`.
-fn wanted_features(disabled: Disabled, capabilities: &Capabilities) -> wgpu::Features {
+fn wanted_features(
+    disabled: Disabled,
+    capabilities: &Capabilities,
+    info: &wgpu::AdapterInfo,
+) -> wgpu::Features {
     let mut features = wgpu::Features::PIPELINE_CACHE;
     features.set(wgpu::Features::SUBGROUP, !disabled.subgroups);
+    // Where the device is the CPU all memory is the host's. Integrated GPUs are left alone: what they can map may be a
+    // small or a slow part of what they have, and none was at hand to measure.
+    features.set(
+        wgpu::Features::MAPPABLE_PRIMARY_BUFFERS,
+        info.device_type == wgpu::DeviceType::Cpu && !disabled.limits,
+    );
     if capabilities.cooperative_size().is_some() {
         features |= wgpu::Features::SHADER_F16 | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
     }

@@ -19,7 +19,7 @@ pub use error::GpuError;
 pub use pipeline::{Access, Constants, Kernel};
 pub use program::{Activation, ActivationPool, Operand, Product, Program, ProgramBuilder, Tap};
 pub(crate) use program::{READ, WRITE};
-pub use staging::Staging;
+pub use staging::{StagedWrite, Staging};
 pub use weight_format::{QUANT_BLOCK, WeightFormat, grouped_scales};
 
 /// Rounds `value` up to a multiple of `step`.

@@ -101,7 +101,10 @@ impl Blip2 {
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
         let gpu = options.open_device().await?;
-        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress);
+        let mut ignore = |_, _| {};
+        let mut outline = Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?;
+        source.model(&mut outline).await?;
+        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress).expecting(outline);
         let model = source.model(&mut uploader).await?;
         uploader.finish().await?;
         Ok(Self {

@@ -23,7 +23,7 @@ pub use blip2::{Blip2, OpenOptions, plan_memory};
 pub use caption::{Caption, CaptionOptions, check_caption_options};
 pub use explain::{ExplainedWord, Explanation, WrittenText};
 pub use features::ImageFeaturizer;
-pub use parity::{ParityReport, ParityRow, TOLERANCE};
+pub use parity::{DumpModel, DumpSummary, ParityReport, ParityRow, TOLERANCE};
 pub use prepare::ImageSource;
 pub use preset::Preset;
 pub use retrieval::{

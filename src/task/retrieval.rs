@@ -86,11 +86,11 @@ impl PairScore {
 #[derive(Debug)]
 pub struct Retriever {
     config: Blip2Config,
-    preprocessor: Preprocessor,
+    pub(super) preprocessor: Preprocessor,
     tokenizer: BertTokenizer,
     checkpoint: Checkpoint,
     image_size: usize,
-    matcher: Matcher,
+    pub(super) matcher: Matcher,
 }
 
 impl Retriever {
@@ -135,7 +135,10 @@ impl Retriever {
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
         let gpu = options.open_device().await?;
-        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress);
+        let mut ignore = |_, _| {};
+        let mut outline = Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?;
+        source.model(&mut outline).await?;
+        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress).expecting(outline);
         let model = source.model(&mut uploader).await?;
         uploader.finish().await?;
         Ok(Self {
@@ -204,7 +207,7 @@ impl Retriever {
     }
 
     /// Prepared images as one batch.
-    async fn encode_pixels(
+    pub(super) async fn encode_pixels(
         &mut self,
         pixels: &[impl AsRef<[f32]>],
     ) -> Result<Vec<ImageFeatures>, Error> {

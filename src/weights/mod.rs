@@ -11,6 +11,7 @@ mod error;
 mod names;
 mod pytorch;
 mod quant;
+mod transfer;
 mod upload;
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::checkpoint::{Checkpoint, TensorView};
-use super::dtype::{Format, SourceFormat, convert_elements};
+use super::dtype::{BadElement, Format, SourceFormat, check_f16, convert_elements};
 use super::error::WeightsError;
 
 /// T5's token embedding, and the names it has in its two stacks.
@@ -215,6 +215,36 @@ impl<'a> Weight<'a> {
         Ok(())
     }
 
+    /// `rows` of [`Weight::matrix`] as they are stored, where that is what [`Weight::write_rows`] would make of them in f16
+    /// at this `stride`: no conversion, no padding. The values are checked all the same.
+    ///
+    /// # Errors
+    /// A value that is NaN or infinite.
+    pub(super) fn f16_rows(
+        &self,
+        rows: Range<usize>,
+        stride: usize,
+    ) -> Result<Option<&'a [u8]>, WeightsError> {
+        let [_, columns] = self.matrix();
+        let [Part::Stored { view, format }] = self.parts.as_slice() else {
+            return Ok(None);
+        };
+        let row_bytes = columns * 2;
+        let stored = match format {
+            SourceFormat::F16 if stride == columns => {
+                view.bytes.get(rows.start * row_bytes..rows.end * row_bytes)
+            }
+            _ => None,
+        };
+        let Some(stored) = stored else {
+            return Ok(None);
+        };
+        match check_f16(stored) {
+            Ok(()) => Ok(Some(stored)),
+            Err(bad) => Err(bad_value(view, rows.start * columns, bad)),
+        }
+    }
+
     /// The whole tensor as f32 values on the heap: for small ones (biases, norms) and tests, not for matrices.
     ///
     /// # Errors
@@ -273,17 +303,23 @@ fn write_part(
     };
     let size = source_format.size();
     let source = &view.bytes[range.start * size..range.end * size];
-    convert_elements(*source_format, source, format, out).map_err(|bad| WeightsError::BadValue {
+    convert_elements(*source_format, source, format, out)
+        .map_err(|bad| bad_value(view, range.start, bad))
+}
+
+/// The error of `bad`, counted from element `start` of `view`.
+fn bad_value(view: &TensorView<'_>, start: usize, bad: BadElement) -> WeightsError {
+    WeightsError::BadValue {
         file: view.file.into(),
         tensor: view.name.into(),
-        index: range.start + bad.index,
+        index: start + bad.index,
         value: bad.value,
         problem: if bad.value.is_finite() {
             "beyond the range it is converted to"
         } else {
             "not a finite number"
         },
-    })
+    }
 }
 
 impl Checkpoint {

@@ -17,9 +17,12 @@ pub struct CooperativeTile {
     splits: u32,
 }
 
+/// Fragments, subgroups and splits: see [`CooperativeTile`].
+type TileSizes = ((u32, u32), (u32, u32), u32);
+
 /// Fragments, subgroups and splits of the tiles, the largest first. With fragments of 16: 128×128, 64×128, 64×64, 32×128;
 /// and for few rows 32×64, 32×32 and 32×16, which four subgroups at a place share.
-const TILES: [((u32, u32), (u32, u32), u32); 7] = [
+const TILES: [TileSizes; 7] = [
     ((4, 4), (2, 2), 1),
     ((2, 4), (2, 2), 1),
     ((2, 2), (2, 2), 1),

@@ -84,10 +84,10 @@ fn contestants(gpu: &Gpu, rows: usize, format: WeightFormat) -> Vec<LinearVarian
 /// depend on the number of rows beside it. Few rows have one for each number, as a tile's height must suit it; many have
 /// one for each power of two.
 fn name_of(gpu: &Gpu, rows: usize, weight: &Matrix) -> String {
-    let class = match rows {
-        ..=MATVEC_ROWS => MATVEC_ROWS,
-        ..=FEW_ROWS => rows,
-        _ => rows.next_power_of_two(),
+    let class = if rows <= FEW_ROWS {
+        rows.max(MATVEC_ROWS)
+    } else {
+        rows.next_power_of_two()
     };
     let first = usable(gpu, rows, weight.format)[0];
     let kernel = first.shape(rows, weight.format).kernel;

@@ -202,7 +202,7 @@ do_peers() {
     local settings=()
     [ -z "$SMALL" ] || settings=(--shape 32x256x256 --rounds 1)
     .gl/blip2-wgpu-peers --json "${settings[@]}" >"$OUT/peers.json" || return
-    echo "found ratio $(sed 's/.*"ratio_geometric_mean":\([0-9.]*\).*/\1/' "$OUT/peers.json") in the geometric mean"
+    echo "found burn / ours $(sed 's/.*"ratio_geometric_mean":\([0-9]*\.[0-9][0-9]\).*/\1/' "$OUT/peers.json") in the geometric mean"
 }
 
 # Runs a step for at most `$2` seconds, or what is left of the total. A last line "found …" goes to the summary.

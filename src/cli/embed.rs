@@ -214,6 +214,7 @@ impl Encoder {
             gpu: shared.gpu_options()?,
             device: None,
             image_size,
+            quant: shared.quant(),
         };
         let mut progress = load_progress(output);
         let mut progress = |done, total| progress(done, total);

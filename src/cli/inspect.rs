@@ -43,7 +43,15 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     }
     let unused = checkpoint.unused(specs.iter().map(|spec| spec.name.as_str()));
     let gpu = Gpu::open(&shared.gpu_options()?).await?;
-    let plan = plan_memory(&gpu, &config, &checkpoint, args.batch_size, POSITIONS).await?;
+    let plan = plan_memory(
+        &gpu,
+        &config,
+        &checkpoint,
+        shared.quant(),
+        args.batch_size,
+        POSITIONS,
+    )
+    .await?;
     let view = View {
         args,
         folder: &folder,

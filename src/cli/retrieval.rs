@@ -63,6 +63,7 @@ impl Shared {
             gpu: self.gpu_options()?,
             device: None,
             image_size,
+            quant: self.quant(),
         };
         let model = match self.checkpoint()? {
             #[cfg(feature = "demo-model")]

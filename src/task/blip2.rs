@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::Error;
 use crate::generate::GenerationOptions;
-use crate::gpu::{Gpu, GpuOptions};
+use crate::gpu::{Gpu, GpuOptions, WeightFormat};
 use crate::image::Preprocessor;
 use crate::kernels::self_check;
 use crate::model::{Blip2Config, Blip2Model};
@@ -24,16 +24,19 @@ pub struct OpenOptions {
     pub device: Option<Gpu>,
     /// Side of the images in pixels, if not the checkpoint's: its position embeddings are then interpolated.
     pub image_size: Option<u32>,
+    /// How weight matrices are stored on the device: in q8 or q4 they take about half or a quarter of the memory, and
+    /// are read that much faster. `None` keeps what the checkpoint has, which is f16 unless `convert` has quantised it.
+    pub quant: Option<WeightFormat>,
 }
 
 impl OpenOptions {
-    /// The device, on which every kernel that it can run has been checked.
-    pub(super) async fn open_device(&self) -> Result<Gpu, Error> {
+    /// The device, on which every kernel that it can run on the weights of `checkpoint` has been checked.
+    pub(super) async fn open_device(&self, checkpoint: &Checkpoint) -> Result<Gpu, Error> {
         let gpu = match &self.device {
             Some(gpu) => gpu.clone(),
             None => Gpu::open(&self.gpu).await?,
         };
-        self_check(&gpu, &[crate::gpu::WeightFormat::F16]).await?;
+        self_check(&gpu, &checkpoint.formats(self.quant.unwrap_or_default())).await?;
         Ok(gpu)
     }
 }
@@ -100,11 +103,14 @@ impl Blip2 {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let gpu = options.open_device().await?;
+        let gpu = options.open_device(&source.checkpoint).await?;
         let mut ignore = |_, _| {};
-        let mut outline = Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?;
+        let mut outline =
+            Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?.quantised(options.quant);
         source.model(&mut outline).await?;
-        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress).expecting(outline);
+        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress)
+            .quantised(options.quant)
+            .expecting(outline);
         let model = source.model(&mut uploader).await?;
         uploader.finish().await?;
         Ok(Self {
@@ -150,8 +156,8 @@ impl Blip2 {
     }
 }
 
-/// What a generative checkpoint will need on `gpu` for `batch` images at a time with `positions` positions each, without
-/// loading it; `None` for a retrieval checkpoint, which has no decoder to plan for.
+/// What a generative checkpoint will need on `gpu`, its matrices stored as `quant` ([`OpenOptions::quant`]), for `batch`
+/// images at a time with `positions` positions each, without loading it; `None` for a retrieval checkpoint, which has no decoder to plan for.
 ///
 /// # Errors
 /// A tensor that is missing or misshapen, or a failing device.
@@ -159,6 +165,7 @@ pub async fn plan_memory(
     gpu: &Gpu,
     config: &Blip2Config,
     checkpoint: &Checkpoint,
+    quant: Option<WeightFormat>,
     batch: usize,
     positions: usize,
 ) -> Result<Option<MemoryPlan>, Error> {
@@ -166,7 +173,7 @@ pub async fn plan_memory(
         return Ok(None);
     };
     let mut ignore = |_, _| {};
-    let mut uploader = Uploader::outline(gpu, checkpoint, &mut ignore)?;
+    let mut uploader = Uploader::outline(gpu, checkpoint, &mut ignore)?.quantised(quant);
     let model = Blip2Model::load(&mut uploader, config, language, config.vision.image_size).await?;
     let weights = uploader.device_bytes();
     Ok(Some(MemoryPlan::of(

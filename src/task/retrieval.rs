@@ -10,7 +10,7 @@ mod text;
 use std::path::Path;
 
 use crate::Error;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, WeightFormat};
 use crate::image::{Preprocessor, Rgb8Image};
 use crate::model::Blip2Config;
 use crate::schedule::{EncodedImage, ImageShapes, Matcher, itc_score};
@@ -90,6 +90,7 @@ pub struct Retriever {
     tokenizer: BertTokenizer,
     checkpoint: Checkpoint,
     image_size: usize,
+    quant: Option<WeightFormat>,
     pub(super) matcher: Matcher,
 }
 
@@ -134,11 +135,14 @@ impl Retriever {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let gpu = options.open_device().await?;
+        let gpu = options.open_device(&source.checkpoint).await?;
         let mut ignore = |_, _| {};
-        let mut outline = Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?;
+        let mut outline =
+            Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?.quantised(options.quant);
         source.model(&mut outline).await?;
-        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress).expecting(outline);
+        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress)
+            .quantised(options.quant)
+            .expecting(outline);
         let model = source.model(&mut uploader).await?;
         uploader.finish().await?;
         Ok(Self {
@@ -147,6 +151,7 @@ impl Retriever {
             tokenizer: source.tokenizer,
             checkpoint: source.checkpoint,
             image_size: source.image_size,
+            quant: options.quant,
             matcher: Matcher::new(gpu, model),
         })
     }
@@ -192,6 +197,7 @@ impl Retriever {
             &self.checkpoint,
             &self.preprocessor,
             self.image_size,
+            self.quant,
         )
     }
 

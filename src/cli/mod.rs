@@ -31,7 +31,7 @@ use clap::{Parser, Subcommand};
 
 use crate::Error;
 use crate::gpu::{AdapterChoice, Disabled, GpuOptions};
-use crate::task::{Blip2, OpenOptions};
+use crate::task::{Blip2, OpenOptions, Work};
 
 use output::{Output, load_progress};
 
@@ -84,6 +84,16 @@ struct Shared {
         env = "BLIP2_WGPU_DISABLE"
     )]
     disable: String,
+    /// Bytes of device memory that may be used, such as 6GB; what does not fit is refused before it is loaded (by default
+    /// all that is free, where that can be known: on a CPU device)
+    #[arg(
+        long,
+        global = true,
+        value_name = "BYTES",
+        env = "BLIP2_WGPU_MEMORY",
+        value_parser = crate::task::parse_bytes
+    )]
+    memory: Option<u64>,
     /// Build shaders with bounds checks (slower, same results)
     #[arg(
         long,
@@ -215,12 +225,19 @@ impl Shared {
     }
 
     /// Opens the checkpoint with a progress bar.
-    async fn open(&self, image_size: Option<u32>, output: &Output) -> Result<Blip2, Error> {
+    async fn open(
+        &self,
+        image_size: Option<u32>,
+        work: Work,
+        output: &Output,
+    ) -> Result<Blip2, Error> {
         let started = std::time::Instant::now();
         let options = OpenOptions {
             gpu: self.gpu_options()?,
-            device: None,
             image_size,
+            memory: self.memory,
+            work,
+            ..OpenOptions::default()
         };
         let model = match self.checkpoint()? {
             #[cfg(feature = "demo-model")]

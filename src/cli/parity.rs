@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::Error;
-use crate::task::{Blip2, TOLERANCE};
+use crate::task::{Blip2, TOLERANCE, Work};
 
 use super::Shared;
 use super::output::Output;
@@ -28,7 +28,9 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         ..shared.clone()
     };
     let image_size = Blip2::dump_image_size(&args.dump)?;
-    let mut model = shared.open(Some(image_size), output).await?;
+    let mut model = shared
+        .open(Some(image_size), Work::default(), output)
+        .await?;
     let report = model.parity(&args.dump).await?;
     if !output.json {
         output.line(&format!(

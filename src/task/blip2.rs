@@ -7,12 +7,15 @@ use crate::generate::GenerationOptions;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::image::Preprocessor;
 use crate::kernels::self_check;
-use crate::model::{Blip2Config, Blip2Model};
-use crate::schedule::{Engine, MemoryPlan, Timings};
+use crate::model::config::Head;
+use crate::model::{Blip2Config, Blip2Model, RetrievalModel};
+use crate::schedule::{Engine, MemoryPlan, RetrievalWorkload, Timings, Workload};
 use crate::text::Tokenizer;
 use crate::weights::{Checkpoint, Uploader};
 
+use super::memory::Planner;
 use super::prompt::Prompter;
+use super::run::DEFAULT_BATCH;
 use super::source::Source;
 
 /// How to open a checkpoint.
@@ -24,7 +27,26 @@ pub struct OpenOptions {
     pub device: Option<Gpu>,
     /// Side of the images in pixels, if not the checkpoint's: its position embeddings are then interpolated.
     pub image_size: Option<u32>,
+    /// Bytes of the device's memory that may be used; `None`: what there is, where that can be known. A model that does
+    /// not fit is refused before it is loaded.
+    pub memory: Option<u64>,
+    /// What to have room for.
+    pub work: Work,
 }
+
+/// What a model is going to be asked, as far as its memory depends on it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Images (or questions) at a time; `None`: as many as fit, at most a usual number.
+    pub batch_size: Option<usize>,
+    /// Beams, if not the checkpoint's.
+    pub beams: Option<usize>,
+    /// Most tokens to generate, if not the checkpoint's.
+    pub new_tokens: Option<usize>,
+}
+
+/// Tokens of a prompt that room is planned for: a short question.
+pub(super) const PLANNED_TEXT: usize = 8;
 
 impl OpenOptions {
     /// The device, on which every kernel that it can run has been checked.
@@ -58,6 +80,8 @@ pub struct Blip2 {
     pub(super) tokenizer: Tokenizer,
     pub(super) generation: GenerationOptions,
     pub(super) engine: Engine,
+    /// Requests at a time where none are asked for.
+    pub(super) batch: usize,
 }
 
 impl Blip2 {
@@ -103,16 +127,35 @@ impl Blip2 {
         let gpu = options.open_device().await?;
         let mut ignore = |_, _| {};
         let mut outline = Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?;
-        source.model(&mut outline).await?;
+        let planned = source.model(&mut outline).await?;
+        let planner = Planner::new(&gpu, &options, DEFAULT_BATCH, &outline);
+        let generation = &source.generation;
+        let plan = |batch, weights| {
+            let work = Workload {
+                batch,
+                text: PLANNED_TEXT,
+                new_tokens: options.work.new_tokens.unwrap_or(generation.max_new_tokens),
+                beams: options.work.beams.unwrap_or(generation.num_beams),
+            };
+            MemoryPlan::of(&gpu, &planned, weights, &work)
+        };
+        let batch = planner.batch(&plan)?;
         let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress).expecting(outline);
-        let model = source.model(&mut uploader).await?;
-        uploader.finish().await?;
+        let loaded = async {
+            let model = source.model(&mut uploader).await?;
+            uploader.finish().await?;
+            Ok::<_, Error>(model)
+        };
+        let model = loaded
+            .await
+            .map_err(|error| planner.explain(error, batch, &plan))?;
         Ok(Self {
             config: source.config,
             preprocessor: source.preprocessor,
             tokenizer: source.tokenizer,
             generation: source.generation,
             engine: Engine::new(gpu, model),
+            batch,
         })
     }
 
@@ -150,26 +193,93 @@ impl Blip2 {
     }
 }
 
-/// What a generative checkpoint will need on `gpu` for `batch` images at a time with `positions` positions each, without
-/// loading it; `None` for a retrieval checkpoint, which has no decoder to plan for.
-///
-/// # Errors
-/// A tensor that is missing or misshapen, or a failing device.
-pub async fn plan_memory(
-    gpu: &Gpu,
-    config: &Blip2Config,
-    checkpoint: &Checkpoint,
-    batch: usize,
-    positions: usize,
-) -> Result<Option<MemoryPlan>, Error> {
-    let Some(language) = config.language_model() else {
-        return Ok(None);
-    };
-    let mut ignore = |_, _| {};
-    let mut uploader = Uploader::outline(gpu, checkpoint, &mut ignore)?;
-    let model = Blip2Model::load(&mut uploader, config, language, config.vision.image_size).await?;
-    let weights = uploader.device_bytes();
-    Ok(Some(MemoryPlan::of(
-        gpu, &model, weights, batch, positions,
-    )?))
+/// What a checkpoint will take on a device, without loading it.
+#[derive(Debug)]
+pub struct Forecast<'g> {
+    gpu: &'g Gpu,
+    model: Outline,
+    /// Bytes of the weights in f16, q8 and q4.
+    weights: [u64; 3],
+}
+
+#[derive(Debug)]
+enum Outline {
+    Generative(Box<Blip2Model>),
+    Retrieval(Box<RetrievalModel>),
+}
+
+impl<'g> Forecast<'g> {
+    /// Names of the formats that weights can have, in the order of [`Forecast::plan`]'s.
+    pub const FORMATS: [&'static str; 3] = ["f16", "q8", "q4"];
+
+    /// Goes through the checkpoint's tensors as loading would.
+    ///
+    /// # Errors
+    /// A tensor that is missing or misshapen, or a failing device.
+    pub async fn new(
+        gpu: &'g Gpu,
+        config: &Blip2Config,
+        checkpoint: &Checkpoint,
+    ) -> Result<Self, Error> {
+        let mut ignore = |_, _| {};
+        let mut outline = Uploader::outline(gpu, checkpoint, &mut ignore)?;
+        let side = config.vision.image_size;
+        let model = match &config.head {
+            Head::Generation(language) => {
+                let model = Blip2Model::load(&mut outline, config, language, side).await?;
+                Outline::Generative(Box::new(model))
+            }
+            Head::Retrieval { embedding_size } => {
+                let width = *embedding_size;
+                let model = RetrievalModel::load(&mut outline, config, width, side).await?;
+                Outline::Retrieval(Box::new(model))
+            }
+        };
+        Ok(Self {
+            gpu,
+            model,
+            weights: [
+                outline.device_bytes(),
+                outline.quantised_bytes(8),
+                outline.quantised_bytes(4),
+            ],
+        })
+    }
+
+    /// What `batch` images at a time take, with weights in a format of [`Forecast::FORMATS`]: for a generative model with
+    /// texts of `positions` positions in all and so many `beams`, for a retrieval model matched with one text of so many
+    /// positions each.
+    ///
+    /// # Errors
+    /// More than a dispatch of this device can do.
+    pub fn plan(
+        &self,
+        format: usize,
+        batch: usize,
+        positions: usize,
+        beams: usize,
+    ) -> Result<MemoryPlan, Error> {
+        let weights = self.weights.get(format).copied().unwrap_or_default();
+        match &self.model {
+            Outline::Generative(model) => {
+                let prompt = model.qformer.queries() + PLANNED_TEXT;
+                let work = Workload {
+                    batch,
+                    text: PLANNED_TEXT,
+                    new_tokens: positions.saturating_sub(prompt).max(1),
+                    beams,
+                };
+                MemoryPlan::of(self.gpu, model, weights, &work)
+            }
+            Outline::Retrieval(model) => {
+                let tokens = positions.min(model.text.max_positions());
+                let work = RetrievalWorkload {
+                    batch,
+                    texts: 1,
+                    tokens,
+                };
+                Ok(MemoryPlan::of_retrieval(self.gpu, model, weights, &work)?)
+            }
+        }
+    }
 }

@@ -49,6 +49,28 @@ impl<'a> Wish<'a> {
         (rows * self.row_bytes()).next_multiple_of(16) as u64
     }
 
+    /// Bytes on the device if the linear layers were stored in `bits` a value, with a scale of two bytes to 32 values;
+    /// embeddings and the Q-Former in 8.
+    pub(super) fn quantised_bytes(&self, bits: u64) -> u64 {
+        let [rows, columns] = self.shape();
+        let name = self.label();
+        let is_layer = |parts: [&str; 2]| parts.iter().all(|part| name.contains(part));
+        let bits = if name.contains("embed_positions") || columns % 32 != 0 {
+            return self.bytes();
+        } else if is_layer(["vision_model.", ".layers."])
+            || is_layer(["language_model.", ".layers."])
+            || is_layer(["language_model.", ".block."])
+        {
+            bits
+        } else if is_layer(["qformer.", ".layer."]) || name.starts_with("language_model.") {
+            8
+        } else {
+            return self.bytes();
+        };
+        let blocks = (rows * columns / 32) as u64;
+        blocks * (32 * bits / 8 + 2)
+    }
+
     fn row_bytes(&self) -> usize {
         self.stride * 2
     }

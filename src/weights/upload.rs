@@ -93,6 +93,18 @@ impl<'a> Uploader<'a> {
         self.device_bytes
     }
 
+    /// Bytes that the tensors of an outline would take with their linear layers quantised to `bits` a value.
+    #[must_use]
+    pub fn quantised_bytes(&self, bits: u64) -> u64 {
+        let Target::Outline { wishes, .. } = &self.target else {
+            return self.device_bytes;
+        };
+        let saved = wishes
+            .iter()
+            .map(|wish| wish.bytes() - wish.quantised_bytes(bits).min(wish.bytes()));
+        self.device_bytes - saved.sum::<u64>()
+    }
+
     /// The device.
     #[must_use]
     pub fn gpu(&self) -> &'a Gpu {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use blip2_wgpu::gpu::{
     Activation, ActivationPool, AdapterChoice, Gpu, GpuOptions, Program, ProgramBuilder,
+    WeightFormat,
 };
 use blip2_wgpu::kernels::{
     Attention, Heads, LayerNorm, Linear, MATVEC_ROWS, View, argmax, attention_candidates,
@@ -143,12 +144,21 @@ fn filled(gpu: &Gpu, rows: usize, columns: usize) -> Result<Activation, blip2_wg
     Ok(Activation::external(&buffer, rows, columns))
 }
 
-fn layer(gpu: &Gpu, out_features: usize, in_features: usize) -> Result<Linear, blip2_wgpu::Error> {
-    let values: Vec<half::f16> = (0..out_features * in_features)
-        .map(|i| half::f16::from_f32((i % 13) as f32 * 0.01 - 0.06))
+/// A layer without bias; quantised values are the bits of a pattern of halves, as good as any for a timing.
+fn layer(
+    gpu: &Gpu,
+    format: WeightFormat,
+    [out_features, in_features]: [usize; 2],
+) -> Result<Linear, blip2_wgpu::Error> {
+    let half = |i: usize| half::f16::from_f32((i % 13) as f32 * 0.01 - 0.06);
+    let halves: Vec<half::f16> = (0..out_features * in_features).map(half).collect();
+    let scales: Vec<half::f16> = (0..out_features * format.row_scales(in_features))
+        .map(half)
         .collect();
+    let shape = [out_features, in_features];
+    let values = bytemuck::cast_slice(&halves);
     Ok(Linear {
-        weight: gpu.matrix_with("weight", out_features, in_features, &values)?,
+        weight: gpu.weight_matrix_with("weight", format, shape, values, &scales)?,
         bias: None,
     })
 }
@@ -166,18 +176,21 @@ fn add_copy(gpu: &Gpu, rows: &mut Vec<Row>) -> Result<(), blip2_wgpu::Error> {
 }
 
 fn add_matmuls(gpu: &Gpu, rows: &mut Vec<Row>) -> Result<(), blip2_wgpu::Error> {
-    for [m, n, k] in MATMUL_SHAPES {
-        let layer = layer(gpu, n, k)?;
-        add_products(gpu, rows, m, &layer)?;
+    for format in WeightFormat::ALL {
+        for [m, n, k] in MATMUL_SHAPES {
+            add_products(gpu, rows, m, &layer(gpu, format, [n, k])?)?;
+        }
     }
     Ok(())
 }
 
 fn add_matvecs(gpu: &Gpu, rows: &mut Vec<Row>) -> Result<(), blip2_wgpu::Error> {
-    for [n, k] in MATVEC_SHAPES {
-        let layer = layer(gpu, n, k)?;
-        for m in [1, 5, MATVEC_ROWS] {
-            add_products(gpu, rows, m, &layer)?;
+    for format in WeightFormat::ALL {
+        for shape in MATVEC_SHAPES {
+            let layer = layer(gpu, format, shape)?;
+            for m in [1, 5, MATVEC_ROWS] {
+                add_products(gpu, rows, m, &layer)?;
+            }
         }
     }
     Ok(())
@@ -194,8 +207,10 @@ fn add_products(
     let kind = if m <= MATVEC_ROWS { "matvec" } else { "matmul" };
     let x = filled(gpu, m, k)?;
     for variant in candidates(gpu.capabilities(), m) {
-        let name = format!("{kind} {m}x{n}x{k} {variant}");
-        add(gpu, rows, name, (2 * m * n * k, n * k * 2), |program| {
+        let format = layer.weight.format;
+        let name = format!("{kind} {format} {m}x{n}x{k} {variant}");
+        let bytes = layer.weight.bytes() as usize;
+        add(gpu, rows, name, (2 * m * n * k, bytes), |program| {
             linear_with(program, variant, &x, layer);
         })?;
     }

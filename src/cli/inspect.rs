@@ -1,6 +1,6 @@
 //! `blip2-wgpu inspect MODEL`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::TypedValueParser;
 
@@ -24,7 +24,7 @@ const BATCHES: [usize; 2] = [1, 16];
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: blip2-wgpu inspect blip2-opt-2.7b --tensors")]
 pub(super) struct Args {
-    /// Checkpoint folder
+    /// Checkpoint folder, or its name on the hub
     #[arg(value_name = "MODEL")]
     checkpoint: PathBuf,
     /// Images at a time to plan for
@@ -43,8 +43,9 @@ pub(super) struct Args {
 
 /// Configuration, parameters a component, memory, left-over tensors.
 pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
-    let config = Blip2Config::open(&args.checkpoint)?;
-    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let folder = super::pull::resolve(&args.checkpoint, output)?;
+    let config = Blip2Config::open(&folder)?;
+    let checkpoint = Checkpoint::open(&folder)?;
     let specs = config.tensors();
     for spec in &specs {
         checkpoint.weight(&spec.name, &spec.shape)?;
@@ -63,6 +64,7 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     }
     let view = View {
         args,
+        folder: &folder,
         config: &config,
         checkpoint: &checkpoint,
         unused: &unused,
@@ -82,6 +84,7 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
 /// What is shown.
 struct View<'a> {
     args: &'a Args,
+    folder: &'a Path,
     config: &'a Blip2Config,
     checkpoint: &'a Checkpoint,
     unused: &'a [&'a str],
@@ -115,7 +118,7 @@ impl View<'_> {
     }
 
     fn json(&self) -> serde_json::Value {
-        let file = self.args.checkpoint.join("config.json");
+        let file = self.folder.join("config.json");
         let config = std::fs::read(&file)
             .ok()
             .and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());

@@ -202,6 +202,7 @@ impl Shared {
             checked: self.checked,
             cache_dir: cache_dir(),
             max_part_bytes: None,
+            max_binding_bytes: None,
         })
     }
 
@@ -239,6 +240,7 @@ impl Shared {
             work,
             ..OpenOptions::default()
         };
+        let mut bytes = 0;
         let model = match self.checkpoint()? {
             #[cfg(feature = "demo-model")]
             None => open_demo(options, output).await?,
@@ -246,14 +248,19 @@ impl Shared {
             None => return Err(Error::NoModel),
             Some(path) => {
                 let mut progress = load_progress(output);
-                Blip2::open_with_progress(path, options, &mut |done, total| progress(done, total))
-                    .await?
+                let mut progress = |done, total| {
+                    bytes = total;
+                    progress(done, total);
+                };
+                Blip2::open_with_progress(path, options, &mut progress).await?
             }
         };
+        let seconds = started.elapsed().as_secs_f64();
+        let gigabytes = bytes as f64 / 1e9;
         output.detail(&format!(
-            "loaded on {} in {:.2} s",
+            "loaded on {} in {seconds:.2} s ({gigabytes:.2} GB, {:.2} GB/s)",
             model.gpu().info().name,
-            started.elapsed().as_secs_f64()
+            gigabytes / seconds
         ));
         Ok(model)
     }

@@ -14,7 +14,8 @@ use super::rehearsal::Rehearsal;
 /// Features that are left unused although the adapter has them: for tests, and around driver faults.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Disabled {
-    /// No kernel may use `SHADER_F16`. None does so far: weights are unpacked from `u32` everywhere.
+    /// No kernel may use `SHADER_F16`. Only those on cooperative matrices do: weights are unpacked from `u32` everywhere
+    /// else.
     pub f16: bool,
     /// Do not use subgroup operations.
     pub subgroups: bool,
@@ -59,6 +60,9 @@ pub struct GpuOptions {
     /// Split weight matrices into parts of at most this many bytes, where bindings could be larger: for tests of what
     /// a device with small bindings does to large weights. `None` splits only what does not fit one binding.
     pub max_part_bytes: Option<u64>,
+    /// Bind at most this many bytes at once, where the device could more: for tests of what becomes of requests that
+    /// a device has no room for. `None` is the device's own limit.
+    pub max_binding_bytes: Option<u64>,
 }
 
 /// What a device (or adapter) can do for our kernels.
@@ -92,6 +96,9 @@ impl Capabilities {
         if disabled.subgroups {
             self.subgroups = None;
         }
+        if self.cooperative_size().is_none() {
+            self.cooperative_matrices.clear();
+        }
         if disabled.limits {
             let least = wgpu::Limits::default();
             self.max_binding_bytes = least.max_storage_buffer_binding_size;
@@ -123,6 +130,23 @@ impl Capabilities {
             workgroup_bytes: limits.max_compute_workgroup_storage_size,
             invocations: limits.max_compute_invocations_per_workgroup,
         }
+    }
+
+    /// Rows and columns of the fragments that `matmul_cooperative` would use: square, f16 products, f32 sums.
+    #[must_use]
+    pub fn cooperative_size(&self) -> Option<u32> {
+        use wgpu::CooperativeScalarType::{F16, F32};
+        let fits = |size: &u32| {
+            self.cooperative_matrices.iter().any(|shape| {
+                [shape.m_size, shape.n_size, shape.k_size] == [*size; 3]
+                    && shape.ab_type == F16
+                    && shape.cr_type == F32
+            })
+        };
+        [16, 8]
+            .into_iter()
+            .find(fits)
+            .filter(|_| self.f16 && self.subgroups.is_some())
     }
 
     /// Lanes a subgroup where every subgroup has the same number: what kernels with fixed lane tiles need.
@@ -173,10 +197,17 @@ impl Gpu {
             adapter: info.name.clone(),
             reason,
         };
+        let mut capabilities = Capabilities::of_adapter(&adapter).without(options.disabled);
+        capabilities.max_binding_bytes = capabilities
+            .max_binding_bytes
+            .min(options.max_binding_bytes.unwrap_or(u64::MAX));
+        let required_features =
+            wanted_features(options.disabled, &capabilities, &info) & adapter.features();
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("blip2-wgpu"),
-                required_features: wanted_features(options.disabled, &info) & adapter.features(),
+                required_features,
+                experimental_features: experimental_features(required_features),
                 required_limits: if options.disabled.limits {
                     wgpu::Limits::default()
                 } else {
@@ -190,7 +221,6 @@ impl Gpu {
 
         let failure = Arc::new(Mutex::new(None));
         report_errors_into(&failure, &device, &info);
-        let capabilities = Capabilities::of_adapter(&adapter).without(options.disabled);
         let poller = Poller::new(device.clone()).map_err(|error| no_device(one_line(&error)))?;
         let pipelines = PipelineStore::new(&device, &info, options);
         let choices_file = options.cache_dir.as_ref();
@@ -344,9 +374,13 @@ impl Gpu {
     }
 }
 
-/// The features we use where they are. No kernel asks for `SHADER_F16`: f16 weights are unpacked from `u32`, and what is
-/// not used is not requested.
-fn wanted_features(disabled: Disabled, info: &wgpu::AdapterInfo) -> wgpu::Features {
+/// The features we use where they are; what is not used is not requested. `SHADER_F16` serves cooperative matrices alone:
+/// f16 weights are unpacked from `u32`.
+fn wanted_features(
+    disabled: Disabled,
+    capabilities: &Capabilities,
+    info: &wgpu::AdapterInfo,
+) -> wgpu::Features {
     let mut features = wgpu::Features::PIPELINE_CACHE;
     features.set(wgpu::Features::SUBGROUP, !disabled.subgroups);
     // Where the device is the CPU all memory is the host's. Integrated GPUs are left alone: what they can map may be a
@@ -355,7 +389,22 @@ fn wanted_features(disabled: Disabled, info: &wgpu::AdapterInfo) -> wgpu::Featur
         wgpu::Features::MAPPABLE_PRIMARY_BUFFERS,
         info.device_type == wgpu::DeviceType::Cpu && !disabled.limits,
     );
+    if capabilities.cooperative_size().is_some() {
+        features |= wgpu::Features::SHADER_F16 | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+    }
     features
+}
+
+/// The token without which wgpu gives no experimental feature, where `features` has one.
+fn experimental_features(features: wgpu::Features) -> wgpu::ExperimentalFeatures {
+    if !features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+        return wgpu::ExperimentalFeatures::disabled();
+    }
+    // SAFETY: the token acknowledges that an experimental feature may have bugs that reach undefined behaviour. The one
+    // feature requested is used by one shader of this crate's own, `matmul_cooperative.wgsl`, whose fragments lie
+    // within its workgroup memory for every tile that `CooperativeTile` makes, and are loaded and stored in uniform
+    // control flow. Each tile must pass the self-check on the device before its results are used.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
 /// Routes wgpu's asynchronous errors into `failure`; the first one stays.

@@ -10,6 +10,7 @@ mod poll;
 mod program;
 mod rehearsal;
 mod staging;
+mod weight_format;
 
 pub use adapter::{AdapterChoice, AdapterReport, Backend, list_adapters};
 pub use buffer::{Matrix, MatrixPart, Readback, Vector};
@@ -20,6 +21,7 @@ pub use pipeline::{Access, Kernel};
 pub use program::{Activation, ActivationPool, Operand, Product, Program, ProgramBuilder, Tap};
 pub(crate) use program::{READ, WRITE};
 pub use staging::{StagedWrite, Staging};
+pub use weight_format::{QUANT_BLOCK, WeightFormat, grouped_scales};
 
 /// Rounds `value` up to a multiple of `step`.
 #[must_use]

@@ -417,7 +417,8 @@ fn text_batch(order: &[usize], texts: &[&[u32]]) -> (usize, usize) {
     best.unwrap_or_else(|| shape(1))
 }
 
-fn padded(length: usize) -> usize {
+/// The length that a text is padded to.
+pub(super) fn padded(length: usize) -> usize {
     length.next_multiple_of(LENGTH_STEP)
 }
 

@@ -16,6 +16,7 @@ mod plan;
 mod queue;
 mod search;
 mod session;
+mod stages;
 mod tails;
 
 pub use encode::Pixels;

@@ -115,6 +115,12 @@ impl<'e> Queue<'e> {
         Ok(number)
     }
 
+    /// Requests decoded at once: fewer than were asked for once it shows that the device has no room for so many.
+    #[must_use]
+    pub fn batch_size(&self) -> usize {
+        self.batch
+    }
+
     /// Whether another request would find a place soon. A caller that feeds the queue while this holds keeps it busy
     /// and its memory bounded.
     #[must_use]

@@ -55,7 +55,7 @@ impl OpenOptions {
             Some(gpu) => gpu.clone(),
             None => Gpu::open(&self.gpu).await?,
         };
-        self_check(&gpu).await?;
+        self_check(&gpu, &[crate::gpu::WeightFormat::F16]).await?;
         Ok(gpu)
     }
 }

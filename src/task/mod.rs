@@ -25,7 +25,7 @@ pub use caption::{Caption, CaptionOptions, check_caption_options};
 pub use explain::{ExplainedWord, Explanation, WrittenText};
 pub use features::ImageFeaturizer;
 pub use memory::{Alternative, Budget, Shortage, parse_bytes};
-pub use parity::{ParityReport, ParityRow, TOLERANCE};
+pub use parity::{DumpModel, DumpSummary, ParityReport, ParityRow, TOLERANCE};
 pub use prepare::ImageSource;
 pub use preset::Preset;
 pub use retrieval::{

@@ -92,11 +92,11 @@ impl PairScore {
 #[derive(Debug)]
 pub struct Retriever {
     config: Blip2Config,
-    preprocessor: Preprocessor,
+    pub(super) preprocessor: Preprocessor,
     tokenizer: BertTokenizer,
     checkpoint: Checkpoint,
     image_size: usize,
-    matcher: Matcher,
+    pub(super) matcher: Matcher,
     /// Images at a time where none are asked for.
     batch: usize,
 }
@@ -232,7 +232,7 @@ impl Retriever {
     }
 
     /// Prepared images as one batch.
-    async fn encode_pixels(
+    pub(super) async fn encode_pixels(
         &mut self,
         pixels: &[impl AsRef<[f32]>],
     ) -> Result<Vec<ImageFeatures>, Error> {

@@ -10,6 +10,7 @@ mod dtype;
 mod error;
 mod names;
 mod pytorch;
+mod quant;
 mod transfer;
 mod upload;
 
@@ -21,4 +22,5 @@ pub use dtype::{BadElement, Format, SourceFormat, convert_elements};
 pub use error::WeightsError;
 pub use names::{Weight, aliases, is_ignored_buffer};
 pub use pytorch::{PytorchFile, StridedView};
+pub use quant::{dequantise, quantise};
 pub use upload::{Progress, UploadError, Uploader};

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::gpu::{Gpu, GpuError, Matrix, MatrixPart, StagedWrite, Staging, round_up};
+use crate::gpu::{Gpu, GpuError, Matrix, MatrixPart, StagedWrite, Staging, WeightFormat, round_up};
 
 use super::{Format, UploadError, Weight};
 
@@ -91,7 +91,7 @@ impl<'a> Wish<'a> {
     /// Row ranges of the parts that the matrix is split into.
     fn parts(&self, gpu: &Gpu) -> Vec<Range<usize>> {
         let [rows, columns] = self.shape();
-        let each = gpu.rows_per_part(rows, columns);
+        let each = gpu.rows_per_part(WeightFormat::F16, rows, columns);
         (0..rows)
             .step_by(each)
             .map(|first| first..rows.min(first + each))
@@ -259,6 +259,7 @@ fn write_directly(gpu: &Gpu, wishes: &[Wish<'_>]) -> Result<Vec<Matrix>, UploadE
         .map(|wish| {
             let [rows, columns] = wish.shape();
             Matrix {
+                format: WeightFormat::F16,
                 parts: Vec::new(),
                 rows,
                 columns,

@@ -1,6 +1,6 @@
 //! From the memory map to the device: converted on the way, through bounded staging, with progress.
 
-use crate::gpu::{Gpu, GpuError, Matrix, Vector};
+use crate::gpu::{Gpu, GpuError, Matrix, Vector, WeightFormat};
 
 use super::transfer::{Transfer, Wish};
 use super::{Checkpoint, Weight, WeightsError};
@@ -245,6 +245,7 @@ impl<'a> Uploader<'a> {
 /// A matrix of the right sizes that holds nothing.
 fn outline_matrix(buffer: &wgpu::Buffer, rows: usize, columns: usize) -> Matrix {
     Matrix {
+        format: WeightFormat::F16,
         parts: vec![crate::gpu::MatrixPart {
             buffer: buffer.clone(),
             first_row: 0,

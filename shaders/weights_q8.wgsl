@@ -8,23 +8,13 @@
 
 const WEIGHT_K: u32 = 16u;
 
-// Bytes are turned to floats from the top of a word, which saves moving the sign down: as 2²⁴ times their value. The
-// scales make up for it, exactly.
-const TOP_BYTE: u32 = 0xff000000u;
-const UNIT: f32 = 1.0 / 16777216.0;
-
 struct Eight {
     first: vec4<f32>,
     second: vec4<f32>,
 }
 
 fn four_bytes(word: u32) -> vec4<f32> {
-    return vec4<f32>(
-        f32(bitcast<i32>(word << 24u)),
-        f32(bitcast<i32>((word << 16u) & TOP_BYTE)),
-        f32(bitcast<i32>((word << 8u) & TOP_BYTE)),
-        f32(bitcast<i32>(word & TOP_BYTE)),
-    );
+    return vec4<f32>(unpack4xI8(word));
 }
 
 fn first_four(element: vec4<u32>) -> vec4<f32> {
@@ -48,16 +38,16 @@ fn eight_scales(rows: u32, columns: u32, row: u32, k: u32) -> vec4<u32> {
 }
 
 fn low_scales(scales: vec4<u32>) -> vec4<f32> {
-    return UNIT * vec4<f32>(unpack2x16float(scales.x), unpack2x16float(scales.y));
+    return vec4<f32>(unpack2x16float(scales.x), unpack2x16float(scales.y));
 }
 
 fn high_scales(scales: vec4<u32>) -> vec4<f32> {
-    return UNIT * vec4<f32>(unpack2x16float(scales.z), unpack2x16float(scales.w));
+    return vec4<f32>(unpack2x16float(scales.z), unpack2x16float(scales.w));
 }
 
 fn eight_at(rows: u32, columns: u32, row: u32, k: u32) -> Eight {
     let pair = unpack2x16float(weight[scales_at(rows, columns, row, k)][row % 8u / 2u]);
-    let scale = UNIT * select(pair.x, pair.y, row % 2u == 1u);
+    let scale = select(pair.x, pair.y, row % 2u == 1u);
     let at = row * (columns / 16u) + k / 16u;
     let word = k / 8u % 2u * 2u;
     return Eight(scale * four_bytes(weight[at][word]), scale * four_bytes(weight[at][word + 1u]));

@@ -215,6 +215,7 @@ impl Encoder {
         let options = OpenOptions {
             gpu: shared.gpu_options()?,
             image_size,
+            quant: shared.quant(),
             ..OpenOptions::default()
         };
         let mut progress = load_progress(output);

@@ -52,13 +52,14 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     }
     let unused = checkpoint.unused(specs.iter().map(|spec| spec.name.as_str()));
     let gpu = Gpu::open(&shared.gpu_options()?).await?;
-    let forecast = Forecast::new(&gpu, &config, &checkpoint).await?;
+    let quant = shared.quant();
+    let forecast = Forecast::new(&gpu, &config, &checkpoint, quant).await?;
     let plan = |format, batch| forecast.plan(format, batch, args.positions, args.beams);
     let mut table = Vec::new();
-    for format in 0..Forecast::FORMATS.len() {
+    for format in forecast.formats() {
         for batch in BATCHES {
-            if let Ok(plan) = plan(format, batch) {
-                table.push((Forecast::FORMATS[format], batch, plan));
+            if let Ok(plan) = plan(Some(format), batch) {
+                table.push((format.name(), batch, plan));
             }
         }
     }
@@ -69,7 +70,7 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         checkpoint: &checkpoint,
         unused: &unused,
         gpu: &gpu,
-        plan: plan(0, args.batch_size)?,
+        plan: plan(None, args.batch_size)?,
         table,
         budget: Budget::of(&gpu, shared.memory),
     };

@@ -30,7 +30,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::Error;
-use crate::gpu::{AdapterChoice, Disabled, GpuOptions};
+use crate::gpu::{AdapterChoice, Disabled, GpuOptions, WeightFormat};
 use crate::task::{Blip2, OpenOptions, Work};
 
 use output::{Output, load_progress};
@@ -84,6 +84,14 @@ struct Shared {
         env = "BLIP2_WGPU_DISABLE"
     )]
     disable: String,
+    /// Store weights in 8 or 4 bits a value on the device (in the folder, for convert); left out, as the checkpoint has them
+    #[arg(
+        long,
+        global = true,
+        value_name = "q8|q4|f16",
+        env = "BLIP2_WGPU_QUANT"
+    )]
+    quant: Option<Quant>,
     /// Bytes of device memory that may be used, such as 6GB; what does not fit is refused before it is loaded (by default
     /// all that is free, where that can be known: on a CPU device)
     #[arg(
@@ -111,6 +119,24 @@ struct Shared {
     /// Timings and details on stderr
     #[arg(short, long, global = true)]
     verbose: bool,
+}
+
+/// How weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Quant {
+    Q8,
+    Q4,
+    F16,
+}
+
+impl From<Quant> for WeightFormat {
+    fn from(quant: Quant) -> Self {
+        match quant {
+            Quant::Q8 => Self::Q8,
+            Quant::Q4 => Self::Q4,
+            Quant::F16 => Self::F16,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -171,7 +197,7 @@ pub fn run() -> ExitCode {
         }
         match &cli.command {
             Command::Caption(args) => caption::run(&cli.shared, args, &output).await,
-            Command::Convert(args) => convert::run(args, &output),
+            Command::Convert(args) => convert::run(&cli.shared, args, &output),
             Command::Devices => devices::run(&cli.shared, &output).await,
             Command::Embed(args) => embed::run(&cli.shared, args, &output).await,
             Command::Eval(command) => eval::run(&cli.shared, command, &output).await,
@@ -206,6 +232,17 @@ impl Shared {
         })
     }
 
+    /// The format to store weights in, if one was asked for.
+    fn quant(&self) -> Option<WeightFormat> {
+        self.quant.map(WeightFormat::from)
+    }
+
+    /// The flags that change what a model says, for the record of a run.
+    fn given(&self) -> Option<(String, String)> {
+        let quant = self.quant().filter(|format| format.is_quantised())?;
+        Some(("--quant".into(), quant.name().into()))
+    }
+
     /// Turns a name on the hub into the folder of its checkpoint.
     fn find_model(&mut self, output: &Output) -> Result<(), Error> {
         if let Some(model) = self.model.as_deref()
@@ -236,6 +273,7 @@ impl Shared {
         let options = OpenOptions {
             gpu: self.gpu_options()?,
             image_size,
+            quant: self.quant(),
             memory: self.memory,
             work,
             ..OpenOptions::default()

@@ -63,6 +63,7 @@ impl Shared {
         let options = OpenOptions {
             gpu: self.gpu_options()?,
             image_size,
+            quant: self.quant(),
             memory: self.memory,
             work: Work {
                 batch_size,

@@ -17,7 +17,7 @@ pub use buffer::{Matrix, MatrixPart, Readback, Vector};
 pub use choices::Choices;
 pub use device::{Capabilities, Disabled, Gpu, GpuOptions};
 pub use error::GpuError;
-pub use pipeline::{Access, Kernel};
+pub use pipeline::{Access, Constants, Kernel};
 pub use program::{Activation, ActivationPool, Operand, Product, Program, ProgramBuilder, Tap};
 pub(crate) use program::{READ, WRITE};
 pub use staging::{StagedWrite, Staging};

@@ -32,6 +32,8 @@ mod store_kv;
 #[cfg(test)]
 pub(crate) mod testing;
 mod top_k;
+#[cfg(test)]
+mod validate;
 mod weights;
 
 pub use advance::{Advance, advance};

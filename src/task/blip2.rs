@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::Error;
 use crate::generate::GenerationOptions;
-use crate::gpu::{Gpu, GpuOptions};
+use crate::gpu::{Gpu, GpuOptions, WeightFormat};
 use crate::image::Preprocessor;
 use crate::kernels::self_check;
 use crate::model::config::Head;
@@ -27,6 +27,9 @@ pub struct OpenOptions {
     pub device: Option<Gpu>,
     /// Side of the images in pixels, if not the checkpoint's: its position embeddings are then interpolated.
     pub image_size: Option<u32>,
+    /// How weight matrices are stored on the device: in q8 or q4 they take about half or a quarter of the memory, and
+    /// are read that much faster. `None` keeps what the checkpoint has, which is f16 unless `convert` has quantised it.
+    pub quant: Option<WeightFormat>,
     /// Bytes of the device's memory that may be used; `None`: what there is, where that can be known. A model that does
     /// not fit is refused before it is loaded.
     pub memory: Option<u64>,
@@ -49,13 +52,13 @@ pub struct Work {
 pub(super) const PLANNED_TEXT: usize = 8;
 
 impl OpenOptions {
-    /// The device, on which every kernel that it can run has been checked.
-    pub(super) async fn open_device(&self) -> Result<Gpu, Error> {
+    /// The device, on which every kernel that it can run on the weights of `checkpoint` has been checked.
+    pub(super) async fn open_device(&self, checkpoint: &Checkpoint) -> Result<Gpu, Error> {
         let gpu = match &self.device {
             Some(gpu) => gpu.clone(),
             None => Gpu::open(&self.gpu).await?,
         };
-        self_check(&gpu, &[crate::gpu::WeightFormat::F16]).await?;
+        self_check(&gpu, &checkpoint.formats(self.quant.unwrap_or_default())).await?;
         Ok(gpu)
     }
 }
@@ -124,9 +127,10 @@ impl Blip2 {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let gpu = options.open_device().await?;
+        let gpu = options.open_device(&source.checkpoint).await?;
         let mut ignore = |_, _| {};
-        let mut outline = Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?;
+        let mut outline =
+            Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?.quantised(options.quant);
         let planned = source.model(&mut outline).await?;
         let planner = Planner::new(&gpu, &options, DEFAULT_BATCH, &outline);
         let generation = &source.generation;
@@ -140,7 +144,9 @@ impl Blip2 {
             MemoryPlan::of(&gpu, &planned, weights, &work)
         };
         let batch = planner.batch(&plan)?;
-        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress).expecting(outline);
+        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress)
+            .quantised(options.quant)
+            .expecting(outline);
         let loaded = async {
             let model = source.model(&mut uploader).await?;
             uploader.finish().await?;
@@ -198,8 +204,10 @@ impl Blip2 {
 pub struct Forecast<'g> {
     gpu: &'g Gpu,
     model: Outline,
-    /// Bytes of the weights in f16, q8 and q4.
-    weights: [u64; 3],
+    /// Bytes of the weights as they would be loaded.
+    weights: u64,
+    /// Bytes of the weights in each format that they can have.
+    formats: Vec<(WeightFormat, u64)>,
 }
 
 #[derive(Debug)]
@@ -209,10 +217,7 @@ enum Outline {
 }
 
 impl<'g> Forecast<'g> {
-    /// Names of the formats that weights can have, in the order of [`Forecast::plan`]'s.
-    pub const FORMATS: [&'static str; 3] = ["f16", "q8", "q4"];
-
-    /// Goes through the checkpoint's tensors as loading would.
+    /// Goes through the checkpoint's tensors as loading would, weights stored as `quant` ([`OpenOptions::quant`]).
     ///
     /// # Errors
     /// A tensor that is missing or misshapen, or a failing device.
@@ -220,9 +225,10 @@ impl<'g> Forecast<'g> {
         gpu: &'g Gpu,
         config: &Blip2Config,
         checkpoint: &Checkpoint,
+        quant: Option<WeightFormat>,
     ) -> Result<Self, Error> {
         let mut ignore = |_, _| {};
-        let mut outline = Uploader::outline(gpu, checkpoint, &mut ignore)?;
+        let mut outline = Uploader::outline(gpu, checkpoint, &mut ignore)?.quantised(quant);
         let side = config.vision.image_size;
         let model = match &config.head {
             Head::Generation(language) => {
@@ -238,28 +244,36 @@ impl<'g> Forecast<'g> {
         Ok(Self {
             gpu,
             model,
-            weights: [
-                outline.device_bytes(),
-                outline.quantised_bytes(8),
-                outline.quantised_bytes(4),
-            ],
+            weights: outline.device_bytes(),
+            formats: WeightFormat::ALL
+                .into_iter()
+                .filter_map(|format| Some((format, outline.bytes_in(format)?)))
+                .collect(),
         })
     }
 
-    /// What `batch` images at a time take, with weights in a format of [`Forecast::FORMATS`]: for a generative model with
-    /// texts of `positions` positions in all and so many `beams`, for a retrieval model matched with one text of so many
-    /// positions each.
+    /// The formats that weights can have: all, unless the checkpoint has them quantised already.
+    pub fn formats(&self) -> impl Iterator<Item = WeightFormat> {
+        self.formats.iter().map(|(format, _)| *format)
+    }
+
+    /// What `batch` images at a time take, with weights in `format` (`None`: as they would be loaded): for a generative
+    /// model with texts of `positions` positions in all and so many `beams`, for a retrieval model matched with one text
+    /// of so many positions each.
     ///
     /// # Errors
     /// More than a dispatch of this device can do.
     pub fn plan(
         &self,
-        format: usize,
+        format: Option<WeightFormat>,
         batch: usize,
         positions: usize,
         beams: usize,
     ) -> Result<MemoryPlan, Error> {
-        let weights = self.weights.get(format).copied().unwrap_or_default();
+        let known = |format| self.formats.iter().find(|(known, _)| *known == format);
+        let weights = format
+            .and_then(known)
+            .map_or(self.weights, |(_, bytes)| *bytes);
         match &self.model {
             Outline::Generative(model) => {
                 let prompt = model.qformer.queries() + PLANNED_TEXT;

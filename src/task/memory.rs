@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::Error;
-use crate::gpu::{Gpu, GpuError};
+use crate::gpu::{Gpu, GpuError, WeightFormat};
 use crate::schedule::MemoryPlan;
 use crate::weights::Uploader;
 
@@ -222,14 +222,18 @@ impl<'a> Planner<'a> {
         usual: usize,
         outline: &Uploader<'_>,
     ) -> Self {
-        let format = |bits| (format!("--quant q{bits}"), outline.quantised_bytes(bits));
+        let formats = [WeightFormat::Q8, WeightFormat::Q4].into_iter();
+        let formats = formats.filter_map(|format| {
+            let bytes = outline.bytes_in(format)?;
+            Some((format!("--quant {}", format.name()), bytes))
+        });
         Self {
             gpu,
             budget: Budget::of(gpu, options.memory),
             asked: options.work.batch_size,
             usual,
             weights: outline.device_bytes(),
-            formats: vec![format(8), format(4)],
+            formats: formats.collect(),
         }
     }
 

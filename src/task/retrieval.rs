@@ -10,7 +10,7 @@ mod text;
 use std::path::Path;
 
 use crate::Error;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, WeightFormat};
 use crate::image::{Preprocessor, Rgb8Image};
 use crate::model::Blip2Config;
 use crate::schedule::{
@@ -96,6 +96,7 @@ pub struct Retriever {
     tokenizer: BertTokenizer,
     checkpoint: Checkpoint,
     image_size: usize,
+    quant: Option<WeightFormat>,
     pub(super) matcher: Matcher,
     /// Images at a time where none are asked for.
     batch: usize,
@@ -142,9 +143,10 @@ impl Retriever {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let gpu = options.open_device().await?;
+        let gpu = options.open_device(&source.checkpoint).await?;
         let mut ignore = |_, _| {};
-        let mut outline = Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?;
+        let mut outline =
+            Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?.quantised(options.quant);
         let planned = source.model(&mut outline).await?;
         let planner = Planner::new(&gpu, &options, DEFAULT_BATCH, &outline);
         let plan = |batch, weights| {
@@ -156,7 +158,9 @@ impl Retriever {
             Ok(MemoryPlan::of_retrieval(&gpu, &planned, weights, &work)?)
         };
         let batch = planner.batch(&plan)?;
-        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress).expecting(outline);
+        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress)
+            .quantised(options.quant)
+            .expecting(outline);
         let loaded = async {
             let model = source.model(&mut uploader).await?;
             uploader.finish().await?;
@@ -171,6 +175,7 @@ impl Retriever {
             tokenizer: source.tokenizer,
             checkpoint: source.checkpoint,
             image_size: source.image_size,
+            quant: options.quant,
             matcher: Matcher::new(gpu, model),
             batch,
         })
@@ -217,6 +222,7 @@ impl Retriever {
             &self.checkpoint,
             &self.preprocessor,
             self.image_size,
+            self.quant,
         )
     }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 use super::checkpoint::{Checkpoint, TensorView};
 use super::dtype::{BadElement, Format, SourceFormat, check_f16, convert_elements};
 use super::error::WeightsError;
+use super::quantised::{QuantisedTensor, SCALES, quantised_format};
 
 /// T5's token embedding, and the names it has in its two stacks.
 const SHARED: &str = "language_model.shared.weight";
@@ -109,6 +110,7 @@ enum Part<'a> {
         format: SourceFormat,
     },
     Zeros(usize),
+    Quantised(QuantisedTensor<'a>),
 }
 
 impl Part<'_> {
@@ -116,6 +118,7 @@ impl Part<'_> {
         match self {
             Part::Stored { view, format } => view.bytes.len() / format.size(),
             Part::Zeros(count) => *count,
+            Part::Quantised(tensor) => tensor.elements(),
         }
     }
 }
@@ -153,10 +156,22 @@ impl<'a> Weight<'a> {
 
     /// The stored tensors it is made of: one, or two where q and v biases are stored apart.
     pub fn views(&self) -> impl Iterator<Item = TensorView<'a>> {
-        self.parts.iter().filter_map(|part| match part {
-            Part::Stored { view, .. } => Some(*view),
-            Part::Zeros(_) => None,
-        })
+        self.parts
+            .iter()
+            .flat_map(|part| match part {
+                Part::Stored { view, .. } => [Some(*view), None],
+                Part::Zeros(_) => [None, None],
+                Part::Quantised(tensor) => [Some(tensor.values), Some(tensor.scales)],
+            })
+            .flatten()
+    }
+
+    /// The stored blocks, if that is what the tensor is stored as.
+    pub fn quantised(&self) -> Option<QuantisedTensor<'a>> {
+        match self.parts.as_slice() {
+            [Part::Quantised(tensor)] => Some(*tensor),
+            _ => None,
+        }
     }
 
     /// The tensor as a matrix `[rows, columns]`: a vector is one row; a convolution kernel
@@ -293,13 +308,13 @@ fn write_part(
     format: Format,
     out: &mut [u8],
 ) -> Result<(), WeightsError> {
-    let Part::Stored {
-        view,
-        format: source_format,
-    } = part
-    else {
-        out.fill(0);
-        return Ok(());
+    let (view, source_format) = match part {
+        Part::Stored { view, format } => (view, format),
+        Part::Zeros(_) => {
+            out.fill(0);
+            return Ok(());
+        }
+        Part::Quantised(tensor) => return tensor.write_elements(range, format, out),
     };
     let size = source_format.size();
     let source = &view.bytes[range.start * size..range.end * size];
@@ -342,7 +357,10 @@ impl Checkpoint {
     /// Missing (the names tried are listed), another shape, or an element type that is no weight's.
     pub fn weight(&self, canonical: &str, shape: &[usize]) -> Result<Weight<'_>, WeightsError> {
         if let Some(view) = self.find(canonical) {
-            let part = stored(view, shape)?;
+            let part = match quantised_format(view.dtype) {
+                Some(format) => Part::Quantised(self.quantised_tensor(view, format, shape)?),
+                None => stored(view, shape)?,
+            };
             return Ok(Weight {
                 name: canonical.into(),
                 shape: shape.to_vec(),
@@ -420,8 +438,12 @@ impl Checkpoint {
                     .map(|view| view.name),
             );
         }
+        let is_used = |name: &str| {
+            let tensor = name.strip_suffix(SCALES).unwrap_or(name);
+            used.contains(name) || used.contains(tensor)
+        };
         self.names()
-            .filter(|name| !used.contains(name) && !is_ignored_buffer(name))
+            .filter(|name| !is_used(name) && !is_ignored_buffer(name))
             .collect()
     }
 }

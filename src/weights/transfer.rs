@@ -6,12 +6,16 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
+use half::f16;
 use rayon::prelude::*;
 
-use crate::gpu::{Gpu, GpuError, Matrix, MatrixPart, StagedWrite, Staging, WeightFormat, round_up};
+use crate::gpu::{
+    Gpu, GpuError, Matrix, MatrixPart, StagedWrite, Staging, WeightFormat, grouped_scales, round_up,
+};
 
-use super::{Format, UploadError, Weight};
+use super::{Format, UploadError, Weight, format_of};
 
 /// Bytes converted at a time before they are copied into mapped memory: small enough for a core's cache.
 const BLOCK: usize = 256 << 10;
@@ -23,16 +27,19 @@ const TOGETHER: u64 = 512 << 20;
 #[derive(Debug, Clone)]
 pub(super) struct Wish<'a> {
     weights: Vec<Weight<'a>>,
+    format: WeightFormat,
     rows_each: usize,
     /// Columns, padded to a multiple of 8.
     stride: usize,
 }
 
 impl<'a> Wish<'a> {
-    pub(super) fn new(weights: &[Weight<'a>]) -> Self {
+    /// `weights`, stored in `format`, which must suit their columns.
+    pub(super) fn new(weights: &[Weight<'a>], format: WeightFormat) -> Self {
         let [rows_each, columns] = weights.first().map_or([0, 0], Weight::matrix);
         Self {
             weights: weights.to_vec(),
+            format,
             rows_each,
             stride: round_up(columns, 8),
         }
@@ -45,34 +52,37 @@ impl<'a> Wish<'a> {
 
     /// Bytes on the device.
     pub(super) fn bytes(&self) -> u64 {
-        let [rows, _] = self.shape();
-        (rows * self.row_bytes()).next_multiple_of(16) as u64
-    }
-
-    /// Bytes on the device if the linear layers were stored in `bits` a value, with a scale of two bytes to 32 values;
-    /// embeddings and the Q-Former in 8.
-    pub(super) fn quantised_bytes(&self, bits: u64) -> u64 {
         let [rows, columns] = self.shape();
-        let name = self.label();
-        let is_layer = |parts: [&str; 2]| parts.iter().all(|part| name.contains(part));
-        let bits = if name.contains("embed_positions") || columns % 32 != 0 {
-            return self.bytes();
-        } else if is_layer(["vision_model.", ".layers."])
-            || is_layer(["language_model.", ".layers."])
-            || is_layer(["language_model.", ".block."])
-        {
-            bits
-        } else if is_layer(["qformer.", ".layer."]) || name.starts_with("language_model.") {
-            8
-        } else {
-            return self.bytes();
-        };
-        let blocks = (rows * columns / 32) as u64;
-        blocks * (32 * bits / 8 + 2)
+        let bytes = self.format.part_bytes(rows, columns);
+        bytes.next_multiple_of(16)
     }
 
+    /// Bytes on the device with weights stored as `asked`; `None` where the checkpoint has them quantised already, and
+    /// otherwise.
+    pub(super) fn bytes_in(&self, asked: WeightFormat) -> Option<u64> {
+        let columns = self.weights.first().map_or(0, |weight| weight.matrix()[1]);
+        let format = format_of(self.label(), columns, asked);
+        if format != self.format && self.weights.iter().any(|it| it.quantised().is_some()) {
+            return None;
+        }
+        let [rows, columns] = self.shape();
+        Some(format.part_bytes(rows, columns).next_multiple_of(16))
+    }
+
+    /// An empty matrix for it, without parts.
+    pub(super) fn matrix(&self) -> Matrix {
+        let [rows, columns] = self.shape();
+        Matrix {
+            format: self.format,
+            parts: Vec::new(),
+            rows,
+            columns,
+        }
+    }
+
+    /// Bytes of a row, without its scales.
     fn row_bytes(&self) -> usize {
-        self.stride * 2
+        self.format.row_bytes(self.stride)
     }
 
     fn label(&self) -> &str {
@@ -85,39 +95,74 @@ impl<'a> Wish<'a> {
             let names = wish.weights.iter().map(|weight| weight.name().to_owned());
             names.collect()
         };
-        names(self) == names(other)
+        self.format == other.format && names(self) == names(other)
     }
 
     /// Row ranges of the parts that the matrix is split into.
     fn parts(&self, gpu: &Gpu) -> Vec<Range<usize>> {
         let [rows, columns] = self.shape();
-        let each = gpu.rows_per_part(WeightFormat::F16, rows, columns);
+        let each = gpu.rows_per_part(self.format, rows, columns);
         (0..rows)
             .step_by(each)
             .map(|first| first..rows.min(first + each))
             .collect()
     }
 
-    /// Converts `rows` of the stacked matrix into `target`, from its start.
+    /// Converts `rows` of the stacked matrix into `target`, from its start; returns the scales of quantised ones,
+    /// `[rows, columns / 32]`, which lie behind the rows of a whole part.
     fn write(
         &self,
         rows: Range<usize>,
-        mut target: wgpu::WriteOnly<'_, [u8]>,
-    ) -> Result<(), UploadError> {
+        target: &mut wgpu::WriteOnly<'_, [u8]>,
+    ) -> Result<Vec<f16>, UploadError> {
+        let row_scales = self.format.row_scales(self.stride);
+        let mut scales = vec![f16::ZERO; rows.len() * row_scales];
         let mut at = 0;
         let mut row = rows.start;
         while row < rows.end {
             let weight = &self.weights[row / self.rows_each];
             let within = row % self.rows_each;
             let count = (rows.end - row).min(self.rows_each - within);
-            write_blocks(weight, within..within + count, self.stride, |bytes| {
+            let within = within..within + count;
+            let mut put = |bytes: &[u8]| {
                 target.slice(at..at + bytes.len()).copy_from_slice(bytes);
                 at += bytes.len();
-            })?;
+            };
+            if self.format.is_quantised() {
+                let scales = &mut scales[(row - rows.start) * row_scales..][..count * row_scales];
+                quantise_blocks(weight, within, self.format, scales, put)?;
+            } else {
+                write_blocks(weight, within, self.stride, &mut put)?;
+            }
             row += count;
         }
-        Ok(())
+        Ok(scales)
     }
+}
+
+/// Hands the quantised values of `rows` of `weight` on, some rows at a time, and fills in their scales.
+fn quantise_blocks(
+    weight: &Weight<'_>,
+    rows: Range<usize>,
+    format: WeightFormat,
+    scales: &mut [f16],
+    mut put: impl FnMut(&[u8]),
+) -> Result<(), UploadError> {
+    let [_, columns] = weight.matrix();
+    let (row_bytes, row_scales) = (format.row_bytes(columns), format.row_scales(columns));
+    let step = (BLOCK / row_bytes.max(1)).max(1);
+    let mut values = Vec::new();
+    for (first, scales) in rows
+        .clone()
+        .step_by(step)
+        .zip(scales.chunks_mut(step * row_scales))
+    {
+        let here = first..rows.end.min(first + step);
+        values.resize(here.len() * row_bytes, 0);
+        weight.quantise_rows(here, format, &mut values, scales)?;
+        put(&values);
+    }
+    Ok(())
 }
 
 /// Hands `rows` of `weight` on in f16, block by block: as they lie in the file where they are f16 there, else converted in
@@ -254,18 +299,7 @@ fn write_directly(gpu: &Gpu, wishes: &[Wish<'_>]) -> Result<Vec<Matrix>, UploadE
         .with_max_len(1)
         .map(|(index, rows)| Ok((index, write_part(gpu, &wishes[index], rows)?)))
         .collect::<Result<Vec<_>, UploadError>>()?;
-    let mut matrices: Vec<Matrix> = wishes
-        .iter()
-        .map(|wish| {
-            let [rows, columns] = wish.shape();
-            Matrix {
-                format: WeightFormat::F16,
-                parts: Vec::new(),
-                rows,
-                columns,
-            }
-        })
-        .collect();
+    let mut matrices: Vec<Matrix> = wishes.iter().map(Wish::matrix).collect();
     for (index, part) in made {
         matrices[index].parts.push(part);
     }
@@ -276,8 +310,8 @@ fn write_directly(gpu: &Gpu, wishes: &[Wish<'_>]) -> Result<Vec<Matrix>, UploadE
 }
 
 fn write_part(gpu: &Gpu, wish: &Wish<'_>, rows: Range<usize>) -> Result<MatrixPart, UploadError> {
-    let bytes = rows.len() * wish.row_bytes();
-    let buffer = gpu.mapped_storage(wish.label(), bytes as u64)?;
+    let bytes = wish.format.part_bytes(rows.len(), wish.stride);
+    let buffer = gpu.mapped_storage(wish.label(), bytes)?;
     let mut view = match buffer.slice(..).get_mapped_range_mut() {
         Ok(view) => view,
         Err(error) => {
@@ -285,7 +319,14 @@ fn write_part(gpu: &Gpu, wish: &Wish<'_>, rows: Range<usize>) -> Result<MatrixPa
             return Err(failed(error.to_string()).into());
         }
     };
-    wish.write(rows.clone(), view.slice(..))?;
+    let scales = wish.write(rows.clone(), &mut view.slice(..))?;
+    if wish.format.is_quantised() {
+        let scales = grouped_scales(&scales, wish.format.row_scales(wish.stride));
+        let bytes: &[u8] = bytemuck::cast_slice(&scales);
+        let behind = rows.len() * wish.row_bytes();
+        view.slice(behind..behind + bytes.len())
+            .copy_from_slice(bytes);
+    }
     drop(view);
     buffer.unmap();
     Ok(MatrixPart {
@@ -306,7 +347,7 @@ async fn write_staged(
     let mut sources = Vec::new();
     for wish in wishes {
         let [rows, columns] = wish.shape();
-        let matrix = gpu.matrix(wish.label(), rows, columns)?;
+        let matrix = gpu.weight_matrix(wish.label(), wish.format, rows, columns)?;
         let rows_a_chunk = (Staging::CHUNK / wish.row_bytes().max(1)).max(1);
         for part in &matrix.parts {
             for first in (0..part.rows).step_by(rows_a_chunk) {
@@ -322,12 +363,59 @@ async fn write_staged(
         }
         matrices.push(matrix);
     }
-    let fill = |index: usize, target: wgpu::WriteOnly<'_, [u8]>| {
+    let scales: Vec<Mutex<Vec<f16>>> = sources.iter().map(|_| Mutex::default()).collect();
+    let fill = |index: usize, mut target: wgpu::WriteOnly<'_, [u8]>| {
         let (wish, rows) = &sources[index];
-        wish.write(rows.clone(), target)
+        let made = wish.write(rows.clone(), &mut target)?;
+        *scales[index].lock().unwrap_or_else(PoisonError::into_inner) = made;
+        Ok::<_, UploadError>(())
     };
     staging.write_all(&writes, fill).await?;
+    let scales = scales
+        .into_iter()
+        .map(|scales| scales.into_inner().unwrap_or_else(PoisonError::into_inner));
+    write_scales(staging, &matrices, scales).await?;
     Ok(matrices)
+}
+
+/// Puts the scales of quantised matrices behind their values; `chunks` are those of all parts, one after another.
+async fn write_scales(
+    staging: &mut Staging,
+    matrices: &[Matrix],
+    mut chunks: impl Iterator<Item = Vec<f16>>,
+) -> Result<(), UploadError> {
+    let mut writes = Vec::new();
+    let mut pieces: Vec<Vec<u8>> = Vec::new();
+    for matrix in matrices {
+        let row_bytes = matrix.format.row_bytes(matrix.columns);
+        let row_scales = matrix.format.row_scales(matrix.columns);
+        for part in &matrix.parts {
+            let mut scales = Vec::new();
+            let chunk_count = part
+                .rows
+                .div_ceil((Staging::CHUNK / row_bytes.max(1)).max(1));
+            for chunk in chunks.by_ref().take(chunk_count) {
+                scales.extend(chunk);
+            }
+            let scales = grouped_scales(&scales, row_scales);
+            let bytes: &[u8] = bytemuck::cast_slice(&scales);
+            let mut offset = (part.rows * row_bytes) as u64;
+            for piece in bytes.chunks(Staging::CHUNK) {
+                writes.push(StagedWrite {
+                    target: part.buffer.clone(),
+                    offset,
+                    bytes: piece.len(),
+                });
+                pieces.push(piece.to_vec());
+                offset += piece.len() as u64;
+            }
+        }
+    }
+    let fill = |index: usize, mut target: wgpu::WriteOnly<'_, [u8]>| {
+        target.slice(..).copy_from_slice(&pieces[index]);
+        Ok::<_, UploadError>(())
+    };
+    staging.write_all(&writes, fill).await
 }
 
 fn nothing_made() -> UploadError {

@@ -3,7 +3,7 @@
 use crate::gpu::{Gpu, GpuError, Matrix, Vector, WeightFormat};
 
 use super::transfer::{Transfer, Wish};
-use super::{Checkpoint, Weight, WeightsError};
+use super::{Checkpoint, Weight, WeightsError, format_of};
 
 /// What can go wrong while uploading.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +23,7 @@ pub type Progress<'a> = dyn FnMut(u64, u64) + Send + 'a;
 pub struct Uploader<'a> {
     gpu: &'a Gpu,
     checkpoint: &'a Checkpoint,
+    quant: Option<WeightFormat>,
     target: Target<'a>,
     progress: &'a mut Progress<'a>,
     done: u64,
@@ -46,6 +47,7 @@ impl<'a> Uploader<'a> {
         Self {
             gpu,
             checkpoint,
+            quant: None,
             target: Target::Device(Transfer::new(gpu, Vec::new())),
             progress,
             done: 0,
@@ -65,6 +67,7 @@ impl<'a> Uploader<'a> {
         Ok(Self {
             gpu,
             checkpoint,
+            quant: None,
             target: Target::Outline {
                 buffer: gpu.storage("outline", 16)?,
                 wishes: Vec::new(),
@@ -73,6 +76,13 @@ impl<'a> Uploader<'a> {
             done: 0,
             device_bytes: 0,
         })
+    }
+
+    /// Stores matrices in `quant`, as far as [`format_of`] has it; `None` keeps what the checkpoint has.
+    #[must_use]
+    pub fn quantised(mut self, quant: Option<WeightFormat>) -> Self {
+        self.quant = quant;
+        self
     }
 
     /// Announces that the tensors will be those that `outline` was asked for, in that order: they are then converted and
@@ -93,16 +103,16 @@ impl<'a> Uploader<'a> {
         self.device_bytes
     }
 
-    /// Bytes that the tensors of an outline would take with their linear layers quantised to `bits` a value.
+    /// Bytes that the tensors of an outline would take with weights stored as `format`; `None` where they cannot be,
+    /// because the checkpoint has them quantised otherwise.
     #[must_use]
-    pub fn quantised_bytes(&self, bits: u64) -> u64 {
+    pub fn bytes_in(&self, format: WeightFormat) -> Option<u64> {
         let Target::Outline { wishes, .. } = &self.target else {
-            return self.device_bytes;
+            return None;
         };
-        let saved = wishes
-            .iter()
-            .map(|wish| wish.bytes() - wish.quantised_bytes(bits).min(wish.bytes()));
-        self.device_bytes - saved.sum::<u64>()
+        let own: u64 = wishes.iter().map(Wish::bytes).sum();
+        let others: Option<u64> = wishes.iter().map(|wish| wish.bytes_in(format)).sum();
+        Some(self.device_bytes - own + others?)
     }
 
     /// The device.
@@ -180,8 +190,8 @@ impl<'a> Uploader<'a> {
         self.vector_of(name, &values, values.len())
     }
 
-    /// The tensor `name` of `shape` (`[out, in]`, or `[out, channels, height, width]`) as an f16 matrix; columns
-    /// are padded with zeros to a multiple of 8.
+    /// The tensor `name` of `shape` (`[out, in]`, or `[out, channels, height, width]`) as a matrix in the format that is
+    /// its own; columns of an f16 one are padded with zeros to a multiple of 8.
     ///
     /// # Errors
     /// As [`Uploader::vector`].
@@ -189,7 +199,7 @@ impl<'a> Uploader<'a> {
         self.matrices(&[name], shape).await
     }
 
-    /// Several tensors of equal `shape` stacked by rows as one f16 matrix: q, k and v as one projection.
+    /// Several tensors of equal `shape` stacked by rows as one matrix: q, k and v as one projection.
     ///
     /// # Errors
     /// As [`Uploader::vector`].
@@ -205,12 +215,12 @@ impl<'a> Uploader<'a> {
         self.matrix_of(&weights).await
     }
 
-    /// `weights`, of equal shape, stacked by rows as one f16 matrix.
+    /// `weights`, of equal shape, stacked by rows as one matrix.
     ///
     /// # Errors
     /// As [`Uploader::vector`].
     pub async fn matrix_of(&mut self, weights: &[Weight<'a>]) -> Result<Matrix, UploadError> {
-        let wish = Wish::new(weights);
+        let wish = Wish::new(weights, self.format_of(weights)?);
         self.device_bytes += wish.bytes();
         for weight in weights {
             self.count(weight);
@@ -218,11 +228,39 @@ impl<'a> Uploader<'a> {
         match &mut self.target {
             Target::Device(transfer) => transfer.matrix(self.gpu, wish).await,
             Target::Outline { buffer, wishes } => {
-                let [rows, columns] = wish.shape();
+                let matrix = outline_matrix(buffer, &wish);
                 wishes.push(wish);
-                Ok(outline_matrix(buffer, rows, columns))
+                Ok(matrix)
             }
         }
+    }
+
+    /// The format of `weights` on the device: one for all of them, as they are one matrix there.
+    fn format_of(&self, weights: &[Weight<'_>]) -> Result<WeightFormat, WeightsError> {
+        let [_, columns] = weights[0].matrix();
+        let stored: Vec<_> = weights.iter().filter_map(Weight::quantised).collect();
+        let Some(first) = stored.first() else {
+            let asked = self.quant.unwrap_or_default();
+            return Ok(format_of(weights[0].name(), columns, asked));
+        };
+        if let Some(asked) = self.quant
+            && asked != first.format
+            && format_of(weights[0].name(), columns, asked) != first.format
+        {
+            return Err(WeightsError::AlreadyQuantised {
+                file: first.values.file.into(),
+                stored: first.format.name(),
+            });
+        }
+        // What no kernel reads in blocks, or what is quantised in part, is expanded.
+        let is_read = format_of(weights[0].name(), columns, first.format).is_quantised();
+        let is_one = stored.len() == weights.len()
+            && stored.iter().all(|tensor| tensor.format == first.format);
+        Ok(if is_read && is_one {
+            first.format
+        } else {
+            WeightFormat::F16
+        })
     }
 
     /// Waits until the device has everything.
@@ -243,15 +281,14 @@ impl<'a> Uploader<'a> {
 }
 
 /// A matrix of the right sizes that holds nothing.
-fn outline_matrix(buffer: &wgpu::Buffer, rows: usize, columns: usize) -> Matrix {
+fn outline_matrix(buffer: &wgpu::Buffer, wish: &Wish<'_>) -> Matrix {
+    let matrix = wish.matrix();
     Matrix {
-        format: WeightFormat::F16,
         parts: vec![crate::gpu::MatrixPart {
             buffer: buffer.clone(),
             first_row: 0,
-            rows,
+            rows: matrix.rows,
         }],
-        rows,
-        columns,
+        ..matrix
     }
 }

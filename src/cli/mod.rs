@@ -31,7 +31,7 @@ use clap::{Parser, Subcommand};
 
 use crate::Error;
 use crate::gpu::{AdapterChoice, Disabled, GpuOptions, WeightFormat};
-use crate::task::{Blip2, OpenOptions};
+use crate::task::{Blip2, OpenOptions, Work};
 
 use output::{Output, load_progress};
 
@@ -92,6 +92,16 @@ struct Shared {
         env = "BLIP2_WGPU_QUANT"
     )]
     quant: Option<Quant>,
+    /// Bytes of device memory that may be used, such as 6GB; what does not fit is refused before it is loaded (by default
+    /// all that is free, where that can be known: on a CPU device)
+    #[arg(
+        long,
+        global = true,
+        value_name = "BYTES",
+        env = "BLIP2_WGPU_MEMORY",
+        value_parser = crate::task::parse_bytes
+    )]
+    memory: Option<u64>,
     /// Build shaders with bounds checks (slower, same results)
     #[arg(
         long,
@@ -253,14 +263,22 @@ impl Shared {
     }
 
     /// Opens the checkpoint with a progress bar.
-    async fn open(&self, image_size: Option<u32>, output: &Output) -> Result<Blip2, Error> {
+    async fn open(
+        &self,
+        image_size: Option<u32>,
+        work: Work,
+        output: &Output,
+    ) -> Result<Blip2, Error> {
         let started = std::time::Instant::now();
         let options = OpenOptions {
             gpu: self.gpu_options()?,
-            device: None,
             image_size,
             quant: self.quant(),
+            memory: self.memory,
+            work,
+            ..OpenOptions::default()
         };
+        let mut bytes = 0;
         let model = match self.checkpoint()? {
             #[cfg(feature = "demo-model")]
             None => open_demo(options, output).await?,
@@ -268,14 +286,19 @@ impl Shared {
             None => return Err(Error::NoModel),
             Some(path) => {
                 let mut progress = load_progress(output);
-                Blip2::open_with_progress(path, options, &mut |done, total| progress(done, total))
-                    .await?
+                let mut progress = |done, total| {
+                    bytes = total;
+                    progress(done, total);
+                };
+                Blip2::open_with_progress(path, options, &mut progress).await?
             }
         };
+        let seconds = started.elapsed().as_secs_f64();
+        let gigabytes = bytes as f64 / 1e9;
         output.detail(&format!(
-            "loaded on {} in {:.2} s",
+            "loaded on {} in {seconds:.2} s ({gigabytes:.2} GB, {:.2} GB/s)",
             model.gpu().info().name,
-            started.elapsed().as_secs_f64()
+            gigabytes / seconds
         ));
         Ok(model)
     }

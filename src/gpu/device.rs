@@ -9,6 +9,7 @@ use super::adapter::{self, AdapterChoice};
 use super::choices::Choices;
 use super::pipeline::{PipelineStore, cache_file_name};
 use super::poll::Poller;
+use super::rehearsal::Rehearsal;
 
 /// Features that are left unused although the adapter has them: for tests, and around driver faults.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -161,6 +162,8 @@ impl Capabilities {
 #[derive(Debug, Clone)]
 pub struct Gpu {
     inner: Arc<Inner>,
+    /// Where nothing is made, only counted.
+    rehearsal: Option<Arc<Rehearsal>>,
 }
 
 #[derive(Debug)]
@@ -237,7 +240,19 @@ impl Gpu {
                 checked: options.checked,
                 objects: AtomicUsize::new(0),
             }),
+            rehearsal: None,
         })
+    }
+
+    pub(super) fn rehearsing(&self, rehearsal: Arc<Rehearsal>) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            rehearsal: Some(rehearsal),
+        }
+    }
+
+    pub(super) fn rehearsed(&self) -> Option<&Rehearsal> {
+        self.rehearsal.as_deref()
     }
 
     /// Name, backend and driver of the adapter.

@@ -8,6 +8,7 @@ mod error;
 mod pipeline;
 mod poll;
 mod program;
+mod rehearsal;
 mod staging;
 mod weight_format;
 

@@ -3,9 +3,9 @@
 //
 //   y = activate(x · wᵀ + bias) [+ y]
 //
-// x      [M, K] f32                weight [N, K] f16, PyTorch Linear layout, 8 halves an element
+// x      [M, K] f32                weight [N, K], PyTorch Linear layout, elements by weights_f16, _q8 or _q4
 // bias   [bias_offset + N] f32     y      [M, y_stride] f32, columns y_offset .. y_offset + N are written
-// K is a multiple of 8; M and N are any; nothing outside the shapes is read or written. Sums are f32.
+// K is a multiple of 8, of 32 where weights are quantised; M and N are any; nothing outside the shapes is read or written. Sums are f32.
 
 struct Params {
     rows: u32,         // M
@@ -20,7 +20,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;       // [M, K / 4]
-@group(0) @binding(2) var<storage, read> weight: array<vec4<u32>>;  // [N, K / 8]
+@group(0) @binding(2) var<storage, read> weight: array<vec4<u32>>;  // [N, K / WEIGHT_K], scales
 @group(0) @binding(3) var<storage, read> bias: array<f32>;          // [bias_offset + N]
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;       // [M, y_stride]
 

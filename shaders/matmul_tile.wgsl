@@ -1,90 +1,114 @@
 // matmul_tile: y = activation(x · wᵀ + bias) [+ y], for any GPU: shared memory, no subgroups, no f16 feature.
 //
-// Tile: 64 rows × 64 columns a workgroup of 256, 4 × 4 a thread, 16 of K a step, 10 KiB of workgroup memory.
-// Grid: (ceil(N / 64), ceil(M / 64), 1).
+// Tile: TILE_ROWS (32, 64 or 128) × TILE_COLUMNS (32 or 64) a workgroup of 4 · TILE_COLUMNS, TILE_ROWS / 16 × 4 a
+// thread, 16 of K a step; 80 · (TILE_ROWS + TILE_COLUMNS) bytes of workgroup memory. Sums have one order for all sizes.
+// Grid: (ceil(N / TILE_COLUMNS), ceil(M / TILE_ROWS), 1).
 // Called by kernels/linear.rs for more than 8 rows, where matmul_register is not.
-// Prepended: linear.wgsl, which has the shapes and bindings.
+// Prepended: linear.wgsl, which has the shapes and bindings, and a weights_*.wgsl.
 //
 // Measured: 256×1024×1024, 7.6 GFLOP/s (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine).
+// Other sizes than 64×64 are unmeasured on a GPU.
 
-const TILE: u32 = 64u;
+override TILE_ROWS: u32 = 64u;
+override TILE_COLUMNS: u32 = 64u;
+override WORKGROUP_SIZE: u32 = 256u; // 4 · TILE_COLUMNS
+override ACROSS: u32 = TILE_COLUMNS / 4u; // threads side by side; 16 above each other
+
 // A row of a shared tile: 16 of K are 4 vec4; the fifth is padding that spreads the rows over the memory banks.
 const STRIDE: u32 = 5u;
 
-var<workgroup> x_tile: array<vec4<f32>, TILE * STRIDE>;
-var<workgroup> w_tile: array<vec4<f32>, TILE * STRIDE>;
+var<workgroup> x_tile: array<vec4<f32>, TILE_ROWS * STRIDE>;
+var<workgroup> w_tile: array<vec4<f32>, TILE_COLUMNS * STRIDE>;
 
-@compute @workgroup_size(256)
+// Four columns' products with a piece of row `row` of x.
+fn products(row: u32, part: u32, w_0: vec4<f32>, w_1: vec4<f32>, w_2: vec4<f32>, w_3: vec4<f32>) -> vec4<f32> {
+    let value = x_tile[row * STRIDE + part];
+    return vec4<f32>(dot(value, w_0), dot(value, w_1), dot(value, w_2), dot(value, w_3));
+}
+
+fn store_four(row: u32, column: u32, sum: vec4<f32>) {
+    store(row, column, sum.x);
+    store(row, column + ACROSS, sum.y);
+    store(row, column + 2u * ACROSS, sum.z);
+    store(row, column + 3u * ACROSS, sum.w);
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
 fn main(@builtin(workgroup_id) tile: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let row_base = tile.y * TILE;
-    let column_base = tile.x * TILE;
+    let row_base = tile.y * TILE_ROWS;
+    let column_base = tile.x * TILE_COLUMNS;
 
-    // Every thread brings one vec4 of x a step, every second thread 8 halves of w. Rows past the end bring the last row.
-    let x_row = thread / 4u;
-    let x_part = thread % 4u;
-    let x_from = min(row_base + x_row, params.rows - 1u) * (params.in_features / 4u);
-    let w_row = (thread / 2u) % TILE;
+    // Threads bring a vec4 of x at a time, the first half of them 8 values of w. Rows past the end bring the last row.
+    let w_row = thread / 2u;
     let w_part = thread % 2u;
-    let w_from = min(column_base + w_row, params.out_features - 1u) * (params.in_features / 8u);
+    let w_from = min(column_base + w_row, params.out_features - 1u);
 
-    // Thread (tx, ty) owns rows ty, ty + 16, .. and columns tx, tx + 16, ..
-    let tx = thread % 16u;
-    let ty = thread / 16u;
+    // Thread (tx, ty) owns rows ty, ty + 16, .. and columns tx, tx + ACROSS, ..
+    let tx = thread % ACROSS;
+    let ty = thread / ACROSS;
     var sum_0 = vec4<f32>();
     var sum_1 = vec4<f32>();
     var sum_2 = vec4<f32>();
     var sum_3 = vec4<f32>();
+    var sum_4 = vec4<f32>();
+    var sum_5 = vec4<f32>();
+    var sum_6 = vec4<f32>();
+    var sum_7 = vec4<f32>();
 
     for (var k = 0u; k < params.in_features; k += 16u) {
-        var x_value = vec4<f32>();
-        if (k + 4u * x_part < params.in_features) {
-            x_value = x[x_from + k / 4u + x_part];
+        for (var unit = thread; unit < 4u * TILE_ROWS; unit += WORKGROUP_SIZE) {
+            let x_row = min(row_base + unit / 4u, params.rows - 1u);
+            let x_part = unit % 4u;
+            var x_value = vec4<f32>();
+            if (k + 4u * x_part < params.in_features) {
+                x_value = x[x_row * (params.in_features / 4u) + k / 4u + x_part];
+            }
+            x_tile[unit / 4u * STRIDE + x_part] = x_value;
         }
-        x_tile[x_row * STRIDE + x_part] = x_value;
-        if (thread < 2u * TILE) {
-            var halves = vec4<u32>();
+        if (thread < 2u * TILE_COLUMNS) {
+            var values = Eight();
             if (k + 8u * w_part < params.in_features) {
-                halves = weight[w_from + k / 8u + w_part];
+                values = eight_at(params.out_features, params.in_features, w_from, k + 8u * w_part);
             }
             let at = w_row * STRIDE + 2u * w_part;
-            w_tile[at] = vec4<f32>(unpack2x16float(halves.x), unpack2x16float(halves.y));
-            w_tile[at + 1u] = vec4<f32>(unpack2x16float(halves.z), unpack2x16float(halves.w));
+            w_tile[at] = values.first;
+            w_tile[at + 1u] = values.second;
         }
         workgroupBarrier();
 
-        for (var part = 0u; part < 4u; part++) {
+    for (var part = 0u; part < 4u; part++) {
             let w_0 = w_tile[tx * STRIDE + part];
-            let w_1 = w_tile[(tx + 16u) * STRIDE + part];
-            let w_2 = w_tile[(tx + 32u) * STRIDE + part];
-            let w_3 = w_tile[(tx + 48u) * STRIDE + part];
-            let x_0 = x_tile[ty * STRIDE + part];
-            sum_0 += vec4<f32>(dot(x_0, w_0), dot(x_0, w_1), dot(x_0, w_2), dot(x_0, w_3));
-            let x_1 = x_tile[(ty + 16u) * STRIDE + part];
-            sum_1 += vec4<f32>(dot(x_1, w_0), dot(x_1, w_1), dot(x_1, w_2), dot(x_1, w_3));
-            let x_2 = x_tile[(ty + 32u) * STRIDE + part];
-            sum_2 += vec4<f32>(dot(x_2, w_0), dot(x_2, w_1), dot(x_2, w_2), dot(x_2, w_3));
-            let x_3 = x_tile[(ty + 48u) * STRIDE + part];
-            sum_3 += vec4<f32>(dot(x_3, w_0), dot(x_3, w_1), dot(x_3, w_2), dot(x_3, w_3));
+            let w_1 = w_tile[(tx + ACROSS) * STRIDE + part];
+            let w_2 = w_tile[(tx + 2u * ACROSS) * STRIDE + part];
+            let w_3 = w_tile[(tx + 3u * ACROSS) * STRIDE + part];
+            sum_0 += products(ty, part, w_0, w_1, w_2, w_3);
+            sum_1 += products(ty + 16u, part, w_0, w_1, w_2, w_3);
+            if (TILE_ROWS > 32u) {
+                sum_2 += products(ty + 32u, part, w_0, w_1, w_2, w_3);
+                sum_3 += products(ty + 48u, part, w_0, w_1, w_2, w_3);
+            }
+            if (TILE_ROWS > 64u) {
+                sum_4 += products(ty + 64u, part, w_0, w_1, w_2, w_3);
+                sum_5 += products(ty + 80u, part, w_0, w_1, w_2, w_3);
+                sum_6 += products(ty + 96u, part, w_0, w_1, w_2, w_3);
+                sum_7 += products(ty + 112u, part, w_0, w_1, w_2, w_3);
+            }
         }
         workgroupBarrier();
     }
 
     let row = row_base + ty;
     let column = column_base + tx;
-    store(row, column, sum_0.x);
-    store(row, column + 16u, sum_0.y);
-    store(row, column + 32u, sum_0.z);
-    store(row, column + 48u, sum_0.w);
-    store(row + 16u, column, sum_1.x);
-    store(row + 16u, column + 16u, sum_1.y);
-    store(row + 16u, column + 32u, sum_1.z);
-    store(row + 16u, column + 48u, sum_1.w);
-    store(row + 32u, column, sum_2.x);
-    store(row + 32u, column + 16u, sum_2.y);
-    store(row + 32u, column + 32u, sum_2.z);
-    store(row + 32u, column + 48u, sum_2.w);
-    store(row + 48u, column, sum_3.x);
-    store(row + 48u, column + 16u, sum_3.y);
-    store(row + 48u, column + 32u, sum_3.z);
-    store(row + 48u, column + 48u, sum_3.w);
+    store_four(row, column, sum_0);
+    store_four(row + 16u, column, sum_1);
+    if (TILE_ROWS > 32u) {
+        store_four(row + 32u, column, sum_2);
+        store_four(row + 48u, column, sum_3);
+    }
+    if (TILE_ROWS > 64u) {
+        store_four(row + 64u, column, sum_4);
+        store_four(row + 80u, column, sum_5);
+        store_four(row + 96u, column, sum_6);
+        store_four(row + 112u, column, sum_7);
+    }
 }

@@ -120,10 +120,6 @@ fn bench_model_has_load_ceilings_and_a_line_for_each_batch() {
         for (key, value) in line {
             assert!(key == "bench" || is_positive(value), "{key}: {value}");
         }
-        for share in ["decode_share", "encoder_share"] {
-            let share = line[share].as_f64().expect("a share");
-            assert!(share < 1.5, "{line:?}"); // caches may hold the demo model's weights
-        }
         // A step's rate is all texts'.
         let (tokens, step) = (&line["tokens_per_s"], &line["step_ms"]);
         let expected = f64::from(batch) * 1e3 / step.as_f64().expect("milliseconds");

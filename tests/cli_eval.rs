@@ -172,6 +172,83 @@ fn a_run_that_was_cut_goes_on_and_ends_the_same() {
 }
 
 #[test]
+fn predictions_that_are_empty_or_unknown_are_named() {
+    let dataset = captioned();
+    let whole = dataset.read("whole/predictions.jsonl");
+    let again = |name: &str, change: &dyn Fn(&mut Value)| {
+        std::fs::create_dir_all(dataset.path(name)).expect("a folder");
+        let lines = whole.lines().map(|line| {
+            let mut line: Value = serde_json::from_str(line).expect("JSON");
+            if line["image_id"] == 3 {
+                change(&mut line);
+            }
+            format!("{line}\n")
+        });
+        let file = Path::new(&dataset.path(name)).join("predictions.jsonl");
+        std::fs::write(file, lines.collect::<String>()).expect("written");
+        let [images, annotations, out] =
+            ["images", "captions.json", name].map(|name| dataset.path(name));
+        run([
+            "eval",
+            "caption",
+            "--images",
+            &images,
+            "--annotations",
+            &annotations,
+            "--out",
+            &out,
+            "--json",
+        ])
+    };
+    // Empty: a warning, and wrong.
+    let empty = again("empty", &|line| line["caption"] = json!(" ")).exits(0);
+    assert_eq!(empty.stderr.len(), 1, "{empty:#?}");
+    let empty = empty.says(&[
+        "warn: ",
+        "predictions.jsonl",
+        "image_id 3",
+        "empty caption",
+        "wrong",
+    ]);
+    let cider =
+        |scores: &serde_json::Map<String, Value>| scores["CIDEr"].as_f64().expect("a score");
+    let best = results(dataset, "whole/metrics.json");
+    assert!(cider(&empty.one_json()) < cider(best.as_object().expect("scores")) - 0.1);
+    // `score` says so of the results, whether that is allowed or not.
+    let [annotations, file] =
+        ["captions.json", "empty/results.json"].map(|name| dataset.path(name));
+    let score = [
+        "score",
+        "caption",
+        "--annotations",
+        &annotations,
+        "--results",
+        &file,
+        "--json",
+    ];
+    let parts = ["results.json", "image_id 3", "empty", "wrong"];
+    let strict = run(score).exits(1).one_error(&parts);
+    let allowed = run([&score[..], &["--allow-incomplete"]].concat()).exits(0);
+    let allowed = allowed.says(&[&["warn: "], &parts[..]].concat());
+    assert_eq!(strict.one_json(), allowed.one_json());
+    assert_eq!(strict.one_json(), empty.one_json());
+    // For an image that is not there: named, and the others are measured.
+    let unknown = again("unknown", &|line| line["image_id"] = json!(999)).exits(1);
+    let unknown = unknown.says(&["predictions.jsonl", "image_id 999", "captions.json"]);
+    assert!(cider(&unknown.one_json()) > 1.0);
+    // No text, or twice.
+    for (name, value, part) in [
+        ("odd", json!(7), "no string"),
+        ("null", Value::Null, "no string"),
+    ] {
+        let run = again(name, &|line| line["caption"] = value.clone()).exits(1);
+        run.one_error(&["predictions.jsonl", "line ", "image_id 3", part]);
+    }
+    let run = again("twice", &|line| line["image_id"] = json!(2)).exits(1);
+    run.one_error(&["predictions.jsonl", "image_id 2", "again"]);
+}
+
+#[test]
 fn a_run_with_other_options_does_not_go_on() {
     let dataset = captioned();
     dataset

@@ -247,3 +247,52 @@ fn pairs_that_are_matched_are_explained() {
     let picture = image::open(folder.path().join("out.png")).expect("a picture");
     assert!(picture.height() > 2 * 225, "{}", picture.height());
 }
+
+/// The report's place is taken while the image is read: its pair is scored all the same.
+#[cfg(unix)]
+#[test]
+fn a_report_that_cannot_be_written_leaves_the_scores() {
+    let folder = folder();
+    let [report, pipe] = ["out.html", "house.png"].map(|name| folder.path().join(name));
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo").success());
+    let [report_path, pipe_path] = [&report, &pipe].map(|path| path.to_str().expect("UTF-8"));
+    let arguments = |image| {
+        let model = [
+            "match", "--model", TINY_ITM, "--json", "--text", "a boat", "a dog",
+        ];
+        [&model[..], &["--explain", report_path, image]].concat()
+    };
+    let explained = std::thread::scope(|scope| {
+        let explained = scope.spawn(|| run(arguments(pipe_path)));
+        // This waits until the program opens its image, which is after it has begun the report.
+        let mut image = std::fs::File::options()
+            .write(true)
+            .open(&pipe)
+            .expect("a pipe");
+        std::fs::create_dir_all(report.join("in the way")).expect("a folder");
+        let bytes = std::fs::read(HOUSE).expect("a picture");
+        std::io::Write::write_all(&mut image, &bytes).expect("read by the program");
+        drop(image);
+        explained.join().expect("a run")
+    });
+    let explained = explained
+        .exits(1)
+        .one_error(&["out.html", "cannot be written"]);
+    let plain = run([
+        "match", "--model", TINY_ITM, "--json", HOUSE, "--text", "a boat", "a dog",
+    ]);
+    let scores = |run: &Run| -> Vec<_> {
+        let lines = run.json().into_iter();
+        lines
+            .map(|line| {
+                (
+                    line["text"].clone(),
+                    line["itm"].clone(),
+                    line["itc"].clone(),
+                )
+            })
+            .collect()
+    };
+    assert_eq!(scores(&explained), scores(&plain.exits(0)));
+}

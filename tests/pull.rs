@@ -6,7 +6,9 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use cli_support::{HOUSE, Run, TINY, caption, command, finish};
 use serde_json::{Value, json};
@@ -28,6 +30,8 @@ enum Mood {
     Lies,
     /// Answers with this status.
     Status(u16),
+    /// Sends it once the list of files has been asked for twice, and a while later.
+    WaitsForAnother,
 }
 
 struct State {
@@ -82,6 +86,10 @@ impl FakeHub {
 
     /// The program with this hub and its own cache.
     fn run(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Run {
+        finish(self.command(arguments, environment))
+    }
+
+    fn command(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
         let mut command = command(arguments);
         for variable in [
             "HF_HOME",
@@ -98,7 +106,15 @@ impl FakeHub {
             .env("HF_TOKEN_PATH", self.cache.path().join("no token"))
             .env("NO_PROXY", "*")
             .envs(environment.iter().copied());
-        finish(command)
+        command
+    }
+
+    /// Where `huggingface_hub` has its lock of a file.
+    fn lock(&self, file: &str) -> PathBuf {
+        let hash = self.blob(file);
+        let name = format!("{}.lock", hash.file_name().unwrap().to_str().unwrap());
+        let locks = self.cache.path().join(".locks");
+        locks.join("models--some-one--tiny-blip2").join(name)
     }
 
     fn repo(&self) -> PathBuf {
@@ -171,6 +187,9 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, other: Option<&str>) -> O
     };
     let (range, token) = (header("range"), header("authorization"));
     let path = request.split(' ').nth(1)?.to_owned();
+    if other.is_none() {
+        wait_for_another(state, path.rsplit('/').next()?);
+    }
     let mut state = state.lock().unwrap();
     let host = if other.is_some() { "hub" } else { "other" };
     state.log.push(format!(
@@ -253,7 +272,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, other: Option<&str>) -> O
                 .and_then(|()| stream.write_all(&bytes[from..to]))
                 .ok()
         }
-        Mood::Good | Mood::Lies => {
+        Mood::Good | Mood::Lies | Mood::WaitsForAnother => {
             if mood == Mood::Lies {
                 let last = bytes.len() - 1;
                 bytes[last] ^= 1;
@@ -268,6 +287,25 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, other: Option<&str>) -> O
             );
             send("206 Partial Content", &range, &bytes[start..])
         }
+    }
+}
+
+/// Waits as long as the file's mood is [`Mood::WaitsForAnother`] and no second process has come.
+fn wait_for_another(state: &Mutex<State>, file: &str) {
+    let waits = || {
+        let state = state.lock().unwrap();
+        let listings = state.log.iter().filter(|line| line.contains("/revision/"));
+        state.moods.get(file) == Some(&Mood::WaitsForAnother) && listings.count() < 2
+    };
+    let started = Instant::now();
+    let mut waited = false;
+    while waits() && started.elapsed() < Duration::from_secs(60) {
+        waited = true;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    if waited {
+        // Time for the other to ask for the same.
+        std::thread::sleep(Duration::from_millis(500));
     }
 }
 
@@ -388,6 +426,80 @@ fn a_download_is_continued_by_a_later_run() {
         hub.run(&["pull", NAME], &[]).exits(0);
         hub.holds_the_checkpoint();
     }
+}
+
+#[test]
+fn two_processes_fetch_a_checkpoint_once() {
+    let hub = FakeHub::new();
+    hub.mood("model.safetensors", Mood::WaitsForAnother);
+    std::thread::scope(|scope| {
+        let runs = [(); 2].map(|()| scope.spawn(|| hub.run(&["pull", NAME], &[])));
+        for run in runs {
+            let run = run.join().unwrap().exits(0);
+            assert_eq!(run.stdout.trim_end(), hub.snapshot().display().to_string());
+        }
+    });
+    hub.holds_the_checkpoint();
+    let log = hub.log();
+    for file in std::fs::read_dir(TINY).unwrap() {
+        let name = file.unwrap().file_name();
+        let asked = format!("/{} ", name.to_str().unwrap());
+        let count = log.iter().filter(|line| line.contains(&asked)).count();
+        // Large files are asked for at the hub and at the other host.
+        let expected = if asked.contains("model.safetensors") {
+            2
+        } else {
+            1
+        };
+        assert_eq!(count, expected, "{asked}: {log:#?}");
+    }
+}
+
+#[test]
+fn what_another_process_fetches_is_waited_for() {
+    let hub = FakeHub::new();
+    let lock = hub.lock("model.safetensors");
+    std::fs::create_dir_all(lock.parent().unwrap()).unwrap();
+    let lock = std::fs::File::create(lock).unwrap();
+    lock.lock().unwrap();
+    let run = std::thread::scope(|scope| {
+        let run = scope.spawn(|| hub.run(&["pull", NAME], &[]));
+        let started = Instant::now();
+        let listed = || {
+            let state = hub.state.lock().unwrap();
+            state.log.iter().any(|line| line.contains("/revision/"))
+        };
+        while !listed() && started.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(!run.is_finished(), "it must wait");
+        let weights = Path::new(TINY).join("model.safetensors");
+        std::fs::copy(weights, hub.blob("model.safetensors")).unwrap();
+        lock.unlock().unwrap();
+        run.join().unwrap()
+    });
+    run.exits(0).says_and(&["another process is fetching it"]);
+    hub.holds_the_checkpoint();
+    let log = hub.log();
+    let asked = log.iter().any(|line| line.contains("model.safetensors"));
+    assert!(!asked, "{log:#?}");
+}
+
+#[test]
+fn inspect_and_parity_take_names() {
+    let hub = FakeHub::new();
+    let inspected = hub.run(&["inspect", NAME, "--json"], &[]).exits(0);
+    inspected.says_and(&["fetching 31"]);
+    let line = inspected.one_json();
+    assert_eq!(line["model"], NAME);
+    assert_eq!(line["config"]["model_type"], "blip-2");
+    hub.holds_the_checkpoint();
+    hub.log();
+    let rows = hub.run(&["parity", NAME, cli_support::DUMP, "--json"], &[]);
+    let rows = rows.exits(0).json();
+    assert!(rows.len() > 50 && rows.iter().all(|row| row["pass"] == true));
+    assert!(hub.log().is_empty());
 }
 
 #[test]

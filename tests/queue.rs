@@ -27,7 +27,11 @@ fn engine() -> MutexGuard<'static, (Engine, Vec<Pixels>)> {
 }
 
 fn load() -> Engine {
-    let gpu = device(&GpuOptions::default());
+    load_on(&GpuOptions::default())
+}
+
+fn load_on(options: &GpuOptions) -> Engine {
+    let gpu = device(options);
     let config = Blip2Config::open(data("tiny")).expect("a config");
     let decoder = config.language_model().expect("generative").clone();
     let checkpoint = Checkpoint::open(data("tiny")).expect("weights");
@@ -344,4 +348,52 @@ fn a_queue_dropped_at_any_turn_leaves_the_next_one_right() {
             &format!("dropped after {turns} turns"),
         );
     }
+}
+
+#[test]
+fn a_device_without_room_gets_fewer_requests_at_once() {
+    const ROOM: u64 = 128 << 10;
+    let mut small = load_on(&GpuOptions {
+        max_binding_bytes: Some(ROOM),
+        ..GpuOptions::default()
+    });
+    let pixels = pixels();
+    let mut large = engine();
+    // One of each way of choosing tokens.
+    let requests = &requests(&pixels)[..20];
+    let order: Vec<usize> = (0..requests.len()).collect();
+    let expected = run(&mut large.0, requests, &order, 16);
+    let ours = run(&mut small, requests, &order, 16);
+    for (number, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
+        let tokens = |texts: &[Generated]| -> Vec<Vec<u32>> {
+            texts.iter().map(|text| text.tokens.clone()).collect()
+        };
+        // The number of rows, and with it the order of sums, is another.
+        assert_eq!(tokens(ours), tokens(expected), "request {number}");
+    }
+    // The most demanding of them sixteen times: logits and cache of all would take more than one binding.
+    let hungry = requests.iter().max_by_key(|request| {
+        let options = &request.options;
+        options.num_beams.max(options.num_return_sequences) * options.max_new_tokens
+    });
+    let mut queue = small.queue(16);
+    for _ in 0..16 {
+        let request = hungry.expect("requests").clone();
+        queue.push(request).expect("a good request");
+    }
+    assert_eq!(queue.batch_size(), 16);
+    pollster::block_on(queue.turn()).expect("room for some");
+    let batch = queue.batch_size();
+    assert!((1..16).contains(&batch), "{batch}");
+    // Not even one image: what is refused says what would be needed.
+    let mut tiny = load_on(&GpuOptions {
+        max_binding_bytes: Some(20 << 10),
+        ..GpuOptions::default()
+    });
+    let mut queue = tiny.queue(16);
+    queue
+        .push(hungry.expect("requests").clone())
+        .expect("a good request");
+    let error = pollster::block_on(queue.finish()).expect_err("no room");
+    assert!(error.to_string().contains("bytes"), "{error}");
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Makes random BLIP-2 checkpoints in the Hugging Face folder layout.
 
-Presets: `tiny` (a few hundred KB, for tests), `tiny-t5` (with T5 in OPT's place), `tiny-itm` (the retrieval model), `micro` and
-`micro-itm` (some ten KB, to convert), `opt-2.7b` (the published sizes, or their widths with fewer layers). Names and shapes come from transformers' own model classes, built without memory on
+Presets: `tiny` (a few hundred KB, for tests), `tiny-t5` (with T5 in OPT's place), `tiny-itm` (the retrieval model), `micro`,
+`micro-t5` and `micro-itm` (some ten KB, to convert), `opt-2.7b` (the published sizes, or their widths with fewer layers). Names and shapes come from transformers' own model classes, built without memory on
 the "meta" device; each tensor is drawn, rounded to float16 and written before the next, so the full size needs about
 half a GB of RAM. Same arguments, same bytes.
 
@@ -362,6 +362,18 @@ def micro_config(vocab_size, image_token, eos=None):
     )
 
 
+def micro_t5_config(vocab_size, image_token):
+    """`micro_config` with a T5 whose heads (4 × 4) are wider together than the residual stream."""
+    config = micro_config(vocab_size, image_token)
+    text = T5Config(
+        vocab_size=vocab_size, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_decoder_layers=2, num_heads=4,
+        relative_attention_num_buckets=8, relative_attention_max_distance=12, feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0, tie_word_embeddings=False,
+    )
+    return Blip2Config(vision_config=config.vision_config, qformer_config=config.qformer_config, text_config=text,
+                       num_query_tokens=4, image_token_index=image_token, image_text_hidden_size=8)
+
+
 def published_config(args, eos):
     """blip2-opt-2.7b: 39 × 1408/16/6144, 12 × 768/12/3072, 32 × 2560/32/10240."""
     return Blip2Config(
@@ -464,7 +476,7 @@ def unlikely_tokens(tokenizer, vocab_size, eos, image_token):
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the checkpoint goes (made if missing)")
-    parser.add_argument("--preset", choices=["tiny", "tiny-t5", "tiny-itm", "micro", "micro-itm", "opt-2.7b"], default="tiny")
+    parser.add_argument("--preset", choices=["tiny", "tiny-t5", "tiny-itm", "micro", "micro-t5", "micro-itm", "opt-2.7b"], default="tiny")
     parser.add_argument("--seed", type=int, default=None, help="default: the preset's own")
     parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer files to copy (opt-2.7b)")
     parser.add_argument("--vit-layers", type=int, help="opt-2.7b: fewer ViT blocks")
@@ -490,12 +502,15 @@ def main():
         known = write_wordpiece_tokenizer(folder, words)
         config = sizes(vocab_size=known + 1, image_token=known)
         config.qformer_config.use_qformer_text_input = True
-    elif args.preset == "tiny-t5":
-        tokenizer = write_unigram_tokenizer(folder, 200)
+    elif args.preset.endswith("-t5"):
+        sizes, words = (tiny_t5_config, 200) if args.preset == "tiny-t5" else (micro_t5_config, 100)
+        tokenizer = write_unigram_tokenizer(folder, words)
         image_token = tokenizer.token_to_id("<image>")
-        config = tiny_t5_config(-(-tokenizer.get_vocab_size() // 8) * 8, image_token)
-        # Of some dozen seeds one with texts of several lengths.
-        seed, eos_lean, gains = 5, 1.0, replace(SHALLOW, attention_out=1.4)
+        config = sizes(-(-tokenizer.get_vocab_size() // 8) * 8, image_token)
+        eos_lean = 1.0
+        if args.preset == "tiny-t5":
+            # Of some dozen seeds one with texts of several lengths.
+            seed, gains = 5, replace(SHALLOW, attention_out=1.4)
         unlikely = sorted({0, 2, *range(image_token, config.text_config.vocab_size)})
     else:
         if args.tokenizer:
@@ -519,6 +534,9 @@ def main():
     write_configs(folder, config, model_class.__name__)
     shapes = tensor_shapes(config, model_class)
     maker = TensorMaker(config, seed, unlikely, eos_lean, gains, small_block=args.preset != "opt-2.7b")
+    if args.preset == "micro-t5":
+        # `micro` draws a tensor of OPT first; with one drawn here, too, both have the same image side.
+        maker.normal((8,), 1.0)
     total = write_weights(folder, shapes, maker, args.shard_mb * 1_000_000)
     print(f"{folder}: {len(shapes)} tensors, {total / 1e6:.3f} MB, {time.time() - started:.1f} s")
 

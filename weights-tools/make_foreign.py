@@ -111,7 +111,8 @@ def foreign(tensors, config, mmpretrain, vision, surplus):
         pairs += [("language_projection.", "vision_neck.fc."), ("vision_projection.", "vision_neck.fc."),
                   ("text_projection.", "text_neck.fc."), ("itm_head.", "multimodal_head.fc.")]
     else:
-        pairs += [("language_projection.", "opt_proj."), ("vision_projection.", "vision_proj."),
+        language = "t5_proj." if config["text_config"]["model_type"] == "t5" else "opt_proj."
+        pairs += [("language_projection.", language), ("vision_projection.", "vision_proj."),
                   ("text_projection.", "text_proj."), ("itm_head.", "itm_head.")]
     result.update(renamed(tensors, pairs))
     return result
@@ -148,6 +149,19 @@ def write_language_model(tensors, model, folder):
         shutil.copyfile(model / file, folder / file)
 
 
+def write_t5(tensors, model, folder):
+    """Flan-T5 alone as google/flan-t5-* has it: pytorch_model.bin with one table under three names, and its configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    t5 = OrderedDict((name.removeprefix(LANGUAGE), t) for name, t in tensors.items() if name.startswith(LANGUAGE))
+    t5.update({f"{stack}.embed_tokens.weight": t5["shared.weight"] for stack in ("encoder", "decoder")})
+    torch.save(t5, folder / "pytorch_model.bin")
+    config = json.loads((model / "config.json").read_text())["text_config"]
+    config.update(architectures=["T5ForConditionalGeneration"])
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(model / file, folder / file)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="checkpoint folder in the Hugging Face layout (one file of weights)")
@@ -166,6 +180,10 @@ def main():
         torch.save(lavis_container(state(False, False)), args.folder / "lavis_stage1.pth")
         torch.save(state(False, True), args.folder / "lavis_retrieval.pth", **old)
         torch.save(mmpretrain_container(state(True, True)), args.folder / "mmpretrain_retrieval.pth")
+        return
+    if config["text_config"]["model_type"] == "t5":
+        torch.save(lavis_container(state(False, False)), args.folder / "lavis_flant5.pth")
+        write_t5(tensors, args.model, args.folder / "t5")
         return
     torch.save(lavis_container(state(False, False)), args.folder / "lavis_pretrained.pth")
     full = OrderedDict((name, t.float() if t.is_floating_point() else t) for name, t in state(False, True).items())

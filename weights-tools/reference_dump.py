@@ -275,6 +275,20 @@ def generate(staged, processor, pixel_values, interpolate, encoded, settings):
     return sequences, seconds
 
 
+def thin(tensors, names, most):
+    """Cuts `names` among `tensors` ([images, rows, width]) to about `most` rows, evenly spaced and the last among them.
+
+    Returns the steps: in a tensor of step n lie the last row, the n-th before it, and so on, in the order of the rows.
+    """
+    steps = {}
+    for name in names:
+        rows = tensors[name].shape[1] if tensors[name].dim() == 3 else 0
+        if rows > most:
+            steps[name] = -(-rows // most)
+            tensors[name] = tensors[name].flip(1)[:, ::steps[name]].flip(1)
+    return steps
+
+
 def stack_images(per_image):
     """[{name: [1, …]} for each image] → {name: [images, …]} in order."""
     return {name: torch.cat([stages[name] for stages in per_image]) for name in per_image[0]}
@@ -293,6 +307,8 @@ def parse_args():
     parser.add_argument("--last-only", action="store_true", help="store only the first, middle and last layer")
     parser.add_argument("--all-logits", action="store_true", help="store the logits of every prompt position")
     parser.add_argument("--no-rgb", action="store_true", help="leave out the decoded images (large photographs)")
+    parser.add_argument("--no-pixels", action="store_true", help="leave out all pixels: the pictures must lie beside the dump")
+    parser.add_argument("--rows", type=int, help="store about so many rows of a stage (ViT tokens, queries, positions)")
     parser.add_argument("--variants", type=Path, help="also write a JSON of many generation settings here")
     parser.add_argument("--threads", type=int, help="torch threads")
     return parser.parse_args()
@@ -325,9 +341,10 @@ def main():
             "width": rgb.shape[1], "height": rgb.shape[0],
             "max_difference_to_processor": (from_processor - pixel_values).abs().max().item(),
         })
-        if not args.no_rgb:
+        if not args.no_rgb and not args.no_pixels:
             tensors[f"image.{number}.rgb"] = torch.from_numpy(rgb)
-        tensors[f"image.{number}.resized"] = torch.from_numpy(resized)
+        if not args.no_pixels:
+            tensors[f"image.{number}.resized"] = torch.from_numpy(resized)
         stages, stage_times = image_stages(staged, pixel_values, interpolate, args)
         per_image.append({"pixel_values": pixel_values[None], **stages})
         times.update({f"image.{number}.{name}": seconds for name, seconds in stage_times.items()})
@@ -370,10 +387,15 @@ def main():
         stage_names += list(named)
         prompt_records.append(record)
 
+    row_steps = thin(tensors, [name for name in stage_names if name != "pixel_values"], args.rows) if args.rows else {}
+    if args.no_pixels:
+        del tensors["pixel_values"]
+        stage_names.remove("pixel_values")
     dump = {
         "format_version": 1,
         "model": args.model.resolve().name,
         "image_size": size,
+        "row_steps": row_steps,
         "interpolate_pos_encoding": interpolate,
         "images": images,
         "stages": stage_names,

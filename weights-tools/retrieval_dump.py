@@ -20,7 +20,7 @@ from transformers import (
     Blip2VisionModelWithProjection,
 )
 
-from reference_dump import Recorder, preprocess
+from reference_dump import Recorder, preprocess, thin
 
 DEFAULT_TEXTS = [
     "a photo of a cat sitting on a red chair",
@@ -34,6 +34,8 @@ DEFAULT_TEXTS = [
 def image_features(model, vision, pixel_values):
     """ViT tokens, Q-Former output and projected queries of one image [3, S, S]; every stage as [1, rows, width]."""
     recorder = Recorder()
+    for index, layer in enumerate(model.vision_model.encoder.layers):
+        recorder.watch(layer, f"vit.block.{index}")
     for index, layer in enumerate(model.qformer.encoder.layer):
         recorder.watch(layer, f"qformer.layer.{index}")
     tokens = model.vision_model(pixel_values=pixel_values[None]).last_hidden_state
@@ -43,8 +45,8 @@ def image_features(model, vision, pixel_values):
     ).last_hidden_state
     recorder.close()
     return {
-        "vit.output": tokens,
         **recorder.values,
+        "vit.output": tokens,
         "qformer.output": queries,
         "image_embeds": vision(pixel_values=pixel_values[None]).image_embeds,
     }
@@ -64,13 +66,14 @@ def text_features(model, text_model, ids):
 
 
 def match_stages(model, pixel_values, ids):
-    """Queries and text through every layer of the joint pass, each as [queries + text, width]."""
+    """The queries through every layer of the joint pass with a text, each as [queries, width]."""
     recorder = Recorder()
     for index, layer in enumerate(model.qformer.encoder.layer):
         recorder.watch(layer, f"layer.{index}")
     logits = match(model, pixel_values, ids, True)
     recorder.close()
-    return {name: value[0] for name, value in recorder.values.items()}, logits
+    queries = model.query_tokens.shape[1]
+    return {name: value[0, :queries] for name, value in recorder.values.items()}, logits
 
 
 def match(model, pixel_values, ids, head):
@@ -85,7 +88,9 @@ def parse_args():
     parser.add_argument("out", type=Path, help="dump to write (.safetensors)")
     parser.add_argument("--image", type=Path, nargs="+", required=True)
     parser.add_argument("--text", action="append", help="may be given several times")
-    parser.add_argument("--scores-only", action="store_true", help="leave out the layers of the Q-Former")
+    parser.add_argument("--scores-only", action="store_true", help="leave out blocks and layers")
+    parser.add_argument("--no-pixels", action="store_true", help="leave out the pixels: the pictures must lie beside the dump")
+    parser.add_argument("--rows", type=int, help="store about so many rows of a stage (ViT tokens, queries); of texts' outputs the first")
     return parser.parse_args()
 
 
@@ -126,13 +131,24 @@ def main():
             tensors.update({f"pair.{image}.{number}.{name}": value for name, value in stages.items()})
     tensors.update({"itc": itc, "itm": itm})
     if args.scores_only:
-        tensors = {name: value for name, value in tensors.items() if "layer." not in name}
+        tensors = {name: value for name, value in tensors.items() if "layer." not in name and "block." not in name}
+    row_steps = {}
+    if args.rows:
+        row_steps = thin(tensors, [name for name in per_image[0] if name != "pixel_values"], args.rows)
+        for name in [name for name in tensors if name.startswith("pair.")]:
+            pair = {name: tensors[name][None]}
+            row_steps.update(thin(pair, [name], args.rows))
+            tensors[name] = pair[name][0]
+        tensors.update({name: tensors[name][:1] for name in tensors if name.endswith("text_embeds")})
+    if args.no_pixels:
+        del tensors["pixel_values"]
     for image, row in zip(images, itm.softmax(-1)[..., 1]):
         print(image["file"], [round(value, 4) for value in row.tolist()])
     print("itc", [[round(value, 4) for value in row] for row in itc.tolist()])
 
     dump = {
-        "format_version": 1, "model": args.model.resolve().name, "image_size": size, "images": images, "texts": records,
+        "format_version": 1, "model": args.model.resolve().name, "image_size": size, "row_steps": row_steps,
+        "images": images, "texts": records,
         "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
     }
     tensors = {name: value.contiguous() for name, value in tensors.items()}

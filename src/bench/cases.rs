@@ -1,7 +1,7 @@
 //! The kernels to measure, at the shapes of blip2-opt-2.7b (ViT-g: 1408 wide, 16 heads, MLP 6144; OPT: 2560 wide, MLP 10240,
 //! 50272 tokens), each by every variant that the adapter offers.
 
-use crate::gpu::{Gpu, GpuError, ProgramBuilder};
+use crate::gpu::{Gpu, GpuError, ProgramBuilder, WeightFormat};
 use crate::kernels::{
     Attention, CooperativeLoop, Heads, LayerNorm, LinearVariant, MATVEC_ROWS, MULTIPLY_STEP_FLOPS,
     READ_BYTES, View, argmax, attention_candidates, attention_with, bench_cooperative, bench_copy,
@@ -18,7 +18,7 @@ const VIT_WEIGHTS: [[usize; 2]; 4] = [[4224, 1408], [1408, 1408], [6144, 1408], 
 /// Rows of a prefill: the queries, and a few words.
 const PREFILL_ROWS: [usize; 2] = [32, 40];
 /// Rows of a decode step: texts or beams.
-const DECODE_ROWS: [usize; 5] = [1, 2, 4, 5, MATVEC_ROWS];
+const DECODE_ROWS: [usize; 4] = [1, 2, 5, MATVEC_ROWS];
 /// Weights of a layer of OPT.
 const OPT_WEIGHTS: [[usize; 2]; 4] = [[7680, 2560], [2560, 2560], [10240, 2560], [2560, 10240]];
 /// Its tokens.
@@ -197,8 +197,16 @@ pub fn ceilings(gpu: &Gpu) -> Vec<Case> {
 #[must_use]
 pub fn cases(gpu: &Gpu) -> Vec<Case> {
     let mut all = Vec::new();
-    let mut add = |rows, [out_features, in_features]: [usize; 2]| {
-        all.extend(products(gpu, rows, out_features, in_features));
+    let mut add = |rows, weight| {
+        // Quantised weights are for what waits for its weights; more rows wait for arithmetic.
+        let formats: &[_] = if rows <= PREFILL_ROWS[0] {
+            &WeightFormat::ALL
+        } else {
+            &[WeightFormat::F16]
+        };
+        for &format in formats {
+            all.extend(products(gpu, rows, format, weight));
+        }
     };
     add(SQUARE[0], [SQUARE[1], SQUARE[2]]);
     for (rows, weights) in [
@@ -227,7 +235,12 @@ pub fn cases(gpu: &Gpu) -> Vec<Case> {
 }
 
 /// A product by every kernel that can do it.
-fn products(gpu: &Gpu, rows: usize, out_features: usize, in_features: usize) -> Vec<Case> {
+fn products(
+    gpu: &Gpu,
+    rows: usize,
+    format: WeightFormat,
+    [out_features, in_features]: [usize; 2],
+) -> Vec<Case> {
     let kernel = if rows <= MATVEC_ROWS {
         "matvec"
     } else {
@@ -235,12 +248,12 @@ fn products(gpu: &Gpu, rows: usize, out_features: usize, in_features: usize) -> 
     };
     let work = (
         2 * rows * out_features * in_features,
-        out_features * in_features * 2,
+        format.part_bytes(out_features, in_features) as usize,
     );
     let case = |variant: LinearVariant| {
-        let shape = format!("{rows}x{out_features}x{in_features}");
+        let shape = format!("{rows}x{out_features}x{in_features} {format}");
         let case = Case::new(kernel, shape, work, move |inputs, program| {
-            let layer = inputs.layer(out_features, in_features)?;
+            let layer = inputs.layer(format, [out_features, in_features])?;
             linear_with(
                 program,
                 variant,
@@ -249,11 +262,9 @@ fn products(gpu: &Gpu, rows: usize, out_features: usize, in_features: usize) -> 
             );
             Ok(())
         });
-        let name = variant.to_string();
-        let cooperative = name.starts_with("coop");
         Case {
-            cooperative,
-            ..case.variant(name)
+            cooperative: matches!(variant, LinearVariant::Cooperative(_)),
+            ..case.variant(variant.to_string())
         }
     };
     candidates(gpu.capabilities(), rows)

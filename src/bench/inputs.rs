@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use half::f16;
 
-use crate::gpu::{Activation, Gpu, GpuError};
+use crate::gpu::{Activation, Gpu, GpuError, WeightFormat};
 use crate::kernels::Linear;
 
 /// Bytes written at a time.
@@ -15,7 +15,7 @@ const PIECE: usize = 8 << 20;
 pub struct Inputs {
     gpu: Gpu,
     activations: HashMap<[usize; 2], Activation>,
-    layers: HashMap<[usize; 2], Linear>,
+    layers: HashMap<(WeightFormat, [usize; 2]), Linear>,
 }
 
 impl Inputs {
@@ -53,16 +53,23 @@ impl Inputs {
         Ok(activation)
     }
 
-    /// A layer of f16 weights `[out_features, in_features]` without bias.
+    /// A layer of weights `[out_features, in_features]` without bias; quantised ones, scales included, are the bits of a
+    /// pattern of halves, as good as any for a timing.
     ///
     /// # Errors
     /// No room on the device.
-    pub fn layer(&mut self, out_features: usize, in_features: usize) -> Result<Linear, GpuError> {
-        let shape = [out_features, in_features];
-        if let Some(layer) = self.layers.get(&shape) {
+    pub fn layer(
+        &mut self,
+        format: WeightFormat,
+        [out_features, in_features]: [usize; 2],
+    ) -> Result<Linear, GpuError> {
+        let key = (format, [out_features, in_features]);
+        if let Some(layer) = self.layers.get(&key) {
             return Ok(layer.clone());
         }
-        let weight = self.gpu.matrix("weight", out_features, in_features)?;
+        let weight = self
+            .gpu
+            .weight_matrix("weight", format, out_features, in_features)?;
         let values: Vec<f16> = (0..PIECE / 2)
             .map(|i| f16::from_f32((i % 13) as f32 * 0.01 - 0.06))
             .collect();
@@ -70,7 +77,7 @@ impl Inputs {
             self.fill(&part.buffer, bytemuck::cast_slice(&values));
         }
         let layer = Linear { weight, bias: None };
-        self.layers.insert(shape, layer.clone());
+        self.layers.insert(key, layer.clone());
         Ok(layer)
     }
 

@@ -9,7 +9,7 @@ use super::Inputs;
 use super::cases::{Case, Traffic, cases, ceilings};
 
 /// A round repeats a case for about this long, in one submit.
-const ROUND_TIME: Duration = Duration::from_millis(150);
+const ROUND_TIME: Duration = Duration::from_millis(30);
 /// A case that takes longer than this …
 const SLOW: f64 = 1.0;
 /// … is measured in this many rounds at most.

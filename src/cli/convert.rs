@@ -7,6 +7,7 @@ use crate::Error;
 use crate::convert::{Conversion, ConvertOptions, convert};
 use crate::weights::Format;
 
+use super::Shared;
 use super::output::{Output, byte_progress};
 use super::pull::resolve;
 
@@ -14,6 +15,7 @@ const EXAMPLES: &str = "\
 Examples:
   blip2-wgpu convert blip2_pretrained_opt2.7b.pth blip2-opt-2.7b --vit eva_vit_g.pth --llm facebook/opt-2.7b
   blip2-wgpu convert blip2_finetune_coco.pth blip2-itm-coco --tokenizer bert-base-uncased
+  blip2-wgpu convert blip2-opt-2.7b blip2-opt-2.7b-q8 --quant q8
 
 LAVIS saves generative checkpoints without the language model, and most without the vision transformer; mmpretrain
 saves its generative one without the language model. Nothing in a .pth file is executed.";
@@ -52,7 +54,7 @@ enum Dtype {
 }
 
 /// Converts; what was left out or decided goes to stderr.
-pub(super) fn run(args: &Args, output: &Output) -> Result<bool, Error> {
+pub(super) fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
     let llm = args.llm.as_deref();
     let options = ConvertOptions {
         vit: args.vit.clone(),
@@ -63,6 +65,7 @@ pub(super) fn run(args: &Args, output: &Output) -> Result<bool, Error> {
             Dtype::F16 => Format::F16,
             Dtype::F32 => Format::F32,
         }),
+        quant: shared.quant().filter(|format| format.is_quantised()),
         ..ConvertOptions::default()
     };
     let mut progress = byte_progress(output, "writing");

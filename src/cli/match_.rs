@@ -62,7 +62,9 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     let report = report.map(|file| Report::create(file, inputs.len()));
     let mut report = report.transpose()?;
     let size = image_size(args.image_size, args.preset);
-    let mut model = shared.open_retriever(size, output).await?;
+    let mut model = shared
+        .open_retriever(size, args.batch_size.0, output)
+        .await?;
     let given = texts.len();
     let (texts, features) =
         encode_texts(&mut model, texts, args.preset, TextUse::Match, output).await?;
@@ -80,21 +82,29 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
             for (text, score) in texts.iter().zip(scores) {
                 print(&names[index], text, score, output);
             }
-            if let Some(report) = &mut report {
-                let titles: Vec<_> = texts.iter().zip(scores).map(title).collect();
-                let parts = explain(&model, &encoded[index], &features, titles).await?;
-                report.add(&Page {
-                    name: &names[index],
-                    image: &images[index],
-                    parts: &parts,
-                })?;
+            // The scores are what was asked for: they are given whatever becomes of the report.
+            let Some(some_report) = &mut report else {
+                continue;
+            };
+            let titles: Vec<_> = texts.iter().zip(scores).map(title).collect();
+            let name = &names[index];
+            match explain(&model, &encoded[index], &features, titles).await {
+                Err(error) => all_done = output.fail(&format!("{name}: {error}")),
+                Ok(parts) => {
+                    let image = &images[index];
+                    let parts = &parts;
+                    if let Err(error) = some_report.add(&Page { name, image, parts }) {
+                        all_done = output.fail(&error);
+                        report = None;
+                    }
+                }
             }
         }
         bar.inc(inputs.len() as u64);
     }
     bar.finish_and_clear();
-    if let Some(report) = report {
-        report.finish()?;
+    if let Some(Err(error)) = report.map(Report::finish) {
+        all_done = output.fail(&error);
     }
     model.gpu().save_pipelines();
     Ok(all_done)

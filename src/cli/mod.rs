@@ -32,8 +32,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::Error;
-use crate::gpu::{AdapterChoice, Disabled, GpuOptions, Profiler};
-use crate::task::{Blip2, OpenOptions};
+use crate::gpu::{AdapterChoice, Disabled, GpuOptions, Profiler, WeightFormat};
+use crate::task::{Blip2, OpenOptions, Work};
 
 use output::{Output, load_progress};
 use profile::Profile;
@@ -87,6 +87,24 @@ struct Shared {
         env = "BLIP2_WGPU_DISABLE"
     )]
     disable: String,
+    /// Store weights in 8 or 4 bits a value on the device (in the folder, for convert); left out, as the checkpoint has them
+    #[arg(
+        long,
+        global = true,
+        value_name = "q8|q4|f16",
+        env = "BLIP2_WGPU_QUANT"
+    )]
+    quant: Option<Quant>,
+    /// Bytes of device memory that may be used, such as 6GB; what does not fit is refused before it is loaded (by default
+    /// all that is free, where that can be known: on a CPU device)
+    #[arg(
+        long,
+        global = true,
+        value_name = "BYTES",
+        env = "BLIP2_WGPU_MEMORY",
+        value_parser = crate::task::parse_bytes
+    )]
+    memory: Option<u64>,
     /// Build shaders with bounds checks (slower, same results)
     #[arg(
         long,
@@ -113,6 +131,24 @@ struct Shared {
     /// What --profile and --trace collect.
     #[arg(skip)]
     profiler: Option<Profiler>,
+}
+
+/// How weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Quant {
+    Q8,
+    Q4,
+    F16,
+}
+
+impl From<Quant> for WeightFormat {
+    fn from(quant: Quant) -> Self {
+        match quant {
+            Quant::Q8 => Self::Q8,
+            Quant::Q4 => Self::Q4,
+            Quant::F16 => Self::F16,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -180,7 +216,7 @@ pub fn run() -> ExitCode {
         match &cli.command {
             Command::Bench(command) => bench::run(&cli.shared, command, &output).await,
             Command::Caption(args) => caption::run(&cli.shared, args, &output).await,
-            Command::Convert(args) => convert::run(args, &output),
+            Command::Convert(args) => convert::run(&cli.shared, args, &output),
             Command::Devices => devices::run(&cli.shared, &output).await,
             Command::Embed(args) => embed::run(&cli.shared, args, &output).await,
             Command::Eval(command) => eval::run(&cli.shared, command, &output).await,
@@ -214,7 +250,19 @@ impl Shared {
             cache_dir: cache_dir(),
             max_part_bytes: None,
             profiler: self.profiler.clone(),
+            max_binding_bytes: None,
         })
+    }
+
+    /// The format to store weights in, if one was asked for.
+    fn quant(&self) -> Option<WeightFormat> {
+        self.quant.map(WeightFormat::from)
+    }
+
+    /// The flags that change what a model says, for the record of a run.
+    fn given(&self) -> Option<(String, String)> {
+        let quant = self.quant().filter(|format| format.is_quantised())?;
+        Some(("--quant".into(), quant.name().into()))
     }
 
     /// Turns a name on the hub into the folder of its checkpoint.
@@ -237,13 +285,22 @@ impl Shared {
     }
 
     /// Opens the checkpoint with a progress bar.
-    async fn open(&self, image_size: Option<u32>, output: &Output) -> Result<Blip2, Error> {
+    async fn open(
+        &self,
+        image_size: Option<u32>,
+        work: Work,
+        output: &Output,
+    ) -> Result<Blip2, Error> {
         let started = std::time::Instant::now();
         let options = OpenOptions {
             gpu: self.gpu_options()?,
-            device: None,
             image_size,
+            quant: self.quant(),
+            memory: self.memory,
+            work,
+            ..OpenOptions::default()
         };
+        let mut bytes = 0;
         let model = match self.checkpoint()? {
             #[cfg(feature = "demo-model")]
             None => open_demo(options, output).await?,
@@ -251,14 +308,19 @@ impl Shared {
             None => return Err(Error::NoModel),
             Some(path) => {
                 let mut progress = load_progress(output);
-                Blip2::open_with_progress(path, options, &mut |done, total| progress(done, total))
-                    .await?
+                let mut progress = |done, total| {
+                    bytes = total;
+                    progress(done, total);
+                };
+                Blip2::open_with_progress(path, options, &mut progress).await?
             }
         };
+        let seconds = started.elapsed().as_secs_f64();
+        let gigabytes = bytes as f64 / 1e9;
         output.detail(&format!(
-            "loaded on {} in {:.2} s",
+            "loaded on {} in {seconds:.2} s ({gigabytes:.2} GB, {:.2} GB/s)",
             model.gpu().info().name,
-            started.elapsed().as_secs_f64()
+            gigabytes / seconds
         ));
         Ok(model)
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::Error;
-use crate::task::{Blip2, TOLERANCE};
+use crate::task::{DumpModel, DumpSummary, TOLERANCE, Work};
 
 use super::Shared;
 use super::output::Output;
@@ -14,22 +14,32 @@ use super::output::Output;
     after_help = "Example: blip2-wgpu parity tests/data/tiny tests/data/tiny_dump.safetensors"
 )]
 pub(super) struct Args {
-    /// Checkpoint folder
+    /// Checkpoint folder, or its name on the hub
     #[arg(value_name = "MODEL")]
     checkpoint: PathBuf,
-    /// Dump made by weights-tools/reference_dump.py
+    /// Dump made by weights-tools/reference_dump.py or retrieval_dump.py
     dump: PathBuf,
 }
 
 /// A row a stage; `false` if any stage fails.
 pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
-    let shared = Shared {
+    let mut shared = Shared {
         model: Some(args.checkpoint.clone()),
         ..shared.clone()
     };
-    let image_size = Blip2::dump_image_size(&args.dump)?;
-    let mut model = shared.open(Some(image_size), output).await?;
-    let report = model.parity(&args.dump).await?;
+    let dump = DumpSummary::read(&args.dump)?;
+    shared.find_model(output)?;
+    let image_size = Some(dump.image_size);
+    let report = match dump.model {
+        DumpModel::Generation => {
+            let mut model = shared.open(image_size, Work::default(), output).await?;
+            model.parity(&args.dump).await?
+        }
+        DumpModel::Retrieval => {
+            let mut model = shared.open_retriever(image_size, None, output).await?;
+            model.parity(&args.dump).await?
+        }
+    };
     if !output.json {
         output.line(&format!(
             "{:<52}{:>12}{:>12}  (relative at most {TOLERANCE:e})",

@@ -1,5 +1,6 @@
 //! `blip2-wgpu score caption|vqa|retrieval`: measures results that are there already, by this program or another.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -193,10 +194,19 @@ fn retrieval(args: &RetrievalArgs, output: &Output) -> Result<bool, Error> {
     let by_text = by_text
         .map(|file| matrix(file, size, true, &args.annotations))
         .transpose()?;
+    let with_text: HashSet<usize> = image_of_text.iter().copied().collect();
+    if let Some(image) = (0..images).find(|image| !with_text.contains(image)) {
+        return Err(EvalError::Item {
+            file: args.annotations.clone(),
+            item: format!("image {image} (counted from 0)"),
+            problem: "has no text; each needs one to be found by".into(),
+        }
+        .into());
+    }
     let Some(scores) = score_retrieval(&scores, by_text.as_ref(), &image_of_text) else {
         return Err(EvalError::Empty {
             file: args.annotations.clone(),
-            problem: "an image has no text; each needs one to be found by".into(),
+            problem: "no text in it; check that it is the right file".into(),
         }
         .into());
     };
@@ -232,28 +242,31 @@ fn matrix(
     }
 }
 
-/// Names what is wrong with the results; `false` if that counts as a failure.
+/// Names what is wrong with the results; `false` if that counts as a failure. What is allowed to be incomplete is a
+/// warning.
 fn report(joined: &Joined<'_>, args: &IncompleteArgs, output: &Output) -> bool {
-    let allowed = if args.allow_incomplete {
-        0
-    } else {
-        joined.incomplete.len()
-    };
-    let failures: Vec<_> = joined
-        .unknown
-        .iter()
-        .chain(&joined.incomplete[..allowed])
-        .collect();
-    for failure in failures.iter().take(MOST_NAMED) {
-        output.error(failure);
+    let mut failures: Vec<&EvalError> = joined.unknown.iter().collect();
+    let mut allowed: Vec<&EvalError> = Vec::new();
+    match args.allow_incomplete {
+        true => allowed.extend(&joined.incomplete),
+        false => failures.extend(&joined.incomplete),
     }
-    if failures.len() > MOST_NAMED {
-        output.error(&format!(
+    name_each(&failures, &|line| output.error(&line));
+    name_each(&allowed, &|line| output.warning(line));
+    failures.is_empty()
+}
+
+/// Says the first few of `problems`, and how many more there are.
+pub(super) fn name_each(problems: &[impl std::fmt::Display], say: &dyn Fn(&str)) {
+    for problem in problems.iter().take(MOST_NAMED) {
+        say(&problem.to_string());
+    }
+    if problems.len() > MOST_NAMED {
+        say(&format!(
             "… and {} more of the kind",
-            failures.len() - MOST_NAMED
+            problems.len() - MOST_NAMED
         ));
     }
-    failures.is_empty()
 }
 
 fn no_captions(file: &Path, id: &crate::eval::Id) -> EvalError {

@@ -92,7 +92,7 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     if let Some(path) = checkpoint {
         check_vqa_options(path, &options)?;
     }
-    let earlier = match args.earlier_results(checkpoint) {
+    let earlier = match args.earlier_results(shared, checkpoint) {
         Ok(earlier) => earlier,
         Err(error) => return Ok(output.fail(&error)),
     };
@@ -107,7 +107,9 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     let explainer = explainer.map(|file| Explainer::create(file, asked.images.len()));
     let mut explainer = explainer.transpose()?;
 
-    let mut model = shared.open(image_size, output).await?;
+    let mut model = shared
+        .open(image_size, args.generation.work(), output)
+        .await?;
     model.check_vqa_options(&options)?;
     let results = match earlier.map(EarlierResults::begin).transpose() {
         Ok(results) => results,
@@ -145,6 +147,7 @@ impl Args {
     /// The results file as earlier runs left it, if one was asked for.
     fn earlier_results(
         &self,
+        shared: &Shared,
         checkpoint: Option<&Path>,
     ) -> Result<Option<EarlierResults>, ResultsError> {
         let mut fields = vec!["pred_answer", "score", "num_tokens", "tokens"];
@@ -154,6 +157,7 @@ impl Args {
         let columns = Columns::new(&["image", "question"], &fields);
         let record = || {
             let mut options = self.generation.given();
+            options.extend(shared.given());
             if let Some(size) = self.image_size {
                 options.insert("--image-size".into(), size.to_string());
             }

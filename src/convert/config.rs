@@ -5,7 +5,11 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
+use crate::gpu::{QUANT_BLOCK, WeightFormat};
+use crate::model::config::QUANT_METHOD;
 use crate::text::{BertTokenizer, PromptMark, Tokenizer};
+
+use crate::weights::Format;
 
 use super::files::read_object;
 use super::kind::{Family, Task};
@@ -46,8 +50,8 @@ impl Config {
     }
 
     /// Names the element type that most of the result has, for transformers to load it in.
-    pub fn set_dtype(&mut self, tensors: &[Output], plan: &Plan, options: &ConvertOptions) {
-        if plan.kind.family == Family::HuggingFace && options.format.is_none() {
+    pub fn set_dtype(&mut self, tensors: &[Output], plan: &Plan, format: Option<Format>) {
+        if plan.kind.family == Family::HuggingFace && format.is_none() {
             return;
         }
         let bytes = |dtype: Dtype| -> u64 {
@@ -65,6 +69,16 @@ impl Config {
             "torch_dtype".into(),
             most.map_or("float32", |(_, name)| name).into(),
         );
+    }
+
+    /// Says that matrices are stored in blocks, for who reads them.
+    pub fn set_quantised(&mut self, format: WeightFormat) {
+        let section = json!({
+            "quant_method": QUANT_METHOD,
+            "bits": format.bits(),
+            "block": QUANT_BLOCK,
+        });
+        self.fields.insert("quantization_config".into(), section);
     }
 
     /// A field of a section.

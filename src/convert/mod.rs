@@ -12,6 +12,7 @@ mod files;
 mod kind;
 mod names;
 mod plan;
+mod quantise;
 mod source;
 mod write;
 
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 pub use error::ConvertError;
 pub use kind::{Family, Kind, Task};
 
+use crate::gpu::WeightFormat;
 use crate::model::Blip2Config;
 use crate::weights::Format;
 use plan::Plan;
@@ -41,6 +43,8 @@ pub struct ConvertOptions {
     pub tokenizer: Option<PathBuf>,
     /// Element type of all tensors of the result; `None` keeps each as it is stored.
     pub format: Option<Format>,
+    /// Store matrices in q8 or q4, as far as [`format_of`](crate::weights::format_of) has it, as the engine would while loading; all else as f16.
+    pub quant: Option<WeightFormat>,
     /// Bytes of tensors in a file of the result at most.
     pub shard_bytes: u64,
 }
@@ -53,6 +57,7 @@ impl Default for ConvertOptions {
             config: None,
             tokenizer: None,
             format: None,
+            quant: None,
             shard_bytes: SHARD_BYTES,
         }
     }
@@ -104,8 +109,14 @@ pub fn convert(
     let tokenizer = files::find_tokenizer(kind, &source, options)?;
     let mut config = config::decide(&mut plan, options, &tokenizer)?;
     let parsed = Blip2Config::from_json(config.text().as_bytes(), &config.file)?;
-    let tensors = plan.tensors(&parsed, options.format)?;
-    config.set_dtype(&tensors, &plan, options);
+    quantise::check(&parsed, &config.file, options)?;
+    let format = options.format.or(options.quant.map(|_| Format::F16));
+    let mut tensors = plan.tensors(&parsed, format)?;
+    config.set_dtype(&tensors, &plan, format);
+    if let Some(quant) = options.quant {
+        tensors = quantise::in_blocks(tensors, quant);
+        config.set_quantised(quant);
+    }
     let folder = write::Unfinished::create(out)?;
     let shards = write::weights(folder.path(), &tensors, options.shard_bytes, progress)?;
     files::write(folder.path(), &plan, &config, &parsed, &tokenizer)?;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use safetensors::Dtype;
 
+use crate::gpu::WeightFormat;
 use crate::model::{Blip2Config, Component, TensorSpec};
 use crate::weights::{Format, SourceFormat, StridedView, WeightsError, aliases};
 
@@ -43,6 +44,10 @@ pub enum Part<'a> {
     Stored(StridedView<'a>),
     /// So many zeros.
     Zeros(usize),
+    /// A matrix's values as [`crate::weights::quantise`] has them.
+    QuantisedValues(StridedView<'a>, WeightFormat),
+    /// Their scales.
+    Scales(StridedView<'a>, WeightFormat),
 }
 
 impl Output<'_> {

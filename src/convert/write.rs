@@ -4,10 +4,13 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use half::f16;
+use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use crate::weights::{Format, SourceFormat, StridedView, WeightsError, convert_elements};
+use crate::gpu::{QUANT_BLOCK, WeightFormat};
+use crate::weights::{Format, SourceFormat, StridedView, WeightsError, convert_elements, quantise};
 
 use super::ConvertError;
 use super::plan::{Output, Part};
@@ -216,6 +219,13 @@ fn each_chunk(
             }
             Ok(())
         }
+        Part::QuantisedValues(view, format) => {
+            each_quantised(view, *format, |values, _| write(values))
+        }
+        Part::Scales(view, format) => each_quantised(view, *format, |_, scales| {
+            let bytes: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+            write(&bytes)
+        }),
         // As it lies in the file: nothing is copied.
         Part::Stored(view) if view.dtype == dtype && view.strides.is_none() => {
             view.bytes.chunks(CHUNK).try_for_each(write)
@@ -240,6 +250,39 @@ fn each_chunk(
             Ok(())
         }
     }
+}
+
+/// Quantises a matrix some rows at a time and hands on values and scales.
+fn each_quantised(
+    view: &StridedView,
+    format: WeightFormat,
+    mut write: impl FnMut(&[u8], &[f16]) -> Result<(), ConvertError>,
+) -> Result<(), ConvertError> {
+    let count = view.elements();
+    let step = CHUNK / 8; // whole blocks
+    for start in (0..count).step_by(step) {
+        let length = step.min(count - start);
+        let mut stored = vec![0; length * (view.dtype.bitsize() / 8)];
+        view.copy(start, &mut stored);
+        let mut bytes = vec![0; length * 2];
+        convert_chunk(view, start, &stored, Dtype::F16, &mut bytes)?;
+        let halves: Vec<f16> = bytes
+            .chunks_exact(2)
+            .map(|b| f16::from_le_bytes([b[0], b[1]]))
+            .collect();
+        let mut values = vec![0; format.row_bytes(length)];
+        let mut scales = vec![f16::ZERO; format.row_scales(length)];
+        let rows = length
+            .div_ceil(rayon::current_num_threads())
+            .next_multiple_of(QUANT_BLOCK);
+        halves
+            .par_chunks(rows)
+            .zip(values.par_chunks_mut(format.row_bytes(rows)))
+            .zip(scales.par_chunks_mut(format.row_scales(rows)))
+            .for_each(|((halves, values), scales)| quantise(format, halves, values, scales));
+        write(&values, &scales)?;
+    }
+    Ok(())
 }
 
 /// Converts elements of `view` from `start` on to F16 or F32.

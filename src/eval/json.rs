@@ -62,6 +62,40 @@ pub(super) enum Top<'a> {
     Object(BTreeMap<String, &'a RawValue>),
 }
 
+/// The fields of an object, which a plain map would keep the last of where two have one name.
+struct Sections<'a> {
+    by_name: BTreeMap<String, &'a RawValue>,
+    /// The first name that came again.
+    twice: Option<String>,
+}
+
+impl<'de> serde::Deserialize<'de> for Sections<'de> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Sections<'de>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                mut fields: A,
+            ) -> Result<Self::Value, A::Error> {
+                let (mut by_name, mut twice) = (BTreeMap::new(), None);
+                while let Some((name, value)) = fields.next_entry::<String, &'de RawValue>()? {
+                    if by_name.insert(name.clone(), value).is_some() {
+                        twice.get_or_insert(name);
+                    }
+                }
+                Ok(Sections { by_name, twice })
+            }
+        }
+        deserializer.deserialize_map(Visitor)
+    }
+}
+
 impl JsonFile {
     pub(super) fn read(file: &Path) -> Result<Self, EvalError> {
         match std::fs::read_to_string(file) {
@@ -80,7 +114,17 @@ impl JsonFile {
     pub(super) fn top(&self, expected: &'static str) -> Result<Top<'_>, EvalError> {
         match self.text.trim_start().chars().next() {
             Some('[') => Ok(Top::List(self.parse(&self.text)?)),
-            Some('{') => Ok(Top::Object(self.parse(&self.text)?)),
+            Some('{') => {
+                let sections: Sections<'_> = self.parse(&self.text)?;
+                match sections.twice {
+                    None => Ok(Top::Object(sections.by_name)),
+                    Some(name) => Err(EvalError::item(
+                        &self.file,
+                        format!("{name:?}"),
+                        "is there twice; each may be there once",
+                    )),
+                }
+            }
             _ => {
                 let value: Value = self.parse(&self.text)?;
                 Err(self.layout(format!("it holds {}", kind(&value)), expected))
@@ -131,21 +175,23 @@ impl JsonFile {
             "" => format!("item {index}"),
             _ => format!("{section}[{index}]"),
         };
+        let mut item = self.named_item(raw, name)?;
+        let id = item.get(id_field);
+        if let Some(id) = id.filter(|id| id.is_string() || id.is_number()) {
+            let id = id.to_string();
+            item.name = format!("{} ({id_field} {})", item.name, id.trim_matches('"'));
+        }
+        Ok(item)
+    }
+
+    /// An item, an object, that errors call `name`.
+    pub(super) fn named_item(&self, raw: &RawValue, name: String) -> Result<Item<'_>, EvalError> {
         match self.parse(raw.get())? {
-            Value::Object(fields) => {
-                let id = fields
-                    .get(id_field)
-                    .filter(|id| id.is_string() || id.is_number());
-                let name = match id {
-                    Some(id) => format!("{name} ({id_field} {})", id.to_string().trim_matches('"')),
-                    None => name,
-                };
-                Ok(Item {
-                    file: &self.file,
-                    name,
-                    fields,
-                })
-            }
+            Value::Object(fields) => Ok(Item {
+                file: &self.file,
+                name,
+                fields,
+            }),
             other => Err(EvalError::item(
                 &self.file,
                 name,
@@ -204,6 +250,23 @@ impl Item<'_> {
         match self.get(field) {
             None | Some(Value::Null) => Ok(None),
             Some(_) => self.string(field).map(Some),
+        }
+    }
+
+    /// The string `inner` of the object `field`, where either is there at all.
+    pub(super) fn optional_inner_string(
+        &self,
+        field: &str,
+        inner: &str,
+    ) -> Result<Option<&str>, EvalError> {
+        match self.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(fields)) => match fields.get(inner) {
+                None | Some(Value::Null) => Ok(None),
+                Some(Value::String(text)) => Ok(Some(text)),
+                Some(other) => Err(self.not(&format!("{field}.{inner}"), other, "a string")),
+            },
+            Some(other) => Err(self.not(field, other, "an object")),
         }
     }
 

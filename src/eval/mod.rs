@@ -26,7 +26,7 @@ pub use npy::ScoreMatrix;
 pub use predictions::{Predictions, ResultFields, Shard, write_whole};
 pub use ptb::tokenize;
 pub use questions::{ListedQuestion, QuestionData};
-pub use recall::{DirectionRecall, RECALL_AT, RetrievalScores, score_retrieval};
+pub use recall::{DirectionRecall, RECALL_AT, RetrievalScores, retrieval_ceiling, score_retrieval};
 pub use report::{Case, Figure, Report, thumbnail};
 pub use results::{Joined, Results};
 pub use scenes::{Object, Scene, read_scenes};

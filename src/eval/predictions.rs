@@ -3,7 +3,7 @@
 //!
 //! The first line is `{"settings": {…}}`, what the run was asked; each other line an item of the official results.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -176,6 +176,40 @@ impl Predictions {
         self.by_id.get(id)
     }
 
+    /// Where they are kept.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Predictions for items that are not among `ids`, which were read from `truth`.
+    pub fn unknown<'a>(
+        &self,
+        ids: impl IntoIterator<Item = &'a Id>,
+        truth: &Path,
+    ) -> Vec<EvalError> {
+        let known: HashSet<&Id> = ids.into_iter().collect();
+        let mut unknown: Vec<&Id> = self.by_id.keys().filter(|id| !known.contains(id)).collect();
+        unknown.sort();
+        let problem = format!("is not in {}; it is left out", truth.display());
+        let error = |id: &Id| {
+            let item = format!("{} {id}", self.fields.id);
+            EvalError::item(&self.file, item, &problem)
+        };
+        unknown.into_iter().map(error).collect()
+    }
+
+    /// Those of `items` whose text is empty, which counts as wrong.
+    pub fn empty<'a>(&self, items: impl IntoIterator<Item = (&'a Id, &'a str)>) -> Vec<EvalError> {
+        let empty = items.into_iter().filter(|(_, text)| text.trim().is_empty());
+        let error = |(id, _): (&Id, &str)| {
+            let item = format!("{} {id}", self.fields.id);
+            let problem = format!("has an empty {}; it counts as wrong", self.fields.text);
+            EvalError::item(&self.file, item, problem)
+        };
+        empty.map(error).collect()
+    }
+
     /// Adds predictions; they are on the disk when this returns.
     ///
     /// # Errors
@@ -251,8 +285,15 @@ fn parse(file: &Path, fields: ResultFields, bytes: &[u8]) -> Result<Parsed, Eval
                 _ => return Err(damaged(&format!("has no {}", fields.id))),
             };
             let Some(text) = object.remove(fields.text) else {
-                return Err(damaged(&format!("has no {}", fields.text)));
+                let (id_field, text_field) = (fields.id, fields.text);
+                return Err(damaged(&format!("({id_field} {id}) has no {text_field}")));
             };
+            if fields != ResultFields::RANKED && !text.is_string() {
+                let (id_field, text_field) = (fields.id, fields.text);
+                return Err(damaged(&format!(
+                    "({id_field} {id}) has a {text_field} that is no string"
+                )));
+            }
             if by_id.insert(id.clone(), text).is_some() {
                 return Err(damaged(&format!("has the {} {id} again", fields.id)));
             }

@@ -192,14 +192,12 @@ impl QuestionData {
                 item.optional_string(field)
                     .map(|text| text.map(str::to_owned))
             };
-            let truth = match answers {
-                None => None,
-                Some(answers) => Some(GroundTruth {
-                    answers,
-                    question_type: text("question_type")?,
-                    answer_type: text("answer_type")?,
-                }),
-            };
+            let (question_type, answer_type) = (text("question_type")?, text("answer_type")?);
+            let truth = answers.map(|answers| GroundTruth {
+                answers,
+                question_type,
+                answer_type,
+            });
             let question = ListedQuestion {
                 text: item.string("question")?.to_owned(),
                 image_id: None,
@@ -218,19 +216,17 @@ impl QuestionData {
         top: &BTreeMap<String, &RawValue>,
     ) -> Result<(), EvalError> {
         self.gqa = true;
-        for (index, (id, raw)) in top.iter().enumerate() {
-            let item = json.item(raw, id, index, "")?;
+        for (id, raw) in top {
+            let item = json.named_item(raw, format!("question {id}"))?;
             let of_type = |name: &str| {
-                let kind = item
-                    .get("types")
-                    .and_then(|types| types.get(name))
-                    .and_then(Value::as_str);
-                kind.map(str::to_owned)
+                let kind = item.optional_inner_string("types", name)?;
+                Ok::<_, EvalError>(kind.map(str::to_owned))
             };
+            let (question_type, answer_type) = (of_type("semantic")?, of_type("structural")?);
             let truth = item.optional_string("answer")?.map(|answer| GroundTruth {
                 answers: vec![answer.to_owned()],
-                question_type: of_type("semantic"),
-                answer_type: of_type("structural"),
+                question_type,
+                answer_type,
             });
             let image = item.id("imageId")?;
             let question = ListedQuestion {

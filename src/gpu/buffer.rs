@@ -1,7 +1,7 @@
 //! Buffers: weights in their GPU layouts, small state, and reading results back.
 
 use super::device::one_line;
-use super::{Gpu, GpuError};
+use super::{Gpu, GpuError, WeightFormat, grouped_scales};
 
 /// A vector of f32 on the device: biases and layer-norm weights.
 #[derive(Debug, Clone)]
@@ -12,22 +12,24 @@ pub struct Vector {
     pub len: usize,
 }
 
-/// A matrix of f16 on the device, `[rows, columns]` row-major as PyTorch's `Linear.weight` (`[out, in]`),
-/// two values packed in a `u32`, split by rows so that each part fits one binding.
+/// A weight matrix on the device, `[rows, columns]` row-major as PyTorch's `Linear.weight` (`[out, in]`), split by rows
+/// so that each part fits one binding.
 #[derive(Debug, Clone)]
 pub struct Matrix {
+    /// How its values are stored.
+    pub format: WeightFormat,
     /// Consecutive row ranges.
     pub parts: Vec<MatrixPart>,
     /// All rows.
     pub rows: usize,
-    /// Columns, a multiple of 8: rows are read 16 bytes at a time.
+    /// Columns, a multiple of 8 (f16) or of 32 (quantised): rows are read 16 bytes at a time.
     pub columns: usize,
 }
 
 /// Some consecutive rows of a [`Matrix`].
 #[derive(Debug, Clone)]
 pub struct MatrixPart {
-    /// `rows * columns` f16.
+    /// Its values, and the scales of quantised ones: [`WeightFormat`] has the layout.
     pub buffer: wgpu::Buffer,
     /// Index of the first row in the whole matrix.
     pub first_row: usize,
@@ -49,7 +51,28 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::TooLarge`] if no binding of this device can hold it.
     pub fn storage(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        self.storage_buffer(label, bytes, false)
+    }
+
+    /// A storage buffer that is mapped: the host writes into it and unmaps it, and nothing needs to be copied. Only where
+    /// [`Gpu::shares_memory`].
+    ///
+    /// # Errors
+    /// As [`Gpu::storage`].
+    pub fn mapped_storage(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        self.storage_buffer(label, bytes, true)
+    }
+
+    fn storage_buffer(
+        &self,
+        label: &str,
+        bytes: u64,
+        mapped: bool,
+    ) -> Result<wgpu::Buffer, GpuError> {
         let bytes = bytes.max(16).next_multiple_of(16);
+        if let Some(placeholder) = self.rehearse_buffer(bytes) {
+            return Ok(placeholder);
+        }
         let capabilities = self.capabilities();
         let limit = capabilities
             .max_binding_bytes
@@ -62,13 +85,15 @@ impl Gpu {
             });
         }
         self.count_objects(1);
+        let mut usage = wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_DST
+            | wgpu::BufferUsages::COPY_SRC;
+        usage.set(wgpu::BufferUsages::MAP_WRITE, mapped);
         Ok(self.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
             size: bytes,
-            usage: wgpu::BufferUsages::STORAGE
-                | wgpu::BufferUsages::COPY_DST
-                | wgpu::BufferUsages::COPY_SRC,
-            mapped_at_creation: false,
+            usage,
+            mapped_at_creation: mapped,
         }))
     }
 
@@ -90,7 +115,7 @@ impl Gpu {
     /// Writes `data` at `offset` (both multiples of 4 bytes; a shorter tail is padded with zeros).
     pub fn write<T: bytemuck::NoUninit>(&self, buffer: &wgpu::Buffer, offset: u64, data: &[T]) {
         let bytes: &[u8] = bytemuck::cast_slice(data);
-        if bytes.is_empty() {
+        if bytes.is_empty() || self.rehearsed().is_some() {
             return;
         }
         let whole = bytes.len() / 4 * 4;
@@ -122,29 +147,52 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::TooLarge`] if not even one row fits.
     pub fn matrix(&self, label: &str, rows: usize, columns: usize) -> Result<Matrix, GpuError> {
-        let row_bytes = columns as u64 * 2;
-        let limit = self.max_part_bytes() / 16 * 16;
-        // A row that does not fit is a part of its own, which `storage` refuses if no binding can hold it.
-        let most_rows = usize::try_from(limit / row_bytes.max(1)).map_or(usize::MAX, |n| n.max(1));
-        let count = rows.div_ceil(most_rows).max(1);
-        // Equal parts: one big and one tiny part would leave the last dispatch of a product nearly empty.
-        let rows_per_part = rows.div_ceil(count).max(1);
+        self.weight_matrix(label, WeightFormat::F16, rows, columns)
+    }
+
+    /// [`Gpu::matrix`] in any format.
+    ///
+    /// # Errors
+    /// As [`Gpu::matrix`].
+    pub fn weight_matrix(
+        &self,
+        label: &str,
+        format: WeightFormat,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Matrix, GpuError> {
+        let rows_per_part = self.rows_per_part(format, rows, columns);
         let parts = (0..rows)
             .step_by(rows_per_part)
             .map(|first_row| {
                 let rows = rows_per_part.min(rows - first_row);
                 Ok(MatrixPart {
-                    buffer: self.storage(label, rows as u64 * row_bytes)?,
+                    buffer: self.storage(label, format.part_bytes(rows, columns))?,
                     first_row,
                     rows,
                 })
             })
             .collect::<Result<_, GpuError>>()?;
         Ok(Matrix {
+            format,
             parts,
             rows,
             columns,
         })
+    }
+
+    /// Rows of each part (the last may have fewer) of a matrix of this shape.
+    pub fn rows_per_part(&self, format: WeightFormat, rows: usize, columns: usize) -> usize {
+        let limit = self.max_part_bytes() / 16 * 16;
+        // A row that does not fit is a part of its own, which `storage` refuses if no binding can hold it.
+        let most_rows = format.most_rows(columns, limit);
+        let count = rows.div_ceil(most_rows).max(1);
+        // Equal parts: one big and one tiny part would leave the last dispatch of a product nearly empty. Eights: no
+        // part but the last has scales of rows that are not there.
+        match rows.div_ceil(count).max(1) {
+            even if format.is_quantised() && count > 1 => even.next_multiple_of(8).min(most_rows),
+            even => even,
+        }
     }
 
     /// An f16 matrix holding `values` (`[rows, columns]`): for tests and small constants.
@@ -158,10 +206,41 @@ impl Gpu {
         columns: usize,
         values: &[half::f16],
     ) -> Result<Matrix, GpuError> {
-        let matrix = self.matrix(label, rows, columns)?;
+        self.weight_matrix_with(
+            label,
+            WeightFormat::F16,
+            [rows, columns],
+            bytemuck::cast_slice(values),
+            &[],
+        )
+    }
+
+    /// A matrix of shape `[rows, columns]` holding the bytes of `values` and, where `format` is quantised, `scales`
+    /// (`[rows, columns / 32]`): for tests and benches. Weights go through [`super::Staging`].
+    ///
+    /// # Errors
+    /// As [`Gpu::matrix`].
+    pub fn weight_matrix_with(
+        &self,
+        label: &str,
+        format: WeightFormat,
+        [rows, columns]: [usize; 2],
+        values: &[u8],
+        scales: &[half::f16],
+    ) -> Result<Matrix, GpuError> {
+        let matrix = self.weight_matrix(label, format, rows, columns)?;
+        let (row_bytes, blocks) = (format.row_bytes(columns), format.row_scales(columns));
         for part in &matrix.parts {
-            let first = part.first_row * columns;
-            self.write(&part.buffer, 0, &values[first..first + part.rows * columns]);
+            let bytes = part.rows * row_bytes;
+            self.write(
+                &part.buffer,
+                0,
+                &values[part.first_row * row_bytes..][..bytes],
+            );
+            if format.is_quantised() {
+                let scales = &scales[part.first_row * blocks..][..part.rows * blocks];
+                self.write(&part.buffer, bytes as u64, &grouped_scales(scales, blocks));
+            }
         }
         Ok(matrix)
     }
@@ -197,6 +276,9 @@ impl Readback {
     /// [`GpuError::TooLarge`] if no buffer of this device can hold them.
     pub fn new(gpu: &Gpu, bytes: u64) -> Result<Self, GpuError> {
         let size = bytes.max(4).next_multiple_of(4);
+        if let Some(buffer) = gpu.rehearse_buffer(size) {
+            return Ok(Self { buffer });
+        }
         let limit = gpu.capabilities().max_buffer_bytes;
         if size > limit {
             return Err(GpuError::TooLarge {

@@ -10,12 +10,14 @@ use super::choices::Choices;
 use super::pipeline::{PipelineStore, cache_file_name};
 use super::poll::Poller;
 use super::profile::{Phase, Profiler};
+use super::rehearsal::Rehearsal;
 use super::timestamps::{self, Timestamps};
 
 /// Features that are left unused although the adapter has them: for tests, and around driver faults.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Disabled {
-    /// No kernel may use `SHADER_F16`. None does so far: weights are unpacked from `u32` everywhere.
+    /// No kernel may use `SHADER_F16`. Only those on cooperative matrices do: weights are unpacked from `u32` everywhere
+    /// else.
     pub f16: bool,
     /// Do not use subgroup operations.
     pub subgroups: bool,
@@ -62,6 +64,9 @@ pub struct GpuOptions {
     pub max_part_bytes: Option<u64>,
     /// Collects the time of every dispatch. `None` times nothing, and costs nothing.
     pub profiler: Option<Profiler>,
+    /// Bind at most this many bytes at once, where the device could more: for tests of what becomes of requests that
+    /// a device has no room for. `None` is the device's own limit.
+    pub max_binding_bytes: Option<u64>,
 }
 
 /// What a device (or adapter) can do for our kernels.
@@ -94,6 +99,9 @@ impl Capabilities {
         self.f16 &= !disabled.f16;
         if disabled.subgroups {
             self.subgroups = None;
+        }
+        if self.cooperative_size().is_none() {
+            self.cooperative_matrices.clear();
         }
         if disabled.limits {
             let least = wgpu::Limits::default();
@@ -128,6 +136,23 @@ impl Capabilities {
         }
     }
 
+    /// Rows and columns of the fragments that `matmul_cooperative` would use: square, f16 products, f32 sums.
+    #[must_use]
+    pub fn cooperative_size(&self) -> Option<u32> {
+        use wgpu::CooperativeScalarType::{F16, F32};
+        let fits = |size: &u32| {
+            self.cooperative_matrices.iter().any(|shape| {
+                [shape.m_size, shape.n_size, shape.k_size] == [*size; 3]
+                    && shape.ab_type == F16
+                    && shape.cr_type == F32
+            })
+        };
+        [16, 8]
+            .into_iter()
+            .find(fits)
+            .filter(|_| self.f16 && self.subgroups.is_some())
+    }
+
     /// Lanes a subgroup where every subgroup has the same number: what kernels with fixed lane tiles need.
     #[must_use]
     pub fn fixed_subgroup_size(&self) -> Option<u32> {
@@ -141,6 +166,8 @@ impl Capabilities {
 #[derive(Debug, Clone)]
 pub struct Gpu {
     inner: Arc<Inner>,
+    /// Where nothing is made, only counted.
+    rehearsal: Option<Arc<Rehearsal>>,
 }
 
 #[derive(Debug)]
@@ -180,11 +207,17 @@ impl Gpu {
             Some(_) => timestamps::features(&adapter)?,
             None => wgpu::Features::empty(),
         };
+        let mut capabilities = Capabilities::of_adapter(&adapter).without(options.disabled);
+        capabilities.max_binding_bytes = capabilities
+            .max_binding_bytes
+            .min(options.max_binding_bytes.unwrap_or(u64::MAX));
+        let required_features =
+            wanted_features(options.disabled, &capabilities, &info) & adapter.features() | profiled;
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("blip2-wgpu"),
-                required_features: wanted_features(options.disabled) & adapter.features()
-                    | profiled,
+                required_features,
+                experimental_features: experimental_features(required_features),
                 required_limits: if options.disabled.limits {
                     wgpu::Limits::default()
                 } else {
@@ -198,7 +231,6 @@ impl Gpu {
 
         let failure = Arc::new(Mutex::new(None));
         report_errors_into(&failure, &device, &info);
-        let capabilities = Capabilities::of_adapter(&adapter).without(options.disabled);
         let poller = Poller::new(device.clone()).map_err(|error| no_device(one_line(&error)))?;
         let pipelines = PipelineStore::new(&device, &info, options);
         let choices_file = options.cache_dir.as_ref();
@@ -220,6 +252,7 @@ impl Gpu {
                 timestamps: OnceLock::new(),
                 objects: AtomicUsize::new(0),
             }),
+            rehearsal: None,
         };
         if let Some(profiler) = &options.profiler {
             let timestamps = Timestamps::new(&gpu, profiler).await?;
@@ -245,6 +278,17 @@ impl Gpu {
         self.inner.timestamps.get()
     }
 
+    pub(super) fn rehearsing(&self, rehearsal: Arc<Rehearsal>) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            rehearsal: Some(rehearsal),
+        }
+    }
+
+    pub(super) fn rehearsed(&self) -> Option<&Rehearsal> {
+        self.rehearsal.as_deref()
+    }
+
     /// Name, backend and driver of the adapter.
     #[must_use]
     pub fn info(&self) -> &wgpu::AdapterInfo {
@@ -264,6 +308,14 @@ impl Gpu {
             .max_binding_bytes
             .min(capabilities.max_buffer_bytes)
             .min(self.inner.max_part_bytes.unwrap_or(u64::MAX))
+    }
+
+    /// Whether the host may write into storage buffers itself ([`Gpu::mapped_storage`]), without staging: where the device
+    /// is the CPU.
+    #[must_use]
+    pub fn shares_memory(&self) -> bool {
+        let features = self.inner.device.features();
+        features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)
     }
 
     /// Buffers and bind groups made on this device so far: constant while recorded programs replay.
@@ -356,12 +408,37 @@ impl Gpu {
     }
 }
 
-/// The features we use where they are. No kernel asks for `SHADER_F16`: f16 weights are unpacked from `u32`, and what is
-/// not used is not requested.
-fn wanted_features(disabled: Disabled) -> wgpu::Features {
+/// The features we use where they are; what is not used is not requested. `SHADER_F16` serves cooperative matrices alone:
+/// f16 weights are unpacked from `u32`.
+fn wanted_features(
+    disabled: Disabled,
+    capabilities: &Capabilities,
+    info: &wgpu::AdapterInfo,
+) -> wgpu::Features {
     let mut features = wgpu::Features::PIPELINE_CACHE;
     features.set(wgpu::Features::SUBGROUP, !disabled.subgroups);
+    // Where the device is the CPU all memory is the host's. Integrated GPUs are left alone: what they can map may be a
+    // small or a slow part of what they have, and none was at hand to measure.
+    features.set(
+        wgpu::Features::MAPPABLE_PRIMARY_BUFFERS,
+        info.device_type == wgpu::DeviceType::Cpu && !disabled.limits,
+    );
+    if capabilities.cooperative_size().is_some() {
+        features |= wgpu::Features::SHADER_F16 | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+    }
     features
+}
+
+/// The token without which wgpu gives no experimental feature, where `features` has one.
+fn experimental_features(features: wgpu::Features) -> wgpu::ExperimentalFeatures {
+    if !features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+        return wgpu::ExperimentalFeatures::disabled();
+    }
+    // SAFETY: the token acknowledges that an experimental feature may have bugs that reach undefined behaviour. The one
+    // feature requested is used by one shader of this crate's own, `matmul_cooperative.wgsl`, whose fragments lie
+    // within its workgroup memory for every tile that `CooperativeTile` makes, and are loaded and stored in uniform
+    // control flow. Each tile must pass the self-check on the device before its results are used.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
 /// Routes wgpu's asynchronous errors into `failure`; the first one stays.

@@ -9,19 +9,22 @@ mod pipeline;
 mod poll;
 mod profile;
 mod program;
+mod rehearsal;
 mod staging;
 mod timestamps;
+mod weight_format;
 
 pub use adapter::{AdapterChoice, AdapterReport, Backend, list_adapters};
 pub use buffer::{Matrix, MatrixPart, Readback, Vector};
 pub use choices::Choices;
 pub use device::{Capabilities, Disabled, Gpu, GpuOptions};
 pub use error::GpuError;
-pub use pipeline::{Access, Kernel};
+pub use pipeline::{Access, Constants, Kernel};
 pub use profile::{Event, KernelTime, Lane, Phase, PhaseTime, Profiler};
 pub use program::{Activation, ActivationPool, Operand, Product, Program, ProgramBuilder, Tap};
 pub(crate) use program::{READ, WRITE};
-pub use staging::Staging;
+pub use staging::{StagedWrite, Staging};
+pub use weight_format::{QUANT_BLOCK, WeightFormat, grouped_scales};
 
 /// Rounds `value` up to a multiple of `step`.
 #[must_use]

@@ -335,15 +335,23 @@ impl<'gpu> ProgramBuilder<'gpu> {
             return Err(error);
         }
         let device = self.gpu.device();
+        let plan = plan(&self.lifetimes);
+        let slots = pool.buffers(self.gpu, &plan.slots)?;
+        let uniforms = self.uniforms();
+        if self.gpu.rehearsed().is_some() {
+            return Ok(Program {
+                name: self.name,
+                steps: Vec::new(),
+                activation_bytes: plan.slots.iter().sum(),
+                taps: self.taps,
+            });
+        }
         let wanted: Vec<_> = self
             .dispatches
             .iter()
             .map(|dispatch| (dispatch.kernel, dispatch.constants.clone()))
             .collect();
         self.gpu.pipelines().compile_all(device, &wanted);
-        let plan = plan(&self.lifetimes);
-        let slots = pool.buffers(self.gpu, &plan.slots)?;
-        let uniforms = self.uniforms();
         self.gpu.count_objects(1 + self.dispatches.len());
         let steps = self
             .dispatches
@@ -394,6 +402,9 @@ impl<'gpu> ProgramBuilder<'gpu> {
 
     fn uniforms(&self) -> wgpu::Buffer {
         let size = (self.dispatches.len().max(1) * UNIFORM_ALIGNMENT) as u64;
+        if let Some(placeholder) = self.gpu.rehearse_buffer(size) {
+            return placeholder;
+        }
         let buffer = self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some("params"),
             size,
@@ -442,17 +453,18 @@ fn plan(lifetimes: &[Lifetime]) -> Plan {
 /// The buffers that activations share. Programs of one pool must not run at the same time: on one queue they don't.
 #[derive(Debug, Default)]
 pub struct ActivationPool {
-    buffers: Mutex<Vec<wgpu::Buffer>>,
+    /// With the bytes asked for.
+    buffers: Mutex<Vec<(u64, wgpu::Buffer)>>,
 }
 
 impl ActivationPool {
     /// Bytes of all buffers now in the pool.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.lock().iter().map(wgpu::Buffer::size).sum()
+        self.lock().iter().map(|(bytes, _)| bytes).sum()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<wgpu::Buffer>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(u64, wgpu::Buffer)>> {
         self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -464,18 +476,15 @@ impl ActivationPool {
         order.sort_by_key(|&slot| std::cmp::Reverse(slots[slot]));
         let mut chosen: Vec<Option<wgpu::Buffer>> = vec![None; slots.len()];
         for (rank, &slot) in order.iter().enumerate() {
-            if pool
-                .get(rank)
-                .is_none_or(|buffer| buffer.size() < slots[slot])
-            {
-                let buffer = gpu.storage("activations", slots[slot])?;
+            if pool.get(rank).is_none_or(|(bytes, _)| *bytes < slots[slot]) {
+                let buffer = (slots[slot], gpu.storage("activations", slots[slot])?);
                 if rank < pool.len() {
                     pool[rank] = buffer;
                 } else {
                     pool.push(buffer);
                 }
             }
-            chosen[slot] = Some(pool[rank].clone());
+            chosen[slot] = Some(pool[rank].1.clone());
         }
         Ok(chosen.into_iter().flatten().collect())
     }

@@ -3,17 +3,20 @@
 use std::collections::VecDeque;
 
 use futures_channel::oneshot;
+use rayon::prelude::*;
 
 use super::device::one_line;
 use super::{Gpu, GpuError};
 
-/// A ring of host-visible buffers. Each is filled, copied from on the GPU's own time, mapped again and reused:
-/// fresh staging memory for every write would cost a page fault for every 4 KiB of the model.
+/// A ring of host-visible buffers. Several are filled at a time, each by a thread of its own, while the device copies from
+/// those filled before; then they are mapped again and reused: fresh staging memory for every write would cost a page
+/// fault for every 4 KiB of the model.
 #[derive(Debug)]
 pub struct Staging {
     gpu: Gpu,
     ready: Vec<wgpu::Buffer>,
     in_flight: VecDeque<InFlight>,
+    made: usize,
 }
 
 #[derive(Debug)]
@@ -22,67 +25,86 @@ struct InFlight {
     mapped: oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>,
 }
 
-impl Staging {
-    /// Bytes of one staging buffer: the most that one [`Staging::write`] moves.
-    pub const CHUNK: usize = 32 << 20;
-    /// Staging buffers in the ring.
-    pub const CHUNKS: usize = 3;
+/// Where bytes go on the device.
+#[derive(Debug, Clone)]
+pub struct StagedWrite {
+    /// The buffer.
+    pub target: wgpu::Buffer,
+    /// Its first byte to write, a multiple of 4.
+    pub offset: u64,
+    /// How many, a multiple of 4 and at most [`Staging::CHUNK`].
+    pub bytes: usize,
+}
 
-    /// The ring, all of it mapped.
+impl Staging {
+    /// Bytes of one staging buffer: the most that one write moves.
+    pub const CHUNK: usize = 16 << 20;
+    /// Staging buffers in the ring, 128 MiB in all.
+    pub const CHUNKS: usize = 8;
+    /// Buffers filled at a time: the device copies from the others meanwhile.
+    const AT_ONCE: usize = Self::CHUNKS / 2;
+
+    /// The ring, empty: its buffers are made when they are needed.
     #[must_use]
     pub fn new(gpu: &Gpu) -> Self {
-        let ready = (0..Self::CHUNKS)
-            .map(|_| {
-                gpu.device().create_buffer(&wgpu::BufferDescriptor {
-                    label: Some("staging"),
-                    size: Self::CHUNK as u64,
-                    usage: wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC,
-                    mapped_at_creation: true,
-                })
-            })
-            .collect();
         Self {
             gpu: gpu.clone(),
-            ready,
+            ready: Vec::new(),
             in_flight: VecDeque::new(),
+            made: 0,
         }
     }
 
-    /// Has `fill` write `bytes` (a multiple of 4, at most [`Staging::CHUNK`]) into staging memory and copies them to `target` at `offset`.
+    /// Has `fill` write the bytes of each of `writes` (given by its index) into staging memory, several at a time, and
+    /// copies them to their places.
     ///
     /// # Errors
     /// What `fill` returns, or an error of the device.
-    pub async fn write<E: From<GpuError>>(
+    pub async fn write_all<E: From<GpuError> + Send>(
         &mut self,
-        target: &wgpu::Buffer,
-        offset: u64,
-        bytes: usize,
-        fill: impl FnOnce(wgpu::WriteOnly<'_, [u8]>) -> Result<(), E>,
+        writes: &[StagedWrite],
+        fill: impl Fn(usize, wgpu::WriteOnly<'_, [u8]>) -> Result<(), E> + Send + Sync,
     ) -> Result<(), E> {
-        let buffer = self.next_mapped().await?;
-        let mut view = buffer
-            .slice(0..bytes as u64)
-            .get_mapped_range_mut()
-            .map_err(|error| failed(one_line(&error)))?;
-        fill(view.slice(..))?;
-        drop(view);
-        buffer.unmap();
-        let mut encoder = self
-            .gpu
-            .device()
-            .create_command_encoder(&Default::default());
-        encoder.copy_buffer_to_buffer(&buffer, 0, target, offset, bytes as u64);
-        self.gpu.queue().submit([encoder.finish()]);
-        let (sender, mapped) = oneshot::channel();
-        buffer
-            .slice(..)
-            .map_async(wgpu::MapMode::Write, move |result| {
-                let _ = sender.send(result);
-            });
-        // The mapping resolves with the submission above; an empty one has its callback driven.
-        self.gpu.submit([]);
-        self.in_flight.push_back(InFlight { buffer, mapped });
+        for (round, writes) in writes.chunks(Self::AT_ONCE).enumerate() {
+            let mut buffers = Vec::with_capacity(writes.len());
+            for _ in writes {
+                buffers.push(self.next_mapped().await?);
+            }
+            writes.par_iter().zip(&buffers).enumerate().try_for_each(
+                |(index, (write, buffer))| {
+                    let mut view = buffer
+                        .slice(0..write.bytes as u64)
+                        .get_mapped_range_mut()
+                        .map_err(|error| failed(one_line(&error)))?;
+                    fill(round * Self::AT_ONCE + index, view.slice(..))
+                },
+            )?;
+            self.submit(writes, buffers);
+        }
         Ok(())
+    }
+
+    /// Copies from `buffers`, now filled, and asks for their mappings back.
+    fn submit(&mut self, writes: &[StagedWrite], buffers: Vec<wgpu::Buffer>) {
+        let device = self.gpu.device();
+        let mut encoder = device.create_command_encoder(&Default::default());
+        for (write, buffer) in writes.iter().zip(&buffers) {
+            buffer.unmap();
+            let bytes = write.bytes as u64;
+            encoder.copy_buffer_to_buffer(buffer, 0, &write.target, write.offset, bytes);
+        }
+        self.gpu.queue().submit([encoder.finish()]);
+        for buffer in buffers {
+            let (sender, mapped) = oneshot::channel();
+            buffer
+                .slice(..)
+                .map_async(wgpu::MapMode::Write, move |result| {
+                    let _ = sender.send(result);
+                });
+            self.in_flight.push_back(InFlight { buffer, mapped });
+        }
+        // The mappings resolve with the submission above; an empty one has their callbacks driven.
+        self.gpu.submit([]);
     }
 
     /// Waits until every copy is done.
@@ -98,10 +120,24 @@ impl Staging {
     }
 
     async fn next_mapped(&mut self) -> Result<wgpu::Buffer, GpuError> {
-        match self.ready.pop() {
-            Some(buffer) => Ok(buffer),
-            None => self.oldest().await,
+        if let Some(buffer) = self.ready.pop() {
+            return Ok(buffer);
         }
+        if self.made < Self::CHUNKS {
+            self.made += 1;
+            return Ok(self.new_buffer());
+        }
+        self.oldest().await
+    }
+
+    /// Another buffer of the ring, mapped.
+    fn new_buffer(&self) -> wgpu::Buffer {
+        self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some("staging"),
+            size: Self::CHUNK as u64,
+            usage: wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: true,
+        })
     }
 
     async fn oldest(&mut self) -> Result<wgpu::Buffer, GpuError> {
@@ -122,5 +158,49 @@ fn failed(message: String) -> GpuError {
     GpuError::Internal {
         doing: "uploading weights".into(),
         message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More writes than the ring has buffers, of odd sizes, each at its place; and the ring stays what it is.
+    #[test]
+    fn many_writes_pass_a_bounded_ring() {
+        const { assert!(Staging::CHUNK * Staging::CHUNKS <= 256 << 20) };
+        pollster::block_on(async {
+            let gpu = Gpu::open(&Default::default()).await.expect("a device");
+            let sizes: Vec<usize> = (0..21).map(|index| 4 * (1 + index * index)).collect();
+            let total: usize = sizes.iter().sum();
+            let target = gpu.storage("target", total as u64).expect("small");
+            let mut offset = 0;
+            let writes: Vec<StagedWrite> = sizes
+                .iter()
+                .map(|&bytes| {
+                    let write = StagedWrite {
+                        target: target.clone(),
+                        offset: offset as u64,
+                        bytes,
+                    };
+                    offset += bytes;
+                    write
+                })
+                .collect();
+            let mut staging = Staging::new(&gpu);
+            let fill = |index: usize, mut view: wgpu::WriteOnly<'_, [u8]>| {
+                view.fill(index as u8 + 1);
+                Ok::<_, GpuError>(())
+            };
+            staging.write_all(&writes, fill).await.expect("written");
+            assert_eq!(staging.made, Staging::CHUNKS);
+            staging.finish().await.expect("copied");
+            let bytes: Vec<u8> = gpu.read(&target, total).await.expect("readable");
+            let expected = sizes
+                .iter()
+                .enumerate()
+                .flat_map(|(index, &bytes)| std::iter::repeat_n(index as u8 + 1, bytes));
+            assert!(bytes.iter().copied().eq(expected));
+        });
     }
 }

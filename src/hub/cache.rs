@@ -1,6 +1,7 @@
 //! The cache that `huggingface_hub` shares between programs: `blobs/HASH` holds a file, `snapshots/COMMIT/NAME` is a
 //! link to it, `refs/REVISION` holds the commit.
 
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -36,7 +37,41 @@ impl Cache {
         Ok(folder.join(hash))
     }
 
-    /// Lets a snapshot's name lead to the file.
+    /// Waits until no other process works on the file of a hash, and keeps others waiting until the lock is dropped. The
+    /// file is where `huggingface_hub` has its own lock, so that Python's programs wait, too.
+    pub(super) fn lock(&self, repo: &RepoName, hash: &str) -> Result<File, HubError> {
+        let folder = self.folder.join(".locks").join(repo.folder());
+        std::fs::create_dir_all(&folder).map_err(HubError::cache(&folder))?;
+        let path = folder.join(format!("{hash}.lock"));
+        let opened = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path);
+        let file = opened.map_err(HubError::cache(&path))?;
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            log::warn!("{repo}: another process is fetching it; waiting for that to end");
+        }
+        match file.lock() {
+            // Some network file systems have no locks: alone on the cache, none is needed.
+            Err(error) if error.kind() != io::ErrorKind::Unsupported => {
+                Err(HubError::cache(&path)(error))
+            }
+            _ => Ok(file),
+        }
+    }
+
+    /// Whether a snapshot's name leads to the file.
+    pub(super) fn is_linked(&self, listing: &Listing, file: &RemoteFile) -> bool {
+        let folder = self
+            .repo(&listing.repo)
+            .join("snapshots")
+            .join(&listing.commit);
+        let link = folder.join(&file.name).metadata();
+        link.is_ok_and(|metadata| metadata.len() == file.size)
+    }
+
+    /// Lets a snapshot's name lead to the file. The caller holds its lock.
     pub(super) fn link(&self, listing: &Listing, file: &RemoteFile) -> Result<(), HubError> {
         let folder = self
             .repo(&listing.repo)
@@ -44,10 +79,7 @@ impl Cache {
             .join(&listing.commit);
         std::fs::create_dir_all(&folder).map_err(HubError::cache(&folder))?;
         let link = folder.join(&file.name);
-        if link
-            .metadata()
-            .is_ok_and(|metadata| metadata.len() == file.size)
-        {
+        if self.is_linked(listing, file) {
             return Ok(());
         }
         if link.symlink_metadata().is_ok() {

@@ -76,7 +76,7 @@ impl Hub {
     }
 
     /// Fetches what the cache lacks of a listing and returns the checkpoint's folder. What is broken off stays and is
-    /// continued by the next call. `progress` is told the bytes that are there, and all of them.
+    /// continued by the next call; a file that another process is fetching is waited for. `progress` is told the bytes that are there, and all of them.
     ///
     /// # Errors
     /// As [`Hub::list`]; a file whose size or hash is another than the listing's; no room.
@@ -88,14 +88,20 @@ impl Hub {
         let total = listing.bytes();
         let mut done = 0;
         for file in &listing.files {
-            let blob = self.cache.blob(&listing.repo, &file.hash)?;
-            if !is_whole(&blob, file.size) {
-                let mut report = |bytes: u64| progress(done + bytes, total);
-                self.download(listing, file, &blob, &mut report)?;
+            let blob = self.cache.blob_path(&listing.repo, &file.hash);
+            if !is_whole(&blob, file.size) || !self.cache.is_linked(listing, file) {
+                let blob = self.cache.blob(&listing.repo, &file.hash)?;
+                let lock = self.cache.lock(&listing.repo, &file.hash)?;
+                // While this one waited, another process may have fetched it.
+                if !is_whole(&blob, file.size) {
+                    let mut report = |bytes: u64| progress(done + bytes, total);
+                    self.download(listing, file, &blob, &mut report)?;
+                }
+                self.cache.link(listing, file)?;
+                drop(lock);
             }
             done += file.size;
             progress(done, total);
-            self.cache.link(listing, file)?;
         }
         self.cache.name(listing)
     }

@@ -146,16 +146,10 @@ impl CooperativeLoop {
     }
 
     fn offered(capabilities: &Capabilities) -> Option<Self> {
-        use wgpu::CooperativeScalarType::{F16, F32};
-        let lanes = capabilities.fixed_subgroup_size()?;
-        let offers = |side: u32| {
-            capabilities.cooperative_matrices.iter().any(|it| {
-                [it.m_size, it.n_size, it.k_size] == [side; 3]
-                    && (it.ab_type, it.cr_type) == (F16, F32)
-            })
-        };
-        let side = [16, 8].into_iter().find(|&side| offers(side))?;
-        Some(Self { side, lanes })
+        Some(Self {
+            side: capabilities.cooperative_size()?,
+            lanes: capabilities.fixed_subgroup_size()?,
+        })
     }
 
     /// FLOPs of `workgroups` workgroups in `steps` steps.
@@ -314,7 +308,7 @@ mod tests {
             saturating_accumulation: false,
         };
         let mut capabilities = gpus()[0].capabilities().clone();
-        capabilities.subgroups = Some((32, 32));
+        (capabilities.f16, capabilities.subgroups) = (true, Some((32, 32)));
         capabilities.cooperative_matrices = vec![properties(8, wgpu::CooperativeScalarType::F16)];
         assert_eq!(CooperativeLoop::offered(&capabilities), None);
         for side in [8, 16] {

@@ -1,14 +1,37 @@
 //! `embed_tokens.wgsl`: the decoder's input rows.
 
-use crate::gpu::{Activation, GpuError, Kernel, Matrix, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{
+    Activation, GpuError, Kernel, Matrix, Operand, ProgramBuilder, READ, WRITE, WeightFormat,
+};
 
+use super::weights::{F16_WEIGHTS, Q4_WEIGHTS, Q8_WEIGHTS};
 use super::{groups, word};
 
-static EMBED_TOKENS: Kernel = Kernel {
-    name: "embed_tokens",
-    wgsl: &[include_str!("../../shaders/embed_tokens.wgsl")],
-    bindings: &[READ, READ, READ, READ, READ, WRITE],
-};
+const fn reading(name: &'static str, wgsl: &'static [&'static str]) -> Kernel {
+    Kernel {
+        name,
+        wgsl,
+        bindings: &[READ, READ, READ, READ, READ, WRITE],
+    }
+}
+
+const EMBED_TOKENS: &str = include_str!("../../shaders/embed_tokens.wgsl");
+
+/// The kernels for a token embedding in f16, in eight and in four bits.
+pub(super) static KERNELS: [Kernel; 3] = [
+    reading("embed_tokens", &[F16_WEIGHTS, EMBED_TOKENS]),
+    reading("embed_tokens_q8", &[Q8_WEIGHTS, EMBED_TOKENS]),
+    reading("embed_tokens_q4", &[Q4_WEIGHTS, EMBED_TOKENS]),
+];
+
+/// The kernel for a token embedding in a format.
+fn kernel(format: WeightFormat) -> &'static Kernel {
+    match format {
+        WeightFormat::F16 => &KERNELS[0],
+        WeightFormat::Q8 => &KERNELS[1],
+        WeightFormat::Q4 => &KERNELS[2],
+    }
+}
 
 /// Flag of a token that stands for a visual row: `VISUAL | row`.
 pub const VISUAL: u32 = 0x8000_0000;
@@ -36,7 +59,7 @@ pub struct EmbedTokens<'a> {
 /// A position embedding.
 #[derive(Debug, Clone, Copy)]
 pub struct Positions<'a> {
-    /// `[positions, width]`, in one part.
+    /// `[positions, width]` f16, in one part.
     pub table: &'a Matrix,
     /// Added to a position to find its row.
     pub offset: usize,
@@ -78,7 +101,7 @@ pub fn embed_tokens(program: &mut ProgramBuilder, inputs: &EmbedTokens) -> Activ
     }
     for part in &inputs.embedding.parts {
         program.dispatch(
-            &EMBED_TOKENS,
+            kernel(inputs.embedding.format),
             constants.clone(),
             &Params {
                 width: word(width),
@@ -95,7 +118,7 @@ pub fn embed_tokens(program: &mut ProgramBuilder, inputs: &EmbedTokens) -> Activ
                 inputs.visual.operand(),
                 x.operand(),
             ],
-            [groups(width, 128), word(inputs.rows), 1],
+            [groups(width, 512), word(inputs.rows), 1],
         );
     }
     x
@@ -104,35 +127,61 @@ pub fn embed_tokens(program: &mut ProgramBuilder, inputs: &EmbedTokens) -> Activ
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::MatrixPart;
+    use crate::gpu::{Gpu, MatrixPart};
     use crate::kernels::testing::{Random, gpus, run, upload};
+    use crate::weights::{dequantise, quantise};
+
+    const WIDTH: usize = 160;
+    const VOCABULARY: usize = 11;
+
+    /// A token embedding in two parts, and its values.
+    fn embedding(gpu: &Gpu, format: WeightFormat, random: &mut Random) -> (Matrix, Vec<f32>) {
+        let halves = random.f16_vec(VOCABULARY * WIDTH);
+        let mut table: Vec<f32> = halves.iter().map(|half| half.to_f32()).collect();
+        let (row_bytes, row_scales) = (format.row_bytes(WIDTH), format.row_scales(WIDTH));
+        let mut values = bytemuck::cast_slice(&halves).to_vec();
+        let mut scales = vec![half::f16::ZERO; VOCABULARY * row_scales];
+        if format.is_quantised() {
+            values.truncate(VOCABULARY * row_bytes);
+            quantise(format, &halves, &mut values, &mut scales);
+            dequantise(format, &values, &scales, &mut table);
+        }
+        let parts = [(0, 6), (6, 5)].map(|(first_row, rows)| {
+            let values = &values[first_row * row_bytes..][..rows * row_bytes];
+            let scales = &scales[first_row * row_scales..][..rows * row_scales];
+            let mut part = gpu
+                .weight_matrix_with("part", format, [rows, WIDTH], values, scales)
+                .expect("small");
+            MatrixPart {
+                first_row,
+                ..part.parts.remove(0)
+            }
+        });
+        let matrix = Matrix {
+            format,
+            parts: parts.to_vec(),
+            rows: VOCABULARY,
+            columns: WIDTH,
+        };
+        (matrix, table)
+    }
 
     #[test]
     fn equals_its_twin_over_a_parted_embedding() {
-        for gpu in gpus() {
-            let (width, vocabulary) = (136, 11);
+        let formats = |gpu| WeightFormat::ALL.map(|format| (gpu, format));
+        for (gpu, format) in gpus().into_iter().flat_map(formats) {
             let mut random = Random(4);
-            let table = random.f16_vec(vocabulary * width);
-            let position_table = random.f16_vec(9 * width);
-            let visual = random.vec(3 * width);
+            let (embedding, table) = embedding(gpu, format, &mut random);
+            let position_table = random.f16_vec(9 * WIDTH);
+            let visual = random.vec(3 * WIDTH);
             let tokens = [10, VISUAL | 2, 0, 6, 5, 3];
             let row_info = [[0, 0], [0, 1], [0, 6], [1, 2], [1, INACTIVE], [1, 3]];
-            let mut embedding = gpu.matrix("embedding", vocabulary, width).expect("small");
-            embedding.parts = [(0, 6), (6, 5)]
-                .map(|(first_row, rows)| MatrixPart {
-                    buffer: gpu
-                        .storage_with("part", &table[first_row * width..][..rows * width])
-                        .expect("small"),
-                    first_row,
-                    rows,
-                })
-                .to_vec();
             let positions = gpu
-                .matrix_with("positions", 9, width, &position_table)
+                .matrix_with("positions", 9, WIDTH, &position_table)
                 .expect("small");
             let token_buffer = gpu.storage_with("tokens", &tokens).expect("small");
             let row_buffer = gpu.storage_with("row_info", &row_info).expect("small");
-            let visual_rows = upload(gpu, &visual, 3, width);
+            let visual_rows = upload(gpu, &visual, 3, WIDTH);
             for has_positions in [true, false] {
                 let ours = run(gpu, |program| {
                     let inputs = EmbedTokens {
@@ -150,14 +199,14 @@ mod tests {
                 });
                 let mut twin = Vec::new();
                 for (&token, &[_, position]) in tokens.iter().zip(&row_info) {
-                    for column in 0..width {
+                    for column in 0..WIDTH {
                         let value = if token & VISUAL != 0 {
-                            visual[(token & !VISUAL) as usize * width + column]
+                            visual[(token & !VISUAL) as usize * WIDTH + column]
                         } else {
-                            table[token as usize * width + column].to_f32()
+                            table[token as usize * WIDTH + column]
                         };
                         let added = if has_positions && position != INACTIVE {
-                            position_table[(position as usize + 2) * width + column].to_f32()
+                            position_table[(position as usize + 2) * WIDTH + column].to_f32()
                         } else {
                             0.0
                         };
@@ -165,7 +214,7 @@ mod tests {
                         twin.push(if is_active { value + added } else { 0.0 });
                     }
                 }
-                assert_eq!(ours, twin);
+                assert_eq!(ours, twin, "{format}");
             }
         }
     }

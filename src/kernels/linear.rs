@@ -2,6 +2,7 @@
 //! this device: `linear/check.rs`; which is fastest for a shape: `linear/tune.rs`.
 
 mod check;
+mod cooperative;
 mod tune;
 mod variant;
 
@@ -11,6 +12,7 @@ use super::{groups, word};
 pub(crate) use check::checks;
 #[cfg(test)]
 pub(crate) use check::{CHECKED_ROWS, usable};
+pub use cooperative::CooperativeTile;
 pub use tune::{chosen, tune};
 pub(crate) use variant::KERNELS;
 pub use variant::{LinearVariant, candidates};
@@ -122,8 +124,7 @@ fn record(
     debug_assert_eq!(x.columns, layer.weight.columns);
     debug_assert!(x.columns.is_multiple_of(8));
     program.note_product(x.rows, &layer.weight);
-    let weight = &layer.weight;
-    let variant = chosen(program.gpu(), x.rows, weight.rows, weight.columns);
+    let variant = chosen(program.gpu(), x.rows, &layer.weight);
     record_with(program, variant, x, layer, activate, y, accumulate);
 }
 
@@ -136,7 +137,7 @@ fn record_with(
     y: &Activation,
     accumulate: bool,
 ) {
-    let shape = variant.shape(x.rows);
+    let shape = variant.shape(x.rows, layer.weight.format);
     for part in &layer.weight.parts {
         let mut constants = shape.constants.clone();
         constants.extend([
@@ -174,7 +175,7 @@ fn record_with(
 /// Plain-Rust twin of [`linear`] and [`linear_into`] (`old` is the value added to), in f64.
 fn reference(
     x: &[f32],
-    weight: &[half::f16],
+    weight: &[f32],
     bias: Option<&[f32]>,
     in_features: usize,
     activate: Activate,
@@ -187,7 +188,7 @@ fn reference(
             let dot: f64 = row
                 .iter()
                 .zip(w)
-                .map(|(&a, b)| f64::from(a) * b.to_f64())
+                .map(|(&a, &b)| f64::from(a) * f64::from(b))
                 .sum();
             let value = apply(activate, dot + bias.map_or(0.0, |bias| f64::from(bias[n])));
             let old = old.map_or(0.0, |old| f64::from(old[y.len()]));

@@ -33,6 +33,9 @@ mod store_kv;
 #[cfg(test)]
 pub(crate) mod testing;
 mod top_k;
+#[cfg(test)]
+mod validate;
+mod weights;
 
 pub use advance::{Advance, advance};
 pub use argmax::{Choice, argmax};
@@ -57,8 +60,8 @@ pub use gate::gate;
 pub use gather_rows::gather_rows;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{
-    Activate, Linear, LinearVariant, MATVEC_ROWS, candidates, chosen, linear, linear_into,
-    linear_to, linear_with, tune,
+    Activate, CooperativeTile, Linear, LinearVariant, MATVEC_ROWS, candidates, chosen, linear,
+    linear_into, linear_to, linear_with, tune,
 };
 pub use log_softmax::log_softmax;
 pub use max_over_queries::max_over_queries;

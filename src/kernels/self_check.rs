@@ -7,7 +7,9 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::LazyLock;
 
-use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, Kernel, ProgramBuilder, Readback};
+use crate::gpu::{
+    Activation, ActivationPool, Gpu, GpuError, Kernel, ProgramBuilder, Readback, WeightFormat,
+};
 
 use super::{attention, copy, linear};
 
@@ -31,12 +33,15 @@ pub(super) struct Check {
     pub record: Box<Record>,
 }
 
-/// Runs every variant that `gpu` offers and that has no verdict yet.
+/// Runs every variant that `gpu` offers for weights in `formats` and that has no verdict yet.
 ///
 /// # Errors
 /// No variant of a kernel is right, or the device failed.
-pub async fn self_check(gpu: &Gpu) -> Result<(), GpuError> {
-    let mut checks = linear::checks(gpu);
+pub async fn self_check(gpu: &Gpu, formats: &[WeightFormat]) -> Result<(), GpuError> {
+    let mut checks = Vec::new();
+    for &format in formats {
+        checks.extend(linear::checks(gpu, format));
+    }
     checks.extend(attention::checks(gpu));
     run_new(gpu, &checks).await?;
     for check in &checks {
@@ -60,7 +65,8 @@ pub async fn self_check(gpu: &Gpu) -> Result<(), GpuError> {
 pub(super) fn finding(gpu: &Gpu, kernel: &Kernel, variant: &str) -> String {
     static TEXTS: LazyLock<u64> = LazyLock::new(|| {
         let mut hasher = DefaultHasher::new();
-        for kernel in linear::KERNELS.iter().chain(attention::KERNELS) {
+        let linear = linear::KERNELS.iter().copied().flatten();
+        for kernel in linear.chain(attention::KERNELS.iter().copied()) {
             kernel.wgsl.hash(&mut hasher);
         }
         hasher.finish()
@@ -162,9 +168,12 @@ mod tests {
     fn every_variant_of_this_device_is_right() {
         for subgroups in [true, false] {
             let gpu = fresh_gpu(subgroups);
-            pollster::block_on(self_check(&gpu)).expect("right kernels");
-            let mut checks = linear::checks(&gpu);
-            checks.extend(attention::checks(&gpu));
+            let formats = &WeightFormat::ALL;
+            pollster::block_on(self_check(&gpu, formats)).expect("right kernels");
+            let mut checks = attention::checks(&gpu);
+            for &format in formats {
+                checks.extend(linear::checks(&gpu, format));
+            }
             assert!(
                 checks.len() >= 3,
                 "two kernels of linear layers and one of attention"
@@ -183,7 +192,7 @@ mod tests {
     #[test]
     fn a_wrong_kernel_is_found_out_and_left_out() {
         let gpu = fresh_gpu(true);
-        let mut checks = linear::checks(&gpu);
+        let mut checks = linear::checks(&gpu, WeightFormat::F16);
         assert!(checks.len() > 2, "more than one variant to choose from");
         // As if the driver had swapped two results of the first variant.
         let first = checks[0].finding.clone();
@@ -192,14 +201,15 @@ mod tests {
         assert!(is_wrong(&gpu, &first));
         assert!(!is_wrong(&gpu, &checks[1].finding));
         let rows = linear::CHECKED_ROWS[0];
-        let usable = linear::usable(&gpu, rows);
+        let usable = linear::usable(&gpu, rows, WeightFormat::F16);
         assert_eq!(usable.len() + 1, candidates(gpu.capabilities(), rows).len());
 
         // And if none is right, that is said before anything is computed with them.
         for check in &checks {
             gpu.choices().set(check.finding.clone(), WRONG.into());
         }
-        let error = pollster::block_on(self_check(&gpu)).expect_err("nothing is right");
+        let error = pollster::block_on(self_check(&gpu, &[WeightFormat::F16]))
+            .expect_err("nothing is right");
         assert!(error.to_string().contains("linear layers"), "{error}");
     }
 

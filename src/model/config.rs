@@ -5,6 +5,7 @@
 
 mod fields;
 mod language;
+mod quantised;
 mod t5;
 
 use std::io::Read;
@@ -12,9 +13,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::gpu::WeightFormat;
+
 pub use fields::ConfigError;
 use fields::Section;
 pub use language::LanguageConfig;
+pub use quantised::QUANT_METHOD;
+use quantised::quantised;
 pub use t5::T5Config;
 
 /// Widths must be multiples of this: kernels read f16 rows 16 bytes at a time.
@@ -148,6 +153,8 @@ pub struct Blip2Config {
     pub num_query_tokens: usize,
     /// Id of the `<image>` placeholder; absent from old revisions, whose prompts have no placeholders.
     pub image_token_index: Option<u32>,
+    /// The format that `convert --quant` has stored the weights in.
+    pub quantised: Option<WeightFormat>,
 }
 
 impl Blip2Config {
@@ -224,6 +231,7 @@ impl Blip2Config {
             head,
             num_query_tokens: root.size("num_query_tokens", 32, MAX_QUERIES)?,
             image_token_index: root.token(image_token)?,
+            quantised: quantised(&root)?,
         })
     }
 

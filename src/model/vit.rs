@@ -125,7 +125,8 @@ impl Vit {
             .blocks
             .iter()
             .map(|block| block.fc1.weight.rows.max(block.qkv.weight.rows));
-        (self.tokens() * width.max().unwrap_or(0) * 4) as u64
+        let pixels = 3 * self.image_size() * self.image_size();
+        (pixels.max(self.tokens() * width.max().unwrap_or(0)) * 4) as u64
     }
 
     /// `pixels` `[batch, 3 · size²]` → image tokens `[batch · tokens, hidden]`.

@@ -98,6 +98,17 @@ struct Output {
     each: usize,
 }
 
+/// Records what a batch of images takes, for a rehearsing device.
+pub(super) fn rehearse_images(
+    gpu: &Gpu,
+    parts: ImageParts<'_>,
+    batch: usize,
+    pool: &ActivationPool,
+) -> Result<(), GpuError> {
+    ImageProgram::record(gpu, parts, batch.max(parts.least_batch()), pool)?;
+    Ok(())
+}
+
 impl ImagePrograms {
     /// Encodes `images` (`[3, size, size]` each) as one batch.
     pub(super) async fn encode(

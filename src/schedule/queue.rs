@@ -21,7 +21,7 @@ use super::pages::PagePool;
 use super::session::{Prompt, Session, Shape};
 
 /// Input rows of one prefill, unless a single prompt has more: bounds the memory of its activations.
-const MAX_PREFILL_ROWS: usize = 1024;
+pub(super) const MAX_PREFILL_ROWS: usize = 1024;
 
 /// Most requests at once, whatever is asked for.
 pub const MAX_BATCH: usize = 1024;
@@ -113,6 +113,12 @@ impl<'e> Queue<'e> {
         self.pushed += 1;
         self.waiting.push_back((number, request));
         Ok(number)
+    }
+
+    /// Requests decoded at once: fewer than were asked for once it shows that the device has no room for so many.
+    #[must_use]
+    pub fn batch_size(&self) -> usize {
+        self.batch
     }
 
     /// Whether another request would find a place soon. A caller that feeds the queue while this holds keeps it busy

@@ -39,9 +39,9 @@ impl ImageFeaturizer {
             preprocessor = preprocessor.with_size(side as u32)?;
         }
         let checkpoint = Checkpoint::open(path)?;
-        let gpu = options.open_device().await?;
+        let gpu = options.open_device(&checkpoint).await?;
         let _phase = gpu.phase("load");
-        let mut uploader = Uploader::new(&gpu, &checkpoint, progress);
+        let mut uploader = Uploader::new(&gpu, &checkpoint, progress).quantised(options.quant);
         let vit = Vit::load(&mut uploader, &config.vision, side).await?;
         let qformer =
             QFormer::load(&mut uploader, &config.qformer, config.num_query_tokens).await?;

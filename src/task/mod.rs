@@ -4,6 +4,7 @@ mod blip2;
 mod caption;
 mod explain;
 mod features;
+mod memory;
 mod parity;
 mod prepare;
 mod preset;
@@ -17,13 +18,14 @@ mod vqa;
 
 pub use crate::schedule::ImageShapes;
 pub use crate::schedule::MAX_BATCH;
-pub use crate::schedule::MemoryPlan;
 pub use crate::schedule::Timings;
-pub use blip2::{Blip2, OpenOptions, plan_memory};
+pub use crate::schedule::{MemoryPlan, RetrievalWorkload, Workload};
+pub use blip2::{Blip2, Forecast, OpenOptions, Work};
 pub use caption::{Caption, CaptionOptions, check_caption_options};
 pub use explain::{ExplainedWord, Explanation, WrittenText};
 pub use features::ImageFeaturizer;
-pub use parity::{ParityReport, ParityRow, TOLERANCE};
+pub use memory::{Alternative, Budget, Shortage, parse_bytes};
+pub use parity::{DumpModel, DumpSummary, ParityReport, ParityRow, TOLERANCE};
 pub use prepare::ImageSource;
 pub use preset::Preset;
 pub use retrieval::{

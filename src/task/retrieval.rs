@@ -10,13 +10,16 @@ mod text;
 use std::path::Path;
 
 use crate::Error;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, WeightFormat};
 use crate::image::{Preprocessor, Rgb8Image};
 use crate::model::Blip2Config;
-use crate::schedule::{EncodedImage, ImageShapes, Matcher, itc_score};
+use crate::schedule::{
+    EncodedImage, ImageShapes, Matcher, MemoryPlan, RetrievalWorkload, itc_score,
+};
 use crate::text::BertTokenizer;
 use crate::weights::{Checkpoint, Uploader};
 
+use super::memory::Planner;
 use super::{Explanation, OpenOptions, Preset};
 use hash::Hash;
 use source::{RetrievalSource, image_fingerprint};
@@ -29,6 +32,9 @@ pub use text::TextUse;
 
 /// Images encoded together unless asked otherwise.
 const DEFAULT_BATCH: usize = 8;
+
+/// Tokens of a text that room is planned for.
+const PLANNED_TOKENS: usize = 32;
 
 /// What the model makes of an image: the image encoder's tokens, the Q-Former's queries, and those in the common space.
 pub type ImageFeatures = EncodedImage;
@@ -86,11 +92,14 @@ impl PairScore {
 #[derive(Debug)]
 pub struct Retriever {
     config: Blip2Config,
-    preprocessor: Preprocessor,
+    pub(super) preprocessor: Preprocessor,
     tokenizer: BertTokenizer,
     checkpoint: Checkpoint,
     image_size: usize,
-    matcher: Matcher,
+    quant: Option<WeightFormat>,
+    pub(super) matcher: Matcher,
+    /// Images at a time where none are asked for.
+    batch: usize,
 }
 
 impl Retriever {
@@ -134,18 +143,42 @@ impl Retriever {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let gpu = options.open_device().await?;
+        let gpu = options.open_device(&source.checkpoint).await?;
         let _phase = gpu.phase("load");
-        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress);
-        let model = source.model(&mut uploader).await?;
-        uploader.finish().await?;
+        let mut ignore = |_, _| {};
+        let mut outline =
+            Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?.quantised(options.quant);
+        let planned = source.model(&mut outline).await?;
+        let planner = Planner::new(&gpu, &options, DEFAULT_BATCH, &outline);
+        let plan = |batch, weights| {
+            let work = RetrievalWorkload {
+                batch,
+                texts: 1,
+                tokens: PLANNED_TOKENS.min(planned.text.max_positions()),
+            };
+            Ok(MemoryPlan::of_retrieval(&gpu, &planned, weights, &work)?)
+        };
+        let batch = planner.batch(&plan)?;
+        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress)
+            .quantised(options.quant)
+            .expecting(outline);
+        let loaded = async {
+            let model = source.model(&mut uploader).await?;
+            uploader.finish().await?;
+            Ok::<_, Error>(model)
+        };
+        let model = loaded
+            .await
+            .map_err(|error| planner.explain(error, batch, &plan))?;
         Ok(Self {
             config: source.config,
             preprocessor: source.preprocessor,
             tokenizer: source.tokenizer,
             checkpoint: source.checkpoint,
             image_size: source.image_size,
+            quant: options.quant,
             matcher: Matcher::new(gpu, model),
+            batch,
         })
     }
 
@@ -177,7 +210,7 @@ impl Retriever {
     #[must_use]
     pub fn batch_size(&self, asked: Option<usize>) -> usize {
         let most = self.matcher.max_images();
-        asked.unwrap_or(DEFAULT_BATCH).clamp(1, most)
+        asked.unwrap_or(self.batch).clamp(1, most)
     }
 
     /// A number that changes with anything that an image's features depend on. Reads all of the image side's weights.
@@ -190,6 +223,7 @@ impl Retriever {
             &self.checkpoint,
             &self.preprocessor,
             self.image_size,
+            self.quant,
         )
     }
 
@@ -205,7 +239,7 @@ impl Retriever {
     }
 
     /// Prepared images as one batch.
-    async fn encode_pixels(
+    pub(super) async fn encode_pixels(
         &mut self,
         pixels: &[impl AsRef<[f32]>],
     ) -> Result<Vec<ImageFeatures>, Error> {

@@ -192,6 +192,15 @@ fn f16_all_finite(bytes: &[u8]) -> bool {
     halves.fold(0, |all, half| all | (half & 0x7fff).wrapping_add(carry)) < 0x8000
 }
 
+/// Finds the first half of `bytes` that is infinite or NaN, as [`convert_elements`] would.
+pub(super) fn check_f16(bytes: &[u8]) -> Result<(), BadElement> {
+    if f16_all_finite(bytes) {
+        return Ok(());
+    }
+    let (index, value) = first_bad(SourceFormat::F16, bytes, F16_OVERFLOW);
+    Err(BadElement { index, value })
+}
+
 /// Index and value of the first element whose magnitude is not below `limit`.
 fn first_bad(format: SourceFormat, bytes: &[u8], limit: f32) -> (usize, f64) {
     for (index, element) in bytes.chunks_exact(format.size()).enumerate() {

@@ -105,6 +105,26 @@ pub enum WeightsError {
         /// The type found, as safetensors writes it.
         found: String,
     },
+    /// A quantised tensor that does not fit its scales, or is none of this program's.
+    #[error("{}: tensor {tensor:?} is stored as {found}, but {problem}; make it again from the f16 checkpoint: `blip2-wgpu convert IN OUT --quant q8` (or q4)", file.display())]
+    Quantised {
+        /// File that holds the tensor.
+        file: PathBuf,
+        /// Name in the file.
+        tensor: String,
+        /// The type found, as safetensors writes it.
+        found: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A checkpoint whose weights are quantised is to be quantised otherwise.
+    #[error("{}: its weights are quantised already ({stored}); leave --quant out, or quantise the f16 checkpoint that it was made from", file.display())]
+    AlreadyQuantised {
+        /// The checkpoint, or its file.
+        file: PathBuf,
+        /// The format they are in.
+        stored: &'static str,
+    },
     /// A weight is NaN, infinite, or beyond what the destination format holds.
     #[error("{}: tensor {tensor:?} holds {value} at element {index}, {problem}; use an intact checkpoint", file.display())]
     BadValue {

@@ -9,7 +9,11 @@ mod checkpoint;
 mod dtype;
 mod error;
 mod names;
+mod policy;
 mod pytorch;
+mod quant;
+mod quantised;
+mod transfer;
 mod upload;
 
 #[cfg(test)]
@@ -19,5 +23,8 @@ pub use checkpoint::{Checkpoint, TensorView};
 pub use dtype::{BadElement, Format, SourceFormat, convert_elements};
 pub use error::WeightsError;
 pub use names::{Weight, aliases, is_ignored_buffer};
+pub use policy::format_of;
 pub use pytorch::{PytorchFile, StridedView};
+pub use quant::{dequantise, quantise};
+pub use quantised::{QuantisedTensor, SCALES};
 pub use upload::{Progress, UploadError, Uploader};

@@ -8,8 +8,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::checkpoint::{Checkpoint, TensorView};
-use super::dtype::{Format, SourceFormat, convert_elements};
+use super::dtype::{BadElement, Format, SourceFormat, check_f16, convert_elements};
 use super::error::WeightsError;
+use super::quantised::{QuantisedTensor, SCALES, quantised_format};
 
 /// T5's token embedding, and the names it has in its two stacks.
 const SHARED: &str = "language_model.shared.weight";
@@ -109,6 +110,7 @@ enum Part<'a> {
         format: SourceFormat,
     },
     Zeros(usize),
+    Quantised(QuantisedTensor<'a>),
 }
 
 impl Part<'_> {
@@ -116,6 +118,7 @@ impl Part<'_> {
         match self {
             Part::Stored { view, format } => view.bytes.len() / format.size(),
             Part::Zeros(count) => *count,
+            Part::Quantised(tensor) => tensor.elements(),
         }
     }
 }
@@ -153,10 +156,22 @@ impl<'a> Weight<'a> {
 
     /// The stored tensors it is made of: one, or two where q and v biases are stored apart.
     pub fn views(&self) -> impl Iterator<Item = TensorView<'a>> {
-        self.parts.iter().filter_map(|part| match part {
-            Part::Stored { view, .. } => Some(*view),
-            Part::Zeros(_) => None,
-        })
+        self.parts
+            .iter()
+            .flat_map(|part| match part {
+                Part::Stored { view, .. } => [Some(*view), None],
+                Part::Zeros(_) => [None, None],
+                Part::Quantised(tensor) => [Some(tensor.values), Some(tensor.scales)],
+            })
+            .flatten()
+    }
+
+    /// The stored blocks, if that is what the tensor is stored as.
+    pub fn quantised(&self) -> Option<QuantisedTensor<'a>> {
+        match self.parts.as_slice() {
+            [Part::Quantised(tensor)] => Some(*tensor),
+            _ => None,
+        }
     }
 
     /// The tensor as a matrix `[rows, columns]`: a vector is one row; a convolution kernel
@@ -215,6 +230,36 @@ impl<'a> Weight<'a> {
         Ok(())
     }
 
+    /// `rows` of [`Weight::matrix`] as they are stored, where that is what [`Weight::write_rows`] would make of them in f16
+    /// at this `stride`: no conversion, no padding. The values are checked all the same.
+    ///
+    /// # Errors
+    /// A value that is NaN or infinite.
+    pub(super) fn f16_rows(
+        &self,
+        rows: Range<usize>,
+        stride: usize,
+    ) -> Result<Option<&'a [u8]>, WeightsError> {
+        let [_, columns] = self.matrix();
+        let [Part::Stored { view, format }] = self.parts.as_slice() else {
+            return Ok(None);
+        };
+        let row_bytes = columns * 2;
+        let stored = match format {
+            SourceFormat::F16 if stride == columns => {
+                view.bytes.get(rows.start * row_bytes..rows.end * row_bytes)
+            }
+            _ => None,
+        };
+        let Some(stored) = stored else {
+            return Ok(None);
+        };
+        match check_f16(stored) {
+            Ok(()) => Ok(Some(stored)),
+            Err(bad) => Err(bad_value(view, rows.start * columns, bad)),
+        }
+    }
+
     /// The whole tensor as f32 values on the heap: for small ones (biases, norms) and tests, not for matrices.
     ///
     /// # Errors
@@ -263,27 +308,33 @@ fn write_part(
     format: Format,
     out: &mut [u8],
 ) -> Result<(), WeightsError> {
-    let Part::Stored {
-        view,
-        format: source_format,
-    } = part
-    else {
-        out.fill(0);
-        return Ok(());
+    let (view, source_format) = match part {
+        Part::Stored { view, format } => (view, format),
+        Part::Zeros(_) => {
+            out.fill(0);
+            return Ok(());
+        }
+        Part::Quantised(tensor) => return tensor.write_elements(range, format, out),
     };
     let size = source_format.size();
     let source = &view.bytes[range.start * size..range.end * size];
-    convert_elements(*source_format, source, format, out).map_err(|bad| WeightsError::BadValue {
+    convert_elements(*source_format, source, format, out)
+        .map_err(|bad| bad_value(view, range.start, bad))
+}
+
+/// The error of `bad`, counted from element `start` of `view`.
+fn bad_value(view: &TensorView<'_>, start: usize, bad: BadElement) -> WeightsError {
+    WeightsError::BadValue {
         file: view.file.into(),
         tensor: view.name.into(),
-        index: range.start + bad.index,
+        index: start + bad.index,
         value: bad.value,
         problem: if bad.value.is_finite() {
             "beyond the range it is converted to"
         } else {
             "not a finite number"
         },
-    })
+    }
 }
 
 impl Checkpoint {
@@ -306,7 +357,10 @@ impl Checkpoint {
     /// Missing (the names tried are listed), another shape, or an element type that is no weight's.
     pub fn weight(&self, canonical: &str, shape: &[usize]) -> Result<Weight<'_>, WeightsError> {
         if let Some(view) = self.find(canonical) {
-            let part = stored(view, shape)?;
+            let part = match quantised_format(view.dtype) {
+                Some(format) => Part::Quantised(self.quantised_tensor(view, format, shape)?),
+                None => stored(view, shape)?,
+            };
             return Ok(Weight {
                 name: canonical.into(),
                 shape: shape.to_vec(),
@@ -384,8 +438,12 @@ impl Checkpoint {
                     .map(|view| view.name),
             );
         }
+        let is_used = |name: &str| {
+            let tensor = name.strip_suffix(SCALES).unwrap_or(name);
+            used.contains(name) || used.contains(tensor)
+        };
         self.names()
-            .filter(|name| !used.contains(name) && !is_ignored_buffer(name))
+            .filter(|name| !is_used(name) && !is_ignored_buffer(name))
             .collect()
     }
 }

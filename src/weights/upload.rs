@@ -1,11 +1,9 @@
 //! From the memory map to the device: converted on the way, through bounded staging, with progress.
 
-use crate::gpu::{Gpu, GpuError, Matrix, Staging, Vector, round_up};
+use crate::gpu::{Gpu, GpuError, Matrix, Vector, WeightFormat};
 
-use super::{Checkpoint, Format, Weight, WeightsError};
-
-/// Bytes converted at a time before they are copied into staging memory: small enough for a core's cache.
-const BLOCK: usize = 256 << 10;
+use super::transfer::{Transfer, Wish};
+use super::{Checkpoint, Weight, WeightsError, format_of};
 
 /// What can go wrong while uploading.
 #[derive(Debug, thiserror::Error)]
@@ -25,18 +23,22 @@ pub type Progress<'a> = dyn FnMut(u64, u64) + Send + 'a;
 pub struct Uploader<'a> {
     gpu: &'a Gpu,
     checkpoint: &'a Checkpoint,
-    target: Target,
-    block: Vec<u8>,
+    quant: Option<WeightFormat>,
+    target: Target<'a>,
     progress: &'a mut Progress<'a>,
     done: u64,
     device_bytes: u64,
 }
 
 /// Where tensors go.
-enum Target {
-    Device(Staging),
+enum Target<'a> {
+    Device(Transfer<'a>),
     /// Nowhere: every tensor gets this one small buffer. Programs can be planned over such weights, not run.
-    Outline(wgpu::Buffer),
+    Outline {
+        buffer: wgpu::Buffer,
+        /// The matrices asked for so far.
+        wishes: Vec<Wish<'a>>,
+    },
 }
 
 impl<'a> Uploader<'a> {
@@ -45,8 +47,8 @@ impl<'a> Uploader<'a> {
         Self {
             gpu,
             checkpoint,
-            target: Target::Device(Staging::new(gpu)),
-            block: Vec::new(),
+            quant: None,
+            target: Target::Device(Transfer::new(gpu, Vec::new())),
             progress,
             done: 0,
             device_bytes: 0,
@@ -65,18 +67,52 @@ impl<'a> Uploader<'a> {
         Ok(Self {
             gpu,
             checkpoint,
-            target: Target::Outline(gpu.storage("outline", 16)?),
-            block: Vec::new(),
+            quant: None,
+            target: Target::Outline {
+                buffer: gpu.storage("outline", 16)?,
+                wishes: Vec::new(),
+            },
             progress,
             done: 0,
             device_bytes: 0,
         })
     }
 
+    /// Stores matrices in `quant`, as far as [`format_of`] has it; `None` keeps what the checkpoint has.
+    #[must_use]
+    pub fn quantised(mut self, quant: Option<WeightFormat>) -> Self {
+        self.quant = quant;
+        self
+    }
+
+    /// Announces that the tensors will be those that `outline` was asked for, in that order: they are then converted and
+    /// written several at a time, on all cores.
+    #[must_use]
+    pub fn expecting(mut self, outline: Uploader<'a>) -> Self {
+        if let (Target::Device(transfer), Target::Outline { wishes, .. }) =
+            (&mut self.target, outline.target)
+        {
+            *transfer = Transfer::new(self.gpu, wishes);
+        }
+        self
+    }
+
     /// Bytes that the tensors so far take, or would take, on the device.
     #[must_use]
     pub fn device_bytes(&self) -> u64 {
         self.device_bytes
+    }
+
+    /// Bytes that the tensors of an outline would take with weights stored as `format`; `None` where they cannot be,
+    /// because the checkpoint has them quantised otherwise.
+    #[must_use]
+    pub fn bytes_in(&self, format: WeightFormat) -> Option<u64> {
+        let Target::Outline { wishes, .. } = &self.target else {
+            return None;
+        };
+        let own: u64 = wishes.iter().map(Wish::bytes).sum();
+        let others: Option<u64> = wishes.iter().map(|wish| wish.bytes_in(format)).sum();
+        Some(self.device_bytes - own + others?)
     }
 
     /// The device.
@@ -131,7 +167,7 @@ impl<'a> Uploader<'a> {
         self.device_bytes += (len * 4).next_multiple_of(16) as u64;
         Ok(match &self.target {
             Target::Device(_) => self.gpu.vector(label, values)?,
-            Target::Outline(buffer) => Vector {
+            Target::Outline { buffer, .. } => Vector {
                 buffer: buffer.clone(),
                 len,
             },
@@ -154,8 +190,8 @@ impl<'a> Uploader<'a> {
         self.vector_of(name, &values, values.len())
     }
 
-    /// The tensor `name` of `shape` (`[out, in]`, or `[out, channels, height, width]`) as an f16 matrix; columns
-    /// are padded with zeros to a multiple of 8.
+    /// The tensor `name` of `shape` (`[out, in]`, or `[out, channels, height, width]`) as a matrix in the format that is
+    /// its own; columns of an f16 one are padded with zeros to a multiple of 8.
     ///
     /// # Errors
     /// As [`Uploader::vector`].
@@ -163,7 +199,7 @@ impl<'a> Uploader<'a> {
         self.matrices(&[name], shape).await
     }
 
-    /// Several tensors of equal `shape` stacked by rows as one f16 matrix: q, k and v as one projection.
+    /// Several tensors of equal `shape` stacked by rows as one matrix: q, k and v as one projection.
     ///
     /// # Errors
     /// As [`Uploader::vector`].
@@ -179,54 +215,52 @@ impl<'a> Uploader<'a> {
         self.matrix_of(&weights).await
     }
 
-    /// `weights`, of equal shape, stacked by rows as one f16 matrix.
+    /// `weights`, of equal shape, stacked by rows as one matrix.
     ///
     /// # Errors
     /// As [`Uploader::vector`].
-    pub async fn matrix_of(&mut self, weights: &[Weight<'_>]) -> Result<Matrix, UploadError> {
-        let [rows_each, columns] = weights[0].matrix();
-        let stride = round_up(columns, 8);
-        let rows = rows_each * weights.len();
-        let row_bytes = stride * 2;
-        let matrix = match &self.target {
-            Target::Device(_) => self.gpu.matrix(weights[0].name(), rows, stride)?,
-            Target::Outline(buffer) => outline_matrix(buffer, rows, stride),
-        };
-        self.device_bytes += (rows * row_bytes).next_multiple_of(16) as u64;
+    pub async fn matrix_of(&mut self, weights: &[Weight<'a>]) -> Result<Matrix, UploadError> {
+        let wish = Wish::new(weights, self.format_of(weights)?);
+        self.device_bytes += wish.bytes();
         for weight in weights {
             self.count(weight);
         }
-        let Target::Device(staging) = &mut self.target else {
-            return Ok(matrix);
-        };
-        let rows_a_chunk = (Staging::CHUNK / row_bytes).max(1);
-        for part in &matrix.parts {
-            let end = part.first_row + part.rows;
-            let mut row = part.first_row;
-            while row < end {
-                // A chunk ends with its weight, its part or its staging buffer, whichever comes first.
-                let weight = &weights[row / rows_each];
-                let within = row % rows_each;
-                let count = rows_a_chunk.min(end - row).min(rows_each - within);
-                let offset = ((row - part.first_row) * row_bytes) as u64;
-                let block = &mut self.block;
-                staging
-                    .write(&part.buffer, offset, count * row_bytes, |mut target| {
-                        write_blocks(
-                            weight,
-                            within..within + count,
-                            stride,
-                            block,
-                            |at, bytes| {
-                                target.slice(at..at + bytes.len()).copy_from_slice(bytes);
-                            },
-                        )
-                    })
-                    .await?;
-                row += count;
+        match &mut self.target {
+            Target::Device(transfer) => transfer.matrix(self.gpu, wish).await,
+            Target::Outline { buffer, wishes } => {
+                let matrix = outline_matrix(buffer, &wish);
+                wishes.push(wish);
+                Ok(matrix)
             }
         }
-        Ok(matrix)
+    }
+
+    /// The format of `weights` on the device: one for all of them, as they are one matrix there.
+    fn format_of(&self, weights: &[Weight<'_>]) -> Result<WeightFormat, WeightsError> {
+        let [_, columns] = weights[0].matrix();
+        let stored: Vec<_> = weights.iter().filter_map(Weight::quantised).collect();
+        let Some(first) = stored.first() else {
+            let asked = self.quant.unwrap_or_default();
+            return Ok(format_of(weights[0].name(), columns, asked));
+        };
+        if let Some(asked) = self.quant
+            && asked != first.format
+            && format_of(weights[0].name(), columns, asked) != first.format
+        {
+            return Err(WeightsError::AlreadyQuantised {
+                file: first.values.file.into(),
+                stored: first.format.name(),
+            });
+        }
+        // What no kernel reads in blocks, or what is quantised in part, is expanded.
+        let is_read = format_of(weights[0].name(), columns, first.format).is_quantised();
+        let is_one = stored.len() == weights.len()
+            && stored.iter().all(|tensor| tensor.format == first.format);
+        Ok(if is_read && is_one {
+            first.format
+        } else {
+            WeightFormat::F16
+        })
     }
 
     /// Waits until the device has everything.
@@ -235,8 +269,8 @@ impl<'a> Uploader<'a> {
     /// An error of the device.
     pub async fn finish(self) -> Result<(), UploadError> {
         match self.target {
-            Target::Device(staging) => Ok(staging.finish().await?),
-            Target::Outline(_) => Ok(()),
+            Target::Device(transfer) => Ok(transfer.finish(self.gpu).await?),
+            Target::Outline { .. } => Ok(()),
         }
     }
 
@@ -247,34 +281,14 @@ impl<'a> Uploader<'a> {
 }
 
 /// A matrix of the right sizes that holds nothing.
-fn outline_matrix(buffer: &wgpu::Buffer, rows: usize, columns: usize) -> Matrix {
+fn outline_matrix(buffer: &wgpu::Buffer, wish: &Wish<'_>) -> Matrix {
+    let matrix = wish.matrix();
     Matrix {
         parts: vec![crate::gpu::MatrixPart {
             buffer: buffer.clone(),
             first_row: 0,
-            rows,
+            rows: matrix.rows,
         }],
-        rows,
-        columns,
+        ..matrix
     }
-}
-
-/// Converts `rows` to f16 in blocks that stay in cache and hands each on with its byte offset.
-fn write_blocks(
-    weight: &Weight<'_>,
-    rows: std::ops::Range<usize>,
-    stride: usize,
-    block: &mut Vec<u8>,
-    mut put: impl FnMut(usize, &[u8]),
-) -> Result<(), UploadError> {
-    let row_bytes = stride * 2;
-    let rows_a_block = (BLOCK / row_bytes).max(1);
-    block.resize(rows_a_block * row_bytes, 0);
-    for first in rows.clone().step_by(rows_a_block) {
-        let here = first..rows.end.min(first + rows_a_block);
-        let bytes = here.len() * row_bytes;
-        weight.write_rows(here, Format::F16, &mut block[..bytes], stride)?;
-        put((first - rows.start) * row_bytes, &block[..bytes]);
-    }
-    Ok(())
 }

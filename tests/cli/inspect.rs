@@ -110,6 +110,40 @@ fn parity_passes_on_the_committed_dump() {
 }
 
 #[test]
+fn parity_takes_dumps_of_retrieval_models() {
+    let data = |name: &str| format!("{}/tests/data/{name}", env!("CARGO_MANIFEST_DIR"));
+    let (model, dump) = (data("tiny-itm"), data("tiny_itm_dump.safetensors"));
+    let rows = run(["parity", &model, &dump, "--json"]).exits(0).json();
+    assert!(rows.iter().all(|row| row["pass"] == true), "{rows:#?}");
+    for stage in [
+        "image 1, vit.output",
+        "image 0, qformer.output",
+        "image 1, image_embeds",
+        "text.4.embeddings",
+        "text.4.output",
+        "text.3.text_embeds",
+        "pair.1.4.itm",
+        "pair.0.2.itc",
+    ] {
+        assert!(rows.iter().any(|row| row["stage"] == stage), "{stage}");
+    }
+    // Each kind of dump with the other kind of model.
+    let swapped = run(["parity", TINY, &dump]).exits(1);
+    swapped.one_error(&["tiny", "generative"]);
+    run(["parity", &model, DUMP])
+        .exits(1)
+        .one_error(&["tiny-itm", "retrieval"]);
+    // A dump whose pictures do not lie beside it.
+    let folder = tempfile::tempdir().expect("a folder");
+    let moved = folder.path().join("moved.safetensors");
+    std::fs::copy(data("itm-vit-g_dump.safetensors"), &moved).expect("copied");
+    let moved = moved.to_str().expect("UTF-8");
+    run(["parity", &model, moved])
+        .exits(1)
+        .one_error(&["house.png"]);
+}
+
+#[test]
 fn parity_fails_where_something_differs() {
     let folder = tempfile::tempdir().unwrap();
     let good = small_dump(folder.path(), |_, _| {});

@@ -1,7 +1,8 @@
 """Fifty test scenes with what transformers says of them: the data of tests/demo.rs.
 
 `python -m train.demo_slice ../demo ../tests/data/demo` (in weights-tools) writes the pictures and demo.json: for each scene
-the greedy caption, whether it is exactly true, and for one question each the greedy answer and whether it is right.
+the greedy caption, whether it is exactly true, and for one question each the greedy answer and whether it is right. truth.json
+has what is true, for tests/quant.rs: five captions of each scene and all its questions with their answers.
 """
 
 from __future__ import annotations
@@ -67,6 +68,15 @@ def main() -> None:
         for name, scene, caption, question, answer in zip(names, scenes, captions, questions, answers)
     ]
     (arguments.out / "demo.json").write_text(json.dumps(rows, indent=1) + "\n")
+    truth = [
+        {
+            "image": name,
+            "captions": language.captions(scene),
+            "questions": [[question.text, question.answer] for question in language.questions(scene)],
+        }
+        for name, scene in zip(names, scenes)
+    ]
+    (arguments.out / "truth.json").write_text("[\n" + ",\n".join(map(json.dumps, truth)) + "\n]\n")
     print(f"{sum(row['caption_true'] for row in rows)} of {len(rows)} captions true,"
           f" {sum(row['answer_right'] for row in rows)} answers right")
 

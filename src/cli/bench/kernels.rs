@@ -14,7 +14,7 @@ pub(in crate::cli) struct Args {
     #[arg(value_name = "FILTER")]
     filter: Vec<String>,
     /// Rounds, whose median counts
-    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
 }
 

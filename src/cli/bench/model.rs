@@ -9,10 +9,10 @@ use crate::Error;
 use crate::bench::{BatchRow, Ceiling, LoadRow, ModelBench, ModelReport, picture, reading_rate};
 use crate::cli::Shared;
 use crate::cli::output::Output;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, WeightFormat};
 use crate::image::{DecodePolicy, decode_file};
 use crate::kernels::self_check;
-use crate::task::{Blip2, MAX_BATCH, OpenOptions};
+use crate::task::{Blip2, MAX_BATCH, OpenOptions, Work};
 use crate::weights::Checkpoint;
 
 use super::{four_digits, percent};
@@ -40,7 +40,12 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
             problem: "no picture".into(),
         })?,
     };
-    let (mut model, load) = open(shared, output).await?;
+    let work = Work {
+        batch_size: args.batches.iter().max().map(|&batch| usize::from(batch)),
+        beams: Some(1),
+        new_tokens: Some(usize::from(args.max_new_tokens)),
+    };
+    let (mut model, load) = open(shared, work, output).await?;
     let bench = ModelBench {
         image,
         max_new_tokens: usize::from(args.max_new_tokens),
@@ -64,14 +69,17 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
 }
 
 /// Opens the model on a device that is open and checked already: what is timed is the checkpoint.
-async fn open(shared: &Shared, output: &Output) -> Result<(Blip2, LoadRow), Error> {
+async fn open(shared: &Shared, work: Work, output: &Output) -> Result<(Blip2, LoadRow), Error> {
     let path = shared.checkpoint()?;
     let gpu = Gpu::open(&shared.gpu_options()?).await?;
-    self_check(&gpu).await?;
+    self_check(&gpu, &WeightFormat::ALL).await?;
     let options = OpenOptions {
         gpu: shared.gpu_options()?,
         device: Some(gpu),
-        image_size: None,
+        quant: shared.quant(),
+        memory: shared.memory,
+        work,
+        ..OpenOptions::default()
     };
     let started = Instant::now();
     let mut bytes = None;

@@ -98,7 +98,7 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         .sidecar
         .as_ref()
         .map(|extension| Sidecars::new(extension, args.out.overwrite));
-    let earlier = match args.earlier_results(checkpoint) {
+    let earlier = match args.earlier_results(shared, checkpoint) {
         Ok(earlier) => earlier,
         Err(error) => return Ok(output.fail(&error)),
     };
@@ -122,7 +122,9 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     let explainer = explainer.map(|file| Explainer::create(file, plan.images.len()));
     let mut explainer = explainer.transpose()?;
 
-    let mut model = shared.open(image_size, output).await?;
+    let mut model = shared
+        .open(image_size, args.generation.work(), output)
+        .await?;
     model.check_caption_options(&options)?;
     let results = match earlier.map(EarlierResults::begin).transpose() {
         Ok(results) => results,
@@ -155,6 +157,7 @@ impl Args {
     /// The results file as earlier runs left it, if one was asked for.
     fn earlier_results(
         &self,
+        shared: &Shared,
         checkpoint: Option<&std::path::Path>,
     ) -> Result<Option<EarlierResults>, ResultsError> {
         let mut fields = vec!["pred_caption", "score", "num_tokens", "tokens"];
@@ -163,6 +166,7 @@ impl Args {
         }
         let record = || {
             let mut options = self.generation.given();
+            options.extend(shared.given());
             if let Some(size) = self.image_size {
                 options.insert("--image-size".into(), size.to_string());
             }

@@ -10,7 +10,9 @@ use crate::eval::{
 };
 use crate::task::{Ask, CaptionOptions, check_caption_options};
 
-use super::finish::{Measured, Outcome, finish, report_missing, thumbnail_of};
+use super::finish::{
+    Measured, Outcome, finish, report_empty, report_missing, report_unknown, thumbnail_of,
+};
 use super::predict::{Job, run_jobs};
 use super::{CaptionArgs, DataArgs, PartArgs, TruthArgs, make_folder, settings};
 use crate::cli::Shared;
@@ -74,7 +76,9 @@ pub(super) async fn run(
         }
     }
     if !jobs.is_empty() {
-        let mut model = shared.open(image_size, output).await?;
+        let mut model = shared
+            .open(image_size, args.generation.work(), output)
+            .await?;
         model.check_caption_options(&options)?;
         all_well &= run_jobs(
             &mut model,
@@ -151,6 +155,11 @@ impl Truth<'_> {
                 });
             }
         }
+        let said = indices.iter().zip(&pairs);
+        let said = said.map(|(&index, pair)| (&data.images[index].id, pair.candidate));
+        report_empty(predictions, said, output);
+        let ids = data.images.iter().map(|image| &image.id);
+        let all_known = report_unknown(predictions, ids, &data.file, output);
         let scores = score_captions(&pairs);
         let mut order: Vec<usize> = (0..pairs.len()).collect();
         order.sort_by(|&a, &b| scores.images[a].cider.total_cmp(&scores.images[b].cider));
@@ -189,6 +198,6 @@ impl Truth<'_> {
             decimals: 4,
             metrics: json,
         };
-        finish(&args.out, part, settings, measured, output)
+        Ok(finish(&args.out, part, settings, measured, output)?.and(all_known))
     }
 }

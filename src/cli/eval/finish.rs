@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::Error;
-use crate::eval::{Case, Figure, Id, Report, thumbnail, write_whole};
+use crate::eval::{Case, Figure, Id, Predictions, Report, thumbnail, write_whole};
 use crate::image::{DecodePolicy, decode_file};
 
 use super::PartArgs;
@@ -122,6 +122,27 @@ pub(super) fn report_missing<'a>(
         dataset.display()
     ));
     false
+}
+
+/// Says which predictions are for items that are not in the dataset; `true` if none.
+pub(super) fn report_unknown<'a>(
+    predictions: &Predictions,
+    ids: impl Iterator<Item = &'a Id>,
+    dataset: &Path,
+    output: &Output,
+) -> bool {
+    let unknown = predictions.unknown(ids, dataset);
+    score::name_each(&unknown, &|line| output.error(&line));
+    unknown.is_empty()
+}
+
+/// Says which of the predictions `(id, text)` are empty. They are scored like any other, so as wrong.
+pub(super) fn report_empty<'a>(
+    predictions: &Predictions,
+    said: impl Iterator<Item = (&'a Id, &'a str)>,
+    output: &Output,
+) {
+    score::name_each(&predictions.empty(said), &|line| output.warning(line));
 }
 
 /// A setting as the report shows it.

@@ -278,6 +278,7 @@ fn settings(
         ("dataset".to_owned(), json!(name(dataset))),
         ("image_size".to_owned(), json!(image_size)),
     ]);
+    settings.extend(shared.given().map(|(flag, value)| (flag, json!(value))));
     settings.extend(given.into_iter().map(|(flag, value)| (flag, json!(value))));
     settings
 }

@@ -8,14 +8,14 @@ use serde_json::{Map, Value, json};
 use crate::Error;
 use crate::eval::{
     CaptionData, Case, EvalError, Figure, Id, ImageFolder, ListedImage, Predictions, RECALL_AT,
-    ResultFields, RetrievalScores,
+    ResultFields, RetrievalScores, retrieval_ceiling,
 };
 use crate::task::{
     Direction, Gallery, GalleryEvent, GalleryImage, GallerySource, RetrieveOptions, Retrieved,
     Retriever, TextFeatures, TextUse,
 };
 
-use super::finish::{Measured, Outcome, finish, report_missing, thumbnail_of};
+use super::finish::{Measured, Outcome, finish, report_missing, report_unknown, thumbnail_of};
 use super::{DataArgs, PartArgs, RankingArgs, RetrievalArgs, TruthArgs, make_folder, settings};
 use crate::cli::Shared;
 use crate::cli::output::{Output, digits};
@@ -78,7 +78,9 @@ pub(super) async fn run(
         .filter(|&index| pending(index))
         .collect();
     if !wanted.is_empty() && !files.is_empty() {
-        let mut model = shared.open_retriever(size, output).await?;
+        let mut model = shared
+            .open_retriever(size, args.ranking.batch_size.0, output)
+            .await?;
         let mut ranker = Ranker {
             model: &mut model,
             data: &data,
@@ -394,21 +396,32 @@ impl Truth<'_> {
                     },
                 }
             });
+        let all_known = report_unknown(predictions, queries.ids.iter(), &data.file, output);
+        let texts: Vec<&str> = data.texts.iter().map(|text| text.text.as_str()).collect();
+        let ceiling = retrieval_ceiling(&data.image_of_text(), &texts);
+        let mut metrics = retrieval_scores_json(&scores);
+        let mut figures = figures(&scores, "");
+        if let Some(ceiling) = &ceiling {
+            let ceiling_json = retrieval_scores_json(ceiling);
+            metrics.insert("ceiling".to_owned(), Value::Object(ceiling_json));
+            figures.extend(self::figures(ceiling, "ceiling of equal texts, "));
+        }
+        figures[0].published = Some(format!("{PUBLISHED:.2}"));
         let measured = Measured {
             title: "Image–text retrieval".into(),
             items: ranked.len(),
-            figures: figures(&scores),
+            figures,
             published_for: PUBLISHED_FOR,
             cases: cases.collect(),
             official: predictions.official(ranked.iter().map(|(index, ..)| &queries.ids[*index])),
             decimals: 2,
-            metrics: retrieval_scores_json(&scores),
+            metrics,
         };
-        finish(&args.out, part, settings, measured, output)
+        Ok(finish(&args.out, part, settings, measured, output)?.and(all_known))
     }
 }
 
-fn figures(scores: &RetrievalScores) -> Vec<Figure> {
+fn figures(scores: &RetrievalScores, of: &str) -> Vec<Figure> {
     let mut figures = Vec::new();
     for (name, recall) in [
         ("image to text", &scores.image_to_text),
@@ -416,15 +429,14 @@ fn figures(scores: &RetrievalScores) -> Vec<Figure> {
     ] {
         let at = RECALL_AT
             .iter()
-            .map(|k| format!("{name}, Recall@{k}"))
+            .map(|k| format!("{of}{name}, Recall@{k}"))
             .zip(recall.recall);
-        let all = at.chain([(format!("{name}, mean"), recall.mean)]);
+        let all = at.chain([(format!("{of}{name}, mean"), recall.mean)]);
         figures.extend(all.map(|(name, value)| Figure {
             name,
             value: format!("{value:.2}"),
             published: None,
         }));
     }
-    figures[0].published = Some(format!("{PUBLISHED:.2}"));
     figures
 }

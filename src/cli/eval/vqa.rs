@@ -13,7 +13,9 @@ use crate::eval::{
 };
 use crate::task::{Ask, VqaOptions, check_vqa_options};
 
-use super::finish::{Measured, Outcome, finish, report_missing, thumbnail_of};
+use super::finish::{
+    Measured, Outcome, finish, report_empty, report_missing, report_unknown, thumbnail_of,
+};
 use super::predict::{Job, run_jobs};
 use super::{DataArgs, PartArgs, QuestionArgs, VqaArgs, make_folder, settings};
 use crate::cli::Shared;
@@ -96,7 +98,9 @@ pub(super) async fn run(
         }
     }
     if !jobs.is_empty() {
-        let mut model = shared.open(image_size, output).await?;
+        let mut model = shared
+            .open(image_size, args.generation.work(), output)
+            .await?;
         model.check_vqa_options(&options)?;
         all_well &= run_jobs(
             &mut model,
@@ -223,6 +227,10 @@ impl Truth<'_> {
                 answered.push((id, question, text));
             }
         }
+        let said = answered.iter().map(|&(id, _, text)| (id, text));
+        report_empty(predictions, said, output);
+        let ids = data.questions.iter().map(|(id, _)| id);
+        let all_known = report_unknown(predictions, ids, &data.file, output);
         let truths = answered
             .iter()
             .filter_map(|(_, question, text)| Some((*text, question.truth.as_ref()?)));
@@ -271,7 +279,7 @@ impl Truth<'_> {
                 Map::new()
             },
         };
-        finish(&args.out, part, settings, measured, output)
+        Ok(finish(&args.out, part, settings, measured, output)?.and(all_known))
     }
 }
 

@@ -1,10 +1,18 @@
 use super::*;
-use crate::gpu::{ActivationPool, Gpu};
+use crate::gpu::WeightFormat::{self, F16, Q4, Q8};
+use crate::gpu::{ActivationPool, Gpu, Matrix};
 use crate::kernels::testing::{Random, assert_close, gpu, gpus, run, upload};
+use crate::weights::{dequantise, quantise};
 
+#[derive(Clone)]
 struct Case {
     x: Vec<f32>,
-    weight: Vec<half::f16>,
+    format: WeightFormat,
+    /// Of the weight, in `format`; scales `[out_features, in_features / 32]`.
+    values: Vec<u8>,
+    scales: Vec<half::f16>,
+    /// What values and scales stand for.
+    weight: Vec<f32>,
     bias: Vec<f32>,
     old: Vec<f32>,
     rows: usize,
@@ -13,11 +21,24 @@ struct Case {
 }
 
 impl Case {
-    fn new(rows: usize, out_features: usize, in_features: usize) -> Self {
+    fn new(format: WeightFormat, rows: usize, out_features: usize, in_features: usize) -> Self {
         let mut random = Random((rows * 7919 + out_features * 31 + in_features) as u64);
+        let x = random.vec(rows * in_features);
+        let halves = random.f16_vec(out_features * in_features);
+        let mut weight: Vec<f32> = halves.iter().map(|half| half.to_f32()).collect();
+        let mut values = bytemuck::cast_slice(&halves).to_vec();
+        let mut scales = vec![half::f16::ZERO; out_features * format.row_scales(in_features)];
+        if format.is_quantised() {
+            values.truncate(out_features * format.row_bytes(in_features));
+            quantise(format, &halves, &mut values, &mut scales);
+            dequantise(format, &values, &scales, &mut weight);
+        }
         Self {
-            x: random.vec(rows * in_features),
-            weight: random.f16_vec(out_features * in_features),
+            x,
+            format,
+            values,
+            scales,
+            weight,
             bias: random.vec(out_features),
             old: random.vec(rows * out_features),
             rows,
@@ -26,11 +47,23 @@ impl Case {
         }
     }
 
+    /// Rows of the weight.
+    fn matrix(&self, gpu: &Gpu, first: usize, rows: usize) -> Matrix {
+        let row_bytes = self.format.row_bytes(self.in_features);
+        let blocks = self.format.row_scales(self.in_features);
+        gpu.weight_matrix_with(
+            "weight",
+            self.format,
+            [rows, self.in_features],
+            &self.values[first * row_bytes..][..rows * row_bytes],
+            &self.scales[first * blocks..][..rows * blocks],
+        )
+        .expect("small")
+    }
+
     fn layer(&self, gpu: &Gpu, biased: bool) -> Linear {
         Linear {
-            weight: gpu
-                .matrix_with("weight", self.out_features, self.in_features, &self.weight)
-                .expect("small"),
+            weight: self.matrix(gpu, 0, self.out_features),
             bias: biased.then(|| gpu.vector("bias", &self.bias).expect("small")),
         }
     }
@@ -64,27 +97,63 @@ impl Case {
     }
 }
 
-/// Every kernel that `gpu` can multiply `rows` rows with.
+/// Every kernel that `gpu` can multiply `rows` rows with, those included that are not worth offering on it.
 fn variants(gpu: &Gpu, rows: usize) -> Vec<LinearVariant> {
-    candidates(gpu.capabilities(), rows)
+    let capabilities = gpu.capabilities();
+    let mut variants = candidates(capabilities, rows);
+    let more: Vec<_> = if rows <= MATVEC_ROWS {
+        let lanes = capabilities.fixed_subgroup_size();
+        lanes
+            .into_iter()
+            .flat_map(|lanes| {
+                [(lanes, 4), (4 * lanes, 0)]
+                    .map(|(lanes, splits)| LinearVariant::VectorSubgroup { lanes, splits })
+            })
+            .collect()
+    } else {
+        let tiles = [(32, 32), (32, 64), (128, 64)]
+            .map(|(rows, columns)| LinearVariant::Tile { rows, columns });
+        let cooperative = cooperative::cooperative_tiles(capabilities, rows);
+        let cooperative = cooperative.into_iter().map(LinearVariant::Cooperative);
+        tiles.into_iter().chain(cooperative).collect()
+    };
+    for variant in more {
+        if !variants.contains(&variant) {
+            variants.push(variant);
+        }
+    }
+    variants
+}
+
+/// Relative error of a product: cooperative matrices take x rounded to f16.
+fn tolerance(variant: LinearVariant) -> f64 {
+    match variant {
+        LinearVariant::Cooperative(_) => 1e-3,
+        _ => 1e-5,
+    }
 }
 
 #[test]
 fn matmul_equals_its_twin_at_odd_sizes() {
     for gpu in gpus() {
-        for (m, n, k) in [
-            (1, 1, 8),
-            (3, 5, 24),
-            (17, 33, 40),
-            (65, 31, 1032),
-            (33, 257, 24),
-            (130, 129, 64),
+        for (format, m, n, k) in [
+            (F16, 1, 1, 8),
+            (F16, 3, 5, 24),
+            (F16, 17, 33, 40),
+            (F16, 65, 31, 1032),
+            (F16, 33, 257, 24),
+            (F16, 130, 129, 64),
+            (Q8, 17, 33, 32),
+            (Q8, 65, 129, 1056),
+            (Q4, 17, 33, 32),
+            (Q4, 65, 129, 1056),
         ] {
-            let case = Case::new(m, n, k);
+            let case = Case::new(format, m, n, k);
             for variant in variants(gpu, m) {
                 let ours = case.run(gpu, variant, Activate::Identity, false, true);
                 let twin = case.twin(Activate::Identity, false, true);
-                assert_close(&ours, &twin, 1e-5, &format!("{variant:?} {m}x{n}x{k}"));
+                let what = format!("{variant:?} {format} {m}x{n}x{k}");
+                assert_close(&ours, &twin, tolerance(variant), &what);
             }
         }
     }
@@ -94,12 +163,25 @@ fn matmul_equals_its_twin_at_odd_sizes() {
 fn matvec_equals_its_twin_at_odd_sizes() {
     for gpu in gpus() {
         for rows in 1..=MATVEC_ROWS {
-            for (n, k) in [(1, 8), (5, 24), (33, 1032), (257, 40)] {
-                let case = Case::new(rows, n, k);
+            for (format, n, k) in [
+                (F16, 1, 8),
+                (F16, 5, 24),
+                (F16, 33, 1032),
+                (F16, 257, 40),
+                (Q8, 1, 32),
+                (Q8, 77, 1056),
+                (Q4, 1, 32),
+                (Q4, 77, 1056),
+            ] {
+                if format.is_quantised() && ![1, 3, MATVEC_ROWS].contains(&rows) {
+                    continue; // a pipeline for every number of rows takes long to compile
+                }
+                let case = Case::new(format, rows, n, k);
                 for variant in variants(gpu, rows) {
                     let ours = case.run(gpu, variant, Activate::Identity, false, true);
                     let twin = case.twin(Activate::Identity, false, true);
-                    assert_close(&ours, &twin, 1e-5, &format!("{variant:?} {rows}x{n}x{k}"));
+                    let what = format!("{variant:?} {format} {rows}x{n}x{k}");
+                    assert_close(&ours, &twin, tolerance(variant), &what);
                 }
             }
         }
@@ -118,13 +200,19 @@ fn every_epilogue_equals_its_twin() {
     ];
     for gpu in gpus() {
         for rows in [3, 19] {
-            let case = Case::new(rows, 37, 48);
-            for variant in variants(gpu, rows) {
+            let case = Case::new(F16, rows, 37, 48);
+            let mut variants = variants(gpu, rows);
+            // All cooperative tiles end alike, and take long where they are emulated.
+            let is_cooperative = |v: &LinearVariant| matches!(v, LinearVariant::Cooperative(_));
+            let last = variants.iter().rposition(is_cooperative);
+            let mut index = 0..;
+            variants.retain(|v| index.next() == last || !is_cooperative(v));
+            for variant in variants {
                 for (activate, accumulate, biased) in epilogues {
                     let ours = case.run(gpu, variant, activate, accumulate, biased);
                     let twin = case.twin(activate, accumulate, biased);
                     let what = format!("{variant} {activate:?} {accumulate} {biased}");
-                    assert_close(&ours, &twin, 1e-5, &what);
+                    assert_close(&ours, &twin, tolerance(variant), &what);
                 }
             }
         }
@@ -133,16 +221,15 @@ fn every_epilogue_equals_its_twin() {
 
 #[test]
 fn a_row_does_not_depend_on_the_rows_beside_it() {
-    let (n, k) = (67, 264);
-    for gpu in gpus() {
-        let case = Case::new(30, n, k);
+    let formats = |gpu| WeightFormat::ALL.map(|format| (gpu, format));
+    for (gpu, format) in gpus().into_iter().flat_map(formats) {
+        let (n, k) = (67, if format.is_quantised() { 288 } else { 264 });
+        let case = Case::new(format, 30, n, k);
         let rows = |first: usize, count: usize| Case {
             x: case.x[first * k..][..count * k].to_vec(),
-            weight: case.weight.clone(),
-            bias: case.bias.clone(),
             old: vec![0.0; count * n],
             rows: count,
-            ..case
+            ..case.clone()
         };
         let product =
             |case: &Case, variant| case.run(gpu, variant, Activate::Identity, false, true);
@@ -170,20 +257,17 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
 #[test]
 fn a_weight_in_several_parts_gives_the_same_product() {
     let gpu = gpu();
-    for rows in [2, 20] {
-        let case = Case::new(rows, 50, 16);
+    for (format, rows) in [(F16, 2), (F16, 20), (Q8, 2), (Q4, 20)] {
+        let case = Case::new(format, rows, 50, 32);
         let whole = case.layer(gpu, true);
         let mut parted = whole.clone();
         parted.weight.parts = [(0, 21), (21, 21), (42, 8)]
             .map(|(first_row, rows)| crate::gpu::MatrixPart {
-                buffer: gpu
-                    .storage_with("part", &case.weight[first_row * 16..][..rows * 16])
-                    .expect("small"),
                 first_row,
-                rows,
+                ..case.matrix(gpu, first_row, rows).parts.remove(0)
             })
             .to_vec();
-        let x = upload(gpu, &case.x, rows, 16);
+        let x = upload(gpu, &case.x, rows, 32);
         let product =
             |layer: &Linear| run(gpu, |program| linear(program, &x, layer, Activate::Relu));
         assert_eq!(product(&whole), product(&parted));
@@ -193,7 +277,7 @@ fn a_weight_in_several_parts_gives_the_same_product() {
 #[test]
 fn programs_reuse_pipelines_and_replay() {
     let gpu = gpu();
-    let case = Case::new(4, 9, 16);
+    let case = Case::new(F16, 4, 9, 16);
     let layer = case.layer(gpu, true);
     let x = upload(gpu, &case.x, 4, 16);
     let target = gpu.storage("y", 4 * 9 * 4).expect("small");

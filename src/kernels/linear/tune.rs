@@ -6,7 +6,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, Product, Program, ProgramBuilder};
+use crate::gpu::{
+    Activation, ActivationPool, Gpu, GpuError, Matrix, Product, Program, ProgramBuilder,
+    WeightFormat,
+};
 use crate::kernels::self_check::{finding, relative_error, scattered};
 use crate::kernels::{Activate, Linear, LinearVariant, MATVEC_ROWS};
 
@@ -16,7 +19,10 @@ use super::record_with;
 /// Multiply-adds below which a product is not worth measuring: any kernel is done within microseconds.
 const LEAST_WORK: usize = 1 << 26;
 
-/// Rounds in which the kernels take turns; their medians count.
+/// Rows up to which every number of them has a choice of its own.
+const FEW_ROWS: usize = 128;
+
+/// Rounds in which the kernels take turns; their medians count. Slow products, which noise tells less about, have one.
 const ROUNDS: usize = 4;
 
 /// A round of fast kernels repeats them for about this long.
@@ -34,14 +40,11 @@ const GAIN: f64 = 0.97;
 /// Largest relative difference between kernels' results.
 const TOLERANCE: f64 = 2e-3;
 
-/// The kernel for `rows` rows times a weight `[out_features, in_features]`: the measured one, or the first that is
-/// right.
+/// The kernel for `rows` rows times a weight: the measured one, or the first that is right.
 #[must_use]
-pub fn chosen(gpu: &Gpu, rows: usize, out_features: usize, in_features: usize) -> LinearVariant {
-    let usable = usable(gpu, rows);
-    let found = gpu
-        .choices()
-        .get(&name_of(gpu, rows, out_features, in_features));
+pub fn chosen(gpu: &Gpu, rows: usize, weight: &Matrix) -> LinearVariant {
+    let usable = usable(gpu, rows, weight.format);
+    let found = gpu.choices().get(&name_of(gpu, rows, weight));
     usable
         .iter()
         .copied()
@@ -56,9 +59,9 @@ pub fn chosen(gpu: &Gpu, rows: usize, out_features: usize, in_features: usize) -
 pub async fn tune(gpu: &Gpu, products: &[Product]) -> Result<(), GpuError> {
     for product in products {
         let weight = &product.weight;
-        let name = name_of(gpu, product.rows, weight.rows, weight.columns);
+        let name = name_of(gpu, product.rows, weight);
         let work = product.rows * weight.rows * weight.columns;
-        let variants = contestants(gpu, product.rows);
+        let variants = contestants(gpu, product.rows, weight.format);
         if work < LEAST_WORK || variants.len() < 2 || gpu.choices().get(&name).is_some() {
             continue;
         }
@@ -70,23 +73,26 @@ pub async fn tune(gpu: &Gpu, products: &[Product]) -> Result<(), GpuError> {
 }
 
 /// The kernels that give the result of the one taken unmeasured, bit for bit, or that serve all rows of a decode step.
-fn contestants(gpu: &Gpu, rows: usize) -> Vec<LinearVariant> {
-    let mut variants = usable(gpu, rows);
+fn contestants(gpu: &Gpu, rows: usize, format: WeightFormat) -> Vec<LinearVariant> {
+    let mut variants = usable(gpu, rows, format);
     let first = variants[0];
     variants.retain(|variant| variant.has_sums_of(first));
     variants
 }
 
 /// What the choice for a shape is kept under. Up to [`MATVEC_ROWS`] rows have one choice, so that a row's result does not
-/// depend on the number of rows beside it; more rows have one for each power of two.
-fn name_of(gpu: &Gpu, rows: usize, out_features: usize, in_features: usize) -> String {
-    let class = rows.next_power_of_two().max(MATVEC_ROWS);
-    let kernel = usable(gpu, rows)[0].shape(rows).kernel;
-    finding(
-        gpu,
-        kernel,
-        &format!("{class}x{out_features}x{in_features}"),
-    )
+/// depend on the number of rows beside it. Few rows have one for each number, as a tile's height must suit it; many have
+/// one for each power of two.
+fn name_of(gpu: &Gpu, rows: usize, weight: &Matrix) -> String {
+    let class = if rows <= FEW_ROWS {
+        rows.max(MATVEC_ROWS)
+    } else {
+        rows.next_power_of_two()
+    };
+    let first = usable(gpu, rows, weight.format)[0];
+    let kernel = first.shape(rows, weight.format).kernel;
+    let shape = format!("{class}x{}x{}", weight.rows, weight.columns);
+    finding(gpu, kernel, &shape)
 }
 
 /// Kernels that do the same product in turns.
@@ -153,7 +159,8 @@ impl Contest {
         let best = self.best_time();
         self.entries.retain(|entry| entry.time() <= HOPELESS * best);
         let repeats = ((ROUND_TIME.as_secs_f64() / best) as usize).clamp(1, 100);
-        for _ in 0..ROUNDS {
+        let rounds = if repeats > 1 { ROUNDS } else { 1 };
+        for _ in 0..rounds {
             for entry in &mut self.entries {
                 let time = entry.run(gpu, repeats).await?;
                 entry.times.push(time);
@@ -237,7 +244,10 @@ mod tests {
     use super::*;
     use crate::kernels::testing::gpu;
 
-    const TILE: LinearVariant = LinearVariant::Tile;
+    const TILE: LinearVariant = LinearVariant::Tile {
+        rows: 64,
+        columns: 64,
+    };
     const OTHER: LinearVariant = LinearVariant::Vector;
 
     #[test]
@@ -260,10 +270,17 @@ mod tests {
         let weight = gpu
             .matrix("weight", out_features, in_features)
             .expect("small");
-        let before = chosen(&gpu, rows, out_features, in_features);
-        pollster::block_on(tune(&gpu, &[Product { rows, weight }])).expect("it runs");
-        let name = name_of(&gpu, rows, out_features, in_features);
-        let contestants = contestants(&gpu, rows);
+        let before = chosen(&gpu, rows, &weight);
+        pollster::block_on(tune(
+            &gpu,
+            &[Product {
+                rows,
+                weight: weight.clone(),
+            }],
+        ))
+        .expect("it runs");
+        let name = name_of(&gpu, rows, &weight);
+        let contestants = contestants(&gpu, rows, weight.format);
         if contestants.len() < 2 {
             assert_eq!(gpu.choices().get(&name), None);
             return;
@@ -271,7 +288,7 @@ mod tests {
         let found = gpu.choices().get(&name).expect("measured");
         let follows = |variant: LinearVariant| {
             gpu.choices().set(name.clone(), variant.to_string());
-            chosen(&gpu, rows, out_features, in_features)
+            chosen(&gpu, rows, &weight)
         };
         assert!(
             contestants
@@ -283,7 +300,7 @@ mod tests {
         }
         // What is no kernel of this device, or has other sums, is not followed.
         gpu.choices().set(name, "warp_drive".into());
-        assert_eq!(chosen(&gpu, rows, out_features, in_features), before);
+        assert_eq!(chosen(&gpu, rows, &weight), before);
     }
 
     #[test]
@@ -304,7 +321,7 @@ mod tests {
                     super::super::linear_with(program, variant, &x, &layer)
                 })
             };
-            let variants = contestants(gpu, rows);
+            let variants = contestants(gpu, rows, layer.weight.format);
             let first = product(variants[0]);
             for &variant in &variants[1..] {
                 assert_eq!(first, product(variant), "{variant}, {rows} rows");

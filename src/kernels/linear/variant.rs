@@ -1,61 +1,89 @@
 //! The kernels of linear layers, and which of them a device can run.
 
-use crate::gpu::{Capabilities, Kernel, READ, WRITE};
+use crate::gpu::{Capabilities, Kernel, READ, WRITE, WeightFormat};
+use crate::kernels::weights::{F16_WEIGHTS, Q4_WEIGHTS, Q8_WEIGHTS};
 
+use super::cooperative::{CooperativeTile, cooperative_tiles};
 use super::{ACTIVATE, MATVEC_ROWS};
 
-/// Parameters, bindings and the end of a sum, put before each of the kernels.
-const LINEAR: &str = include_str!("../../../shaders/linear.wgsl");
+/// A kernel of linear layers: one a weight format.
+struct Kernels([Kernel; 3]);
 
-static MATMUL_TILE: Kernel = Kernel {
-    name: "matmul_tile",
-    wgsl: &[
-        ACTIVATE,
-        LINEAR,
-        include_str!("../../../shaders/matmul_tile.wgsl"),
-    ],
-    bindings: &[READ, READ, READ, WRITE],
-};
+impl Kernels {
+    fn of(&'static self, format: WeightFormat) -> &'static Kernel {
+        let [f16, q8, q4] = &self.0;
+        match format {
+            WeightFormat::F16 => f16,
+            WeightFormat::Q8 => q8,
+            WeightFormat::Q4 => q4,
+        }
+    }
+}
 
-static MATMUL_REGISTER: Kernel = Kernel {
-    name: "matmul_register",
-    wgsl: &[
-        ACTIVATE,
-        LINEAR,
-        include_str!("../../../shaders/matmul_register.wgsl"),
-    ],
-    bindings: &[READ, READ, READ, WRITE],
-};
+/// The shader `$name.wgsl` with what is put before it: activations, how weights are read, parameters, bindings and the
+/// end of a sum; in front of it all `$fragments.wgsl`, for directives must be first.
+macro_rules! kernels {
+    ($name:literal) => {
+        kernels!($name, "", "")
+    };
+    ($name:literal, $fragments:literal) => {
+        kernels!(
+            $name,
+            $fragments,
+            include_str!(concat!("../../../shaders/cooperative", $fragments, ".wgsl"))
+        )
+    };
+    ($name:literal, $fragments:literal, $directives:expr) => {
+        Kernels([
+            kernels!($name, $fragments, $directives, "", F16_WEIGHTS),
+            kernels!($name, $fragments, $directives, "_q8", Q8_WEIGHTS),
+            kernels!($name, $fragments, $directives, "_q4", Q4_WEIGHTS),
+        ])
+    };
+    ($name:literal, $fragments:literal, $directives:expr, $format:literal, $weights:expr) => {
+        Kernel {
+            name: concat!($name, $fragments, $format),
+            wgsl: &[
+                $directives,
+                ACTIVATE,
+                $weights,
+                include_str!("../../../shaders/linear.wgsl"),
+                include_str!(concat!("../../../shaders/", $name, ".wgsl")),
+            ],
+            bindings: &[READ, READ, READ, WRITE],
+        }
+    };
+}
 
-static MATVEC: Kernel = Kernel {
-    name: "matvec",
-    wgsl: &[
-        ACTIVATE,
-        LINEAR,
-        include_str!("../../../shaders/matvec.wgsl"),
-    ],
-    bindings: &[READ, READ, READ, WRITE],
-};
-
-static MATVEC_SUBGROUP: Kernel = Kernel {
-    name: "matvec_subgroup",
-    wgsl: &[
-        ACTIVATE,
-        LINEAR,
-        include_str!("../../../shaders/matvec_subgroup.wgsl"),
-    ],
-    bindings: &[READ, READ, READ, WRITE],
-};
+static MATMUL_TILE: Kernels = kernels!("matmul_tile");
+static MATMUL_COOPERATIVE_16: Kernels = kernels!("matmul_cooperative", "_16");
+static MATMUL_COOPERATIVE_8: Kernels = kernels!("matmul_cooperative", "_8");
+static MATMUL_REGISTER: Kernels = kernels!("matmul_register");
+static MATVEC: Kernels = kernels!("matvec");
+static MATVEC_SUBGROUP: Kernels = kernels!("matvec_subgroup");
 
 /// All of them.
-pub(crate) static KERNELS: &[&Kernel] =
-    &[&MATMUL_TILE, &MATMUL_REGISTER, &MATVEC, &MATVEC_SUBGROUP];
+pub(crate) static KERNELS: &[&[Kernel; 3]] = &[
+    &MATMUL_TILE.0,
+    &MATMUL_COOPERATIVE_16.0,
+    &MATMUL_COOPERATIVE_8.0,
+    &MATMUL_REGISTER.0,
+    &MATVEC.0,
+    &MATVEC_SUBGROUP.0,
+];
 
 /// A kernel for linear layers. [`candidates`] lists those that serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinearVariant {
-    /// `matmul_tile`: a 64×64 tile in workgroup memory; any GPU.
-    Tile,
+    /// `matmul_tile`: a tile in workgroup memory; any GPU. Sums have one order whatever its size.
+    Tile {
+        /// Rows of the tile: 32, 64 or 128.
+        rows: u32,
+        /// Columns of the tile: 32 or 64.
+        columns: u32,
+    },
+    /// `matmul_cooperative`: fragments on cooperative matrices, x rounded to f16.
+    Cooperative(CooperativeTile),
     /// `matmul_register`: `height` rows × (8 · lanes) columns in registers, spread by subgroup broadcasts. Sums have one
     /// order whatever the height: a row gets the same bits in decode as in prefill.
     Register {
@@ -68,18 +96,26 @@ pub enum LinearVariant {
     Vector,
     /// `matvec_subgroup`: up to [`MATVEC_ROWS`] rows, reduction by subgroup operations.
     VectorSubgroup {
-        /// Lanes a subgroup.
+        /// Lanes of the widest subgroup.
         lanes: u32,
+        /// Subgroups that share eight columns, each with its slice of K; 0 where the driver chooses how wide subgroups
+        /// are: a workgroup of `lanes` then has one or more.
+        splits: u32,
     },
 }
 
 impl std::fmt::Display for LinearVariant {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Tile => write!(f, "tile"),
+            Self::Tile { rows, columns } => write!(f, "tile {rows}x{columns}"),
+            Self::Cooperative(tile) => write!(f, "cooperative {tile}"),
             Self::Register { lanes, height } => write!(f, "register {height}x{}", 8 * lanes),
             Self::Vector => write!(f, "vector"),
-            Self::VectorSubgroup { lanes } => write!(f, "vector_subgroup {lanes}"),
+            Self::VectorSubgroup { lanes, splits: 1 } => write!(f, "vector_subgroup {lanes}"),
+            Self::VectorSubgroup { lanes, splits: 0 } => write!(f, "vector_subgroup {lanes} split"),
+            Self::VectorSubgroup { lanes, splits } => {
+                write!(f, "vector_subgroup {lanes} split {splits}")
+            }
         }
     }
 }
@@ -88,25 +124,80 @@ impl std::fmt::Display for LinearVariant {
 /// it costs more than it saves; wider ones share weights through it.
 const NARROW_LANES: u32 = 16;
 
+/// Subgroups that share eight columns of a matrix–vector product, the number to take unmeasured first: with one there are
+/// too few loads under way on a large GPU.
+const SPLITS: [u32; 4] = [4, 2, 8, 1];
+
 /// The kernels that can multiply `rows` rows on a device, the one to take unmeasured first.
 #[must_use]
 pub fn candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVariant> {
-    use LinearVariant::{Register, Tile, Vector, VectorSubgroup};
-    let any = if rows <= MATVEC_ROWS { Vector } else { Tile };
-    let Some(lanes) = capabilities.fixed_subgroup_size() else {
-        return vec![any];
-    };
-    let register = register_heights(rows).map(|height| Register { lanes, height });
-    let subgroup = (rows <= MATVEC_ROWS).then_some(VectorSubgroup { lanes });
-    if lanes <= NARROW_LANES {
-        register.chain(subgroup).chain([any]).collect()
+    if rows <= MATVEC_ROWS {
+        vector_candidates(capabilities, rows)
     } else {
-        subgroup.into_iter().chain([any]).chain(register).collect()
+        matrix_candidates(capabilities, rows)
     }
 }
 
+fn vector_candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVariant> {
+    use LinearVariant::{Register, Vector, VectorSubgroup};
+    let register = |lanes| register_heights(rows).map(move |height| Register { lanes, height });
+    let subgroup = |lanes, splits| VectorSubgroup { lanes, splits };
+    match capabilities.subgroups {
+        Some((least, lanes)) if least == lanes && lanes <= NARROW_LANES => register(lanes)
+            .chain([subgroup(lanes, 1), Vector])
+            .collect(),
+        Some((least, lanes)) if least == lanes => SPLITS
+            .into_iter()
+            .filter(|splits| splits * lanes <= capabilities.invocations)
+            .map(|splits| subgroup(lanes, splits))
+            .chain([Vector])
+            .chain(register(lanes))
+            .collect(),
+        Some((least, lanes)) if least > NARROW_LANES => vec![subgroup(lanes, 0), Vector],
+        _ => vec![Vector],
+    }
+}
+
+fn matrix_candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVariant> {
+    use LinearVariant::{Cooperative, Register};
+    let register = |lanes| register_heights(rows).map(move |height| Register { lanes, height });
+    let fixed = capabilities.fixed_subgroup_size();
+    if let Some(lanes) = fixed.filter(|&lanes| lanes <= NARROW_LANES) {
+        return register(lanes).chain([SQUARE_TILE]).collect();
+    }
+    let is_wide = |(least, _)| least > NARROW_LANES;
+    let cooperative = if capabilities.subgroups.is_some_and(is_wide) {
+        cooperative_tiles(capabilities, rows)
+    } else {
+        Vec::new()
+    };
+    cooperative
+        .into_iter()
+        .map(Cooperative)
+        .chain(tiles(rows))
+        .chain(fixed.into_iter().flat_map(register))
+        .collect()
+}
+
+const SQUARE_TILE: LinearVariant = LinearVariant::Tile {
+    rows: 64,
+    columns: 64,
+};
+
+/// Sizes of the portable tile, for `rows` rows the one to take unmeasured first.
+fn tiles(rows: usize) -> impl Iterator<Item = LinearVariant> {
+    let sizes = if rows <= 32 {
+        [(32, 32), (32, 64), (64, 64), (128, 64)]
+    } else {
+        [(64, 64), (32, 64), (128, 64), (32, 32)]
+    };
+    sizes
+        .into_iter()
+        .map(|(rows, columns)| LinearVariant::Tile { rows, columns })
+}
+
 /// A kernel and how its grid covers the result.
-pub(super) struct Shape {
+pub(crate) struct Shape {
     pub kernel: &'static Kernel,
     pub constants: Vec<(&'static str, f64)>,
     pub tile_rows: usize,
@@ -116,27 +207,42 @@ pub(super) struct Shape {
 impl LinearVariant {
     /// Whether this kernel may stand in for `other`: its sums run in the same order, or one choice serves all rows.
     pub(super) fn has_sums_of(self, other: Self) -> bool {
-        use LinearVariant::{Register, VectorSubgroup};
+        use LinearVariant::{Cooperative, Register, Tile, VectorSubgroup};
         match (self, other) {
-            (Register { .. }, Register { .. }) | (VectorSubgroup { .. }, VectorSubgroup { .. }) => {
-                true
-            }
+            (Register { .. }, Register { .. })
+            | (Tile { .. }, Tile { .. })
+            | (VectorSubgroup { .. }, VectorSubgroup { .. }) => true,
+            (Cooperative(tile), Cooperative(other)) => tile.has_sums_of(other),
             _ => self == other,
         }
     }
 
-    /// How the kernel covers a product of `rows` rows.
-    pub(super) fn shape(self, rows: usize) -> Shape {
+    /// How the kernel covers a product of `rows` rows and weights in `format`.
+    pub(crate) fn shape(self, rows: usize, format: WeightFormat) -> Shape {
         let row_constant = ("ROWS", rows.next_power_of_two() as f64);
         match self {
-            Self::Tile => Shape {
-                kernel: &MATMUL_TILE,
-                constants: vec![],
-                tile_rows: 64,
-                tile_columns: 64,
+            Self::Tile { rows, columns } => Shape {
+                kernel: MATMUL_TILE.of(format),
+                constants: vec![
+                    ("TILE_ROWS", f64::from(rows)),
+                    ("TILE_COLUMNS", f64::from(columns)),
+                    ("WORKGROUP_SIZE", f64::from(4 * columns)),
+                ],
+                tile_rows: rows as usize,
+                tile_columns: columns as usize,
+            },
+            Self::Cooperative(tile) => Shape {
+                kernel: if tile.size() == 16 {
+                    MATMUL_COOPERATIVE_16.of(format)
+                } else {
+                    MATMUL_COOPERATIVE_8.of(format)
+                },
+                constants: tile.constants(),
+                tile_rows: tile.rows() as usize,
+                tile_columns: tile.columns() as usize,
             },
             Self::Register { lanes, height } => Shape {
-                kernel: &MATMUL_REGISTER,
+                kernel: MATMUL_REGISTER.of(format),
                 constants: vec![
                     ("ROWS", f64::from(height)),
                     ("COLUMNS", 8.0),
@@ -146,14 +252,18 @@ impl LinearVariant {
                 tile_columns: 8 * lanes as usize,
             },
             Self::Vector => Shape {
-                kernel: &MATVEC,
+                kernel: MATVEC.of(format),
                 constants: vec![row_constant],
                 tile_rows: MATVEC_ROWS,
                 tile_columns: 8,
             },
-            Self::VectorSubgroup { lanes } => Shape {
-                kernel: &MATVEC_SUBGROUP,
-                constants: vec![row_constant, ("WORKGROUP_SIZE", f64::from(lanes))],
+            Self::VectorSubgroup { lanes, splits } => Shape {
+                kernel: MATVEC_SUBGROUP.of(format),
+                constants: vec![
+                    row_constant,
+                    ("WORKGROUP_SIZE", f64::from(lanes * splits.max(1))),
+                    ("SPLITS", f64::from(splits)),
+                ],
                 tile_rows: MATVEC_ROWS,
                 tile_columns: 8,
             },

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::Error;
+use crate::gpu::WeightFormat;
 use crate::image::Preprocessor;
 use crate::model::config::Head;
 use crate::model::{Blip2Config, Component, RetrievalModel};
@@ -96,6 +97,7 @@ pub(super) fn image_fingerprint(
     checkpoint: &Checkpoint,
     preprocessor: &Preprocessor,
     image_size: usize,
+    quant: Option<WeightFormat>,
 ) -> Result<u64, Error> {
     let mut hash = Hash::default();
     let settings = format!(
@@ -103,6 +105,10 @@ pub(super) fn image_fingerprint(
         config.vision, config.qformer, config.num_query_tokens
     );
     hash.add(settings.as_bytes());
+    // Not f16 by name: what is stored tells that apart already, and older indexes stay valid.
+    if let Some(format) = quant.filter(|format| format.is_quantised()) {
+        hash.add(format.name().as_bytes());
+    }
     for spec in config.tensors() {
         let of_images = match spec.component {
             Component::Vision | Component::QueryTokens | Component::QFormer => true,

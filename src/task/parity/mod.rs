@@ -1,10 +1,13 @@
-//! Every stage against a reference dump of transformers (`weights-tools/reference_dump.py`).
+//! Every stage against a reference dump of transformers: of a generative checkpoint (`weights-tools/reference_dump.py`)
+//! or of a retrieval one (`weights-tools/retrieval_dump.py`).
+
+mod dump;
+mod retrieval;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use safetensors::SafeTensors;
 use serde::Deserialize;
 
 use crate::Error;
@@ -12,6 +15,9 @@ use crate::generate::GenerationOptions;
 use crate::schedule::{Pixels, Request};
 
 use super::{Blip2, Preset};
+use dump::{Dump, GENERATION, Pictures};
+
+pub use dump::{DumpModel, DumpSummary};
 
 /// Largest relative error, `‖ours − reference‖ / ‖reference‖`, at which a stage passes.
 pub const TOLERANCE: f64 = 2e-3;
@@ -53,7 +59,8 @@ impl ParityReport {
 /// The dump's metadata, as far as it is compared; see weights-tools/README.md.
 #[derive(Debug, Deserialize)]
 struct Reference {
-    image_size: u32,
+    #[serde(flatten)]
+    pictures: Pictures,
     max_new_tokens: usize,
     prompts: Vec<ReferencePrompt>,
 }
@@ -76,38 +83,16 @@ struct ReferenceText {
     margins: Vec<f32>,
 }
 
-/// A dump in memory with its metadata.
-struct Dump<'a> {
-    file: &'a Path,
-    tensors: SafeTensors<'a>,
-}
-
 impl Blip2 {
-    /// The image size that the dump `file` was made at, to open the model with.
-    ///
-    /// # Errors
-    /// [`Error::Dump`] if it is no dump.
-    pub fn dump_image_size(file: &Path) -> Result<u32, Error> {
-        Ok(read_reference(file, &read_file(file)?)?.image_size)
-    }
-
     /// Runs every image and prompt of the dump `file` and compares all stages it holds, then the generated tokens.
     ///
     /// # Errors
     /// A dump that cannot be read or belongs to another model, or a failing device.
     pub async fn parity(&mut self, file: &Path) -> Result<ParityReport, Error> {
-        let bytes = read_file(file)?;
-        let reference = read_reference(file, &bytes)?;
-        let tensors = SafeTensors::deserialize(&bytes)
-            .map_err(|error| dump_error(file, error.to_string()))?;
-        let dump = Dump { file, tensors };
-        let (images, pixels) = dump.batch("pixel_values")?;
-        let side = reference.image_size as usize;
-        if pixels.len() != images * 3 * side * side {
-            return Err(dump.error(format!(
-                "tensor \"pixel_values\" does not hold {images} images of 3 × {side} × {side}"
-            )));
-        }
+        let bytes = dump::read_file(file)?;
+        let (dump, reference) = Dump::read::<Reference>(file, &bytes, GENERATION)?;
+        let pixels = dump.pixels(&reference.pictures, &self.preprocessor)?;
+        let images = pixels.len();
         let mut report = ParityReport::default();
         for (prompt_index, prompt) in reference.prompts.iter().enumerate() {
             let text = self.prompt_text(&dump, prompt)?;
@@ -118,8 +103,7 @@ impl Blip2 {
                     .and_then(|()| self.engine.check_length(text.len(), &options))
                     .map_err(|error| dump.error(error.to_string()))?;
             }
-            for (image, pixels) in pixels.chunks(pixels.len() / images).enumerate() {
-                let pixels = &Pixels::new(pixels.to_vec());
+            for (image, pixels) in pixels.iter().enumerate() {
                 for tap in self.engine.stages(pixels, &text).await? {
                     // The image side is the same for every prompt: one comparison is enough.
                     let of_language_model = ["opt.", "t5.", "logits"]
@@ -133,11 +117,12 @@ impl Blip2 {
                     } else {
                         tap.name.clone()
                     };
-                    let Some(expected) = dump.find(&name, image, images)? else {
+                    let Some(expected) = dump.of_image(&name, image, images)? else {
                         continue;
                     };
                     let ours: Vec<f32> =
                         self.gpu().read(&tap.buffer, tap.rows * tap.columns).await?;
+                    let ours = reference.pictures.thinned(&name, &ours, tap.columns);
                     // Before the last row only is normed and projected, the dump has all rows.
                     let expected = &expected[expected.len().saturating_sub(ours.len())..];
                     report
@@ -221,67 +206,6 @@ impl Blip2 {
         }
         Ok(())
     }
-}
-
-impl Dump<'_> {
-    fn error(&self, problem: String) -> Error {
-        dump_error(self.file, problem)
-    }
-
-    /// A tensor of f32 and its first dimension.
-    fn batch(&self, name: &str) -> Result<(usize, Vec<f32>), Error> {
-        let missing = |_| self.error(format!("tensor {name:?} is missing"));
-        let view = self.tensors.tensor(name).map_err(missing)?;
-        let images = view.shape().first().copied().unwrap_or(0);
-        if view.dtype() != safetensors::Dtype::F32 || images == 0 {
-            return Err(self.error(format!("tensor {name:?} is not a batch of f32")));
-        }
-        let (values, _) = view.data().as_chunks::<4>();
-        Ok((
-            images,
-            values
-                .iter()
-                .map(|&bytes| f32::from_le_bytes(bytes))
-                .collect(),
-        ))
-    }
-
-    /// The values of `image` in tensor `name`, if the dump has it.
-    fn find(&self, name: &str, image: usize, images: usize) -> Result<Option<Vec<f32>>, Error> {
-        if self.tensors.tensor(name).is_err() {
-            return Ok(None);
-        }
-        let (batch, values) = self.batch(name)?;
-        if batch != images {
-            return Err(self.error(format!(
-                "tensor {name:?} has {batch} images, pixel_values {images}"
-            )));
-        }
-        let each = values.len() / images;
-        Ok(Some(values[image * each..][..each].to_vec()))
-    }
-}
-
-fn dump_error(file: &Path, problem: String) -> Error {
-    Error::Dump {
-        file: file.into(),
-        problem,
-    }
-}
-
-fn read_file(file: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(file).map_err(|error| dump_error(file, error.to_string()))
-}
-
-fn read_reference(file: &Path, bytes: &[u8]) -> Result<Reference, Error> {
-    let (_, metadata) =
-        SafeTensors::read_metadata(bytes).map_err(|error| dump_error(file, error.to_string()))?;
-    let text = metadata
-        .metadata()
-        .as_ref()
-        .and_then(|entries| entries.get("blip2_reference"))
-        .ok_or_else(|| dump_error(file, "it has no `blip2_reference` metadata".into()))?;
-    serde_json::from_str(text).map_err(|error| dump_error(file, format!("its metadata: {error}")))
 }
 
 fn compare(stage: String, ours: &[f32], expected: &[f32]) -> ParityRow {

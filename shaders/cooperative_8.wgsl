@@ -1,0 +1,10 @@
+// cooperative_8: fragments of 8×8 for kernels on cooperative matrices. Textually put before everything else of theirs:
+// WGSL wants its directives first, and has no way to choose a type by a constant.
+
+enable f16;
+enable wgpu_cooperative_matrix;
+
+const SIZE: u32 = 8u;
+alias FragmentA = coop_mat8x8<f16, A>;
+alias FragmentB = coop_mat8x8<f16, B>;
+alias FragmentC = coop_mat8x8<f32, C>;

@@ -1,0 +1,394 @@
+// matmul_cooperative: y = activation(x · wᵀ + bias) [+ y] on cooperative matrices: f16 products, f32 sums.
+//
+// x is rounded to f16, and so are weights, which changes only quantised ones (a value times its block's scale has more
+// bits than a half): the relative error of a product is about 3e-4, at most 1e-3. Values of x beyond f16's range count
+// as its largest.
+//
+// A fragment is SIZE × SIZE. A subgroup owns FRAGMENT_ROWS × FRAGMENT_COLUMNS of them (at most 4 × 4: named variables,
+// as arrays of fragments are not to be had), a workgroup SUBGROUP_ROWS × SUBGROUP_COLUMNS subgroups, times SPLITS that
+// share one tile: each takes every SPLITS-th fragment along K, for products too small to fill the GPU otherwise. Where
+// the driver chooses how wide subgroups are, SPLITS is 0: as many as the workgroup turns out to have.
+// The tile is SIZE · FRAGMENT_ROWS · SUBGROUP_ROWS rows × SIZE · FRAGMENT_COLUMNS · SUBGROUP_COLUMNS columns.
+//
+// DEPTH of K at a time goes through workgroup memory; the next slice is fetched into registers meanwhile. DEPTH is a
+// multiple of SIZE. No thread brings more than four times eight values of x or of w:
+// tile rows (columns) · DEPTH / 8 ≤ 4 · WORKGROUP_SIZE. Workgroup memory, bytes:
+// 2 · (DEPTH + 8) · (tile rows + tile columns) + 4 · SIZE² · MOST_SUBGROUPS.
+// WORKGROUP_SIZE is a multiple of SUBGROUP_ROWS · SUBGROUP_COLUMNS · the widest subgroup.
+// A sum's order depends on K, SIZE, DEPTH and the splits; without splits (1) on K and SIZE alone, whatever the tile.
+// Grid: (ceil(N / tile columns), ceil(M / tile rows), 1).
+// Called by kernels/linear.rs where the adapter lists such fragments (`Capabilities::cooperative_matrices`).
+// Prepended: cooperative_16.wgsl (Vulkan) or cooperative_8.wgsl (Metal), activate.wgsl, a weights_*.wgsl, linear.wgsl.
+//
+// Unmeasured on a GPU. Tested with fragments of 8 × 8 on llvmpipe (Mesa 26.2), which computes them lane by lane.
+
+override WORKGROUP_SIZE: u32 = 128u;
+override MOST_SUBGROUPS: u32 = 4u; // that a workgroup can have
+override FRAGMENT_ROWS: u32 = 4u;    // 1 to 4
+override FRAGMENT_COLUMNS: u32 = 4u; // 1 to 4
+override SUBGROUP_ROWS: u32 = 2u;
+override SUBGROUP_COLUMNS: u32 = 2u;
+override SPLITS: u32 = 1u;           // 0: as many as there are
+override DEPTH: u32 = 32u;
+
+override TILE_ROWS: u32 = SIZE * FRAGMENT_ROWS * SUBGROUP_ROWS;
+override TILE_COLUMNS: u32 = SIZE * FRAGMENT_COLUMNS * SUBGROUP_COLUMNS;
+override SUBGROUPS: u32 = SUBGROUP_ROWS * SUBGROUP_COLUMNS;
+override PARTS: u32 = DEPTH / 8u; // eights in a row of a slice
+// Eight halves of padding spread the rows over the memory banks and keep them at 16 bytes.
+override STRIDE: u32 = DEPTH + 8u;
+override X_UNITS: u32 = TILE_ROWS * PARTS;
+override W_UNITS: u32 = TILE_COLUMNS * PARTS;
+
+const LARGEST: f32 = 65504.0;
+
+var<workgroup> x_tile: array<f16, TILE_ROWS * STRIDE>;    // [row, k]
+var<workgroup> w_tile: array<f16, TILE_COLUMNS * STRIDE>; // [column, k]
+var<workgroup> results: array<f32, MOST_SUBGROUPS * SIZE * SIZE>; // a fragment for each
+
+struct Halves {
+    first: vec4<f16>,
+    second: vec4<f16>,
+}
+
+fn to_f16(v: vec4<f32>) -> vec4<f16> {
+    return vec4<f16>(clamp(v, vec4<f32>(-LARGEST), vec4<f32>(LARGEST)));
+}
+
+// The unit-th eight values of the slice of x from column k on; zeros beyond K. Rows past the end repeat the last one.
+fn fetch_x(first_row: u32, unit: u32, k: u32) -> Halves {
+    let column = k + unit % PARTS * 8u;
+    if (column >= params.in_features) {
+        return Halves();
+    }
+    let row = min(first_row + unit / PARTS, params.rows - 1u);
+    let at = (row * params.in_features + column) / 4u;
+    return Halves(to_f16(x[at]), to_f16(x[at + 1u]));
+}
+
+fn fetch_w(first_column: u32, unit: u32, k: u32) -> Halves {
+    let column = k + unit % PARTS * 8u;
+    if (column >= params.in_features) {
+        return Halves();
+    }
+    let row = min(first_column + unit / PARTS, params.out_features - 1u);
+    let eight = eight_at(params.out_features, params.in_features, row, column);
+    return Halves(vec4<f16>(eight.first), vec4<f16>(eight.second));
+}
+
+fn put_x(unit: u32, halves: Halves) {
+    if (unit >= X_UNITS) {
+        return;
+    }
+    let at = unit / PARTS * STRIDE + unit % PARTS * 8u;
+    x_tile[at] = halves.first.x;
+    x_tile[at + 1u] = halves.first.y;
+    x_tile[at + 2u] = halves.first.z;
+    x_tile[at + 3u] = halves.first.w;
+    x_tile[at + 4u] = halves.second.x;
+    x_tile[at + 5u] = halves.second.y;
+    x_tile[at + 6u] = halves.second.z;
+    x_tile[at + 7u] = halves.second.w;
+}
+
+fn put_w(unit: u32, halves: Halves) {
+    if (unit >= W_UNITS) {
+        return;
+    }
+    let at = unit / PARTS * STRIDE + unit % PARTS * 8u;
+    w_tile[at] = halves.first.x;
+    w_tile[at + 1u] = halves.first.y;
+    w_tile[at + 2u] = halves.first.z;
+    w_tile[at + 3u] = halves.first.w;
+    w_tile[at + 4u] = halves.second.x;
+    w_tile[at + 5u] = halves.second.y;
+    w_tile[at + 6u] = halves.second.z;
+    w_tile[at + 7u] = halves.second.w;
+}
+
+// Adds up and stores the fragments that all splits of a subgroup have put into `results`; their lanes, of which this is
+// number `lane` of `lanes`, share the work. Between two barriers: results are whole before they are read, and read
+// before the next ones come.
+fn store_fragment(subgroup: u32, splits: u32, lane: u32, lanes: u32, row: u32, column: u32) {
+    workgroupBarrier();
+    for (var at = lane; at < SIZE * SIZE; at += lanes) {
+        var sum = 0.0;
+        for (var split = 0u; split < splits; split++) {
+            sum += results[(split * SUBGROUPS + subgroup) * SIZE * SIZE + at];
+        }
+        store(row + at / SIZE, column + at % SIZE, sum);
+    }
+    workgroupBarrier();
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+    @builtin(subgroup_id) subgroup_index: u32,
+    @builtin(num_subgroups) subgroups: u32,
+    @builtin(subgroup_invocation_id) subgroup_lane: u32,
+    @builtin(subgroup_size) subgroup_lanes: u32,
+) {
+    let first_row = group.y * TILE_ROWS;
+    let first_column = group.x * TILE_COLUMNS;
+    let splits = select(SPLITS, subgroups / SUBGROUPS, SPLITS == 0u);
+    let split = subgroup_index / SUBGROUPS;
+    let subgroup = subgroup_index % SUBGROUPS;
+    // Where the subgroup's fragments start within the tile.
+    let own_row = subgroup / SUBGROUP_COLUMNS * SIZE * FRAGMENT_ROWS;
+    let own_column = subgroup % SUBGROUP_COLUMNS * SIZE * FRAGMENT_COLUMNS;
+
+    // sum_r_c: fragment row r, fragment column c.
+    var sum_0_0: FragmentC;
+    var sum_0_1: FragmentC;
+    var sum_0_2: FragmentC;
+    var sum_0_3: FragmentC;
+    var sum_1_0: FragmentC;
+    var sum_1_1: FragmentC;
+    var sum_1_2: FragmentC;
+    var sum_1_3: FragmentC;
+    var sum_2_0: FragmentC;
+    var sum_2_1: FragmentC;
+    var sum_2_2: FragmentC;
+    var sum_2_3: FragmentC;
+    var sum_3_0: FragmentC;
+    var sum_3_1: FragmentC;
+    var sum_3_2: FragmentC;
+    var sum_3_3: FragmentC;
+    var a_0: FragmentA;
+    var a_1: FragmentA;
+    var a_2: FragmentA;
+    var a_3: FragmentA;
+    var b: FragmentB;
+
+    // What this thread brings of the next slice: units thread, thread + WORKGROUP_SIZE, ..
+    var x_0 = Halves();
+    var x_1 = Halves();
+    var x_2 = Halves();
+    var x_3 = Halves();
+    var w_0 = Halves();
+    var w_1 = Halves();
+    var w_2 = Halves();
+    var w_3 = Halves();
+    x_0 = fetch_x(first_row, thread, 0u);
+    if (X_UNITS > WORKGROUP_SIZE) {
+        x_1 = fetch_x(first_row, thread + WORKGROUP_SIZE, 0u);
+    }
+    if (X_UNITS > 2u * WORKGROUP_SIZE) {
+        x_2 = fetch_x(first_row, thread + 2u * WORKGROUP_SIZE, 0u);
+    }
+    if (X_UNITS > 3u * WORKGROUP_SIZE) {
+        x_3 = fetch_x(first_row, thread + 3u * WORKGROUP_SIZE, 0u);
+    }
+    w_0 = fetch_w(first_column, thread, 0u);
+    if (W_UNITS > WORKGROUP_SIZE) {
+        w_1 = fetch_w(first_column, thread + WORKGROUP_SIZE, 0u);
+    }
+    if (W_UNITS > 2u * WORKGROUP_SIZE) {
+        w_2 = fetch_w(first_column, thread + 2u * WORKGROUP_SIZE, 0u);
+    }
+    if (W_UNITS > 3u * WORKGROUP_SIZE) {
+        w_3 = fetch_w(first_column, thread + 3u * WORKGROUP_SIZE, 0u);
+    }
+
+    for (var k = 0u; k < params.in_features; k += DEPTH) {
+        workgroupBarrier();
+        put_x(thread, x_0);
+        if (X_UNITS > WORKGROUP_SIZE) {
+            put_x(thread + WORKGROUP_SIZE, x_1);
+        }
+        if (X_UNITS > 2u * WORKGROUP_SIZE) {
+            put_x(thread + 2u * WORKGROUP_SIZE, x_2);
+        }
+        if (X_UNITS > 3u * WORKGROUP_SIZE) {
+            put_x(thread + 3u * WORKGROUP_SIZE, x_3);
+        }
+        put_w(thread, w_0);
+        if (W_UNITS > WORKGROUP_SIZE) {
+            put_w(thread + WORKGROUP_SIZE, w_1);
+        }
+        if (W_UNITS > 2u * WORKGROUP_SIZE) {
+            put_w(thread + 2u * WORKGROUP_SIZE, w_2);
+        }
+        if (W_UNITS > 3u * WORKGROUP_SIZE) {
+            put_w(thread + 3u * WORKGROUP_SIZE, w_3);
+        }
+        workgroupBarrier();
+        let next = k + DEPTH;
+        if (next < params.in_features) {
+            x_0 = fetch_x(first_row, thread, next);
+            if (X_UNITS > WORKGROUP_SIZE) {
+                x_1 = fetch_x(first_row, thread + WORKGROUP_SIZE, next);
+            }
+            if (X_UNITS > 2u * WORKGROUP_SIZE) {
+                x_2 = fetch_x(first_row, thread + 2u * WORKGROUP_SIZE, next);
+            }
+            if (X_UNITS > 3u * WORKGROUP_SIZE) {
+                x_3 = fetch_x(first_row, thread + 3u * WORKGROUP_SIZE, next);
+            }
+            w_0 = fetch_w(first_column, thread, next);
+            if (W_UNITS > WORKGROUP_SIZE) {
+                w_1 = fetch_w(first_column, thread + WORKGROUP_SIZE, next);
+            }
+            if (W_UNITS > 2u * WORKGROUP_SIZE) {
+                w_2 = fetch_w(first_column, thread + 2u * WORKGROUP_SIZE, next);
+            }
+            if (W_UNITS > 3u * WORKGROUP_SIZE) {
+                w_3 = fetch_w(first_column, thread + 3u * WORKGROUP_SIZE, next);
+            }
+        }
+
+        // x_tile is row-major (coopLoadT); w_tile is [column, k], so that w's transpose is column-major (coopLoad).
+        for (var step = split * SIZE; step < DEPTH; step += splits * SIZE) {
+            let x_from = own_row * STRIDE + step;
+            let w_from = own_column * STRIDE + step;
+            a_0 = coopLoadT<FragmentA>(&x_tile[x_from], STRIDE);
+            if (FRAGMENT_ROWS > 1u) {
+                a_1 = coopLoadT<FragmentA>(&x_tile[x_from + SIZE * STRIDE], STRIDE);
+            }
+            if (FRAGMENT_ROWS > 2u) {
+                a_2 = coopLoadT<FragmentA>(&x_tile[x_from + 2u * SIZE * STRIDE], STRIDE);
+            }
+            if (FRAGMENT_ROWS > 3u) {
+                a_3 = coopLoadT<FragmentA>(&x_tile[x_from + 3u * SIZE * STRIDE], STRIDE);
+            }
+            b = coopLoad<FragmentB>(&w_tile[w_from], STRIDE);
+            sum_0_0 = coopMultiplyAdd(a_0, b, sum_0_0);
+            if (FRAGMENT_ROWS > 1u) {
+                sum_1_0 = coopMultiplyAdd(a_1, b, sum_1_0);
+            }
+            if (FRAGMENT_ROWS > 2u) {
+                sum_2_0 = coopMultiplyAdd(a_2, b, sum_2_0);
+            }
+            if (FRAGMENT_ROWS > 3u) {
+                sum_3_0 = coopMultiplyAdd(a_3, b, sum_3_0);
+            }
+            if (FRAGMENT_COLUMNS > 1u) {
+                b = coopLoad<FragmentB>(&w_tile[w_from + SIZE * STRIDE], STRIDE);
+                sum_0_1 = coopMultiplyAdd(a_0, b, sum_0_1);
+                if (FRAGMENT_ROWS > 1u) {
+                    sum_1_1 = coopMultiplyAdd(a_1, b, sum_1_1);
+                }
+                if (FRAGMENT_ROWS > 2u) {
+                    sum_2_1 = coopMultiplyAdd(a_2, b, sum_2_1);
+                }
+                if (FRAGMENT_ROWS > 3u) {
+                    sum_3_1 = coopMultiplyAdd(a_3, b, sum_3_1);
+                }
+            }
+            if (FRAGMENT_COLUMNS > 2u) {
+                b = coopLoad<FragmentB>(&w_tile[w_from + 2u * SIZE * STRIDE], STRIDE);
+                sum_0_2 = coopMultiplyAdd(a_0, b, sum_0_2);
+                if (FRAGMENT_ROWS > 1u) {
+                    sum_1_2 = coopMultiplyAdd(a_1, b, sum_1_2);
+                }
+                if (FRAGMENT_ROWS > 2u) {
+                    sum_2_2 = coopMultiplyAdd(a_2, b, sum_2_2);
+                }
+                if (FRAGMENT_ROWS > 3u) {
+                    sum_3_2 = coopMultiplyAdd(a_3, b, sum_3_2);
+                }
+            }
+            if (FRAGMENT_COLUMNS > 3u) {
+                b = coopLoad<FragmentB>(&w_tile[w_from + 3u * SIZE * STRIDE], STRIDE);
+                sum_0_3 = coopMultiplyAdd(a_0, b, sum_0_3);
+                if (FRAGMENT_ROWS > 1u) {
+                    sum_1_3 = coopMultiplyAdd(a_1, b, sum_1_3);
+                }
+                if (FRAGMENT_ROWS > 2u) {
+                    sum_2_3 = coopMultiplyAdd(a_2, b, sum_2_3);
+                }
+                if (FRAGMENT_ROWS > 3u) {
+                    sum_3_3 = coopMultiplyAdd(a_3, b, sum_3_3);
+                }
+            }
+        }
+    }
+
+    // Every argument of coopStoreT is bound first: naga 30 stores before it evaluates what stands in the call.
+    let own_results = subgroup_index * SIZE * SIZE;
+    let results_stride = SIZE;
+    let lane = split * subgroup_lanes + subgroup_lane;
+    let lanes = splits * subgroup_lanes;
+    let row = first_row + own_row;
+    let column = first_column + own_column;
+    let sum = sum_0_0;
+    coopStoreT(sum, &results[own_results], results_stride);
+    store_fragment(subgroup, splits, lane, lanes, row, column);
+    if (FRAGMENT_COLUMNS > 1u) {
+        let sum = sum_0_1;
+        coopStoreT(sum, &results[own_results], results_stride);
+        store_fragment(subgroup, splits, lane, lanes, row, column + SIZE);
+    }
+    if (FRAGMENT_COLUMNS > 2u) {
+        let sum = sum_0_2;
+        coopStoreT(sum, &results[own_results], results_stride);
+        store_fragment(subgroup, splits, lane, lanes, row, column + 2u * SIZE);
+    }
+    if (FRAGMENT_COLUMNS > 3u) {
+        let sum = sum_0_3;
+        coopStoreT(sum, &results[own_results], results_stride);
+        store_fragment(subgroup, splits, lane, lanes, row, column + 3u * SIZE);
+    }
+    if (FRAGMENT_ROWS > 1u) {
+        let sum = sum_1_0;
+        coopStoreT(sum, &results[own_results], results_stride);
+        store_fragment(subgroup, splits, lane, lanes, row + SIZE, column);
+    }
+    if (FRAGMENT_ROWS > 1u && FRAGMENT_COLUMNS > 1u) {
+        let sum = sum_1_1;
+        coopStoreT(sum, &results[own_results], results_stride);
+        store_fragment(subgroup, splits, lane, lanes, row + SIZE, column + SIZE);
+    }
+    if (FRAGMENT_ROWS > 1u && FRAGMENT_COLUMNS > 2u) {
+        let sum = sum_1_2;
+        coopStoreT(sum, &results[own_results], results_stride);
+        store_fragment(subgroup, splits, lane, lanes, row + SIZE, column + 2u * SIZE);
+    }
+    if (FRAGMENT_ROWS > 1u && FRAGMENT_COLUMNS > 3u) {
+        let sum = sum_1_3;
+        coopStoreT(sum, &results[own_results], results_stride);
+        store_fragment(subgroup, splits, lane, lanes, row + SIZE, column + 3u * SIZE);
+    }
+    if (FRAGMENT_ROWS > 2u) {
+        let sum = sum_2_0;
+        coopStoreT(sum, &results[own_results], results_stride);
+        store_fragment(subgroup, splits, lane, lanes, row + 2u * SIZE, column);
+    }
+    if (FRAGMENT_ROWS > 2u && FRAGMENT_COLUMNS > 1u) {
+        let sum = sum_2_1;
+        coopStoreT(sum, &results[own_results], results_stride);
+        store_fragment(subgroup, splits, lane, lanes, row + 2u * SIZE, column + SIZE);
+    }
+    if (FRAGMENT_ROWS > 2u && FRAGMENT_COLUMNS > 2u) {
+        let sum = sum_2_2;
+        coopStoreT(sum, &results[own_results], results_stride);
+        store_fragment(subgroup, splits, lane, lanes, row + 2u * SIZE, column + 2u * SIZE);
+    }
+    if (FRAGMENT_ROWS > 2u && FRAGMENT_COLUMNS > 3u) {
+        let sum = sum_2_3;
+        coopStoreT(sum, &results[own_results], results_stride);
+        store_fragment(subgroup, splits, lane, lanes, row + 2u * SIZE, column + 3u * SIZE);
+    }
+    if (FRAGMENT_ROWS > 3u) {
+        let sum = sum_3_0;
+        coopStoreT(sum, &results[own_results], results_stride);
+        store_fragment(subgroup, splits, lane, lanes, row + 3u * SIZE, column);
+    }
+    if (FRAGMENT_ROWS > 3u && FRAGMENT_COLUMNS > 1u) {
+        let sum = sum_3_1;
+        coopStoreT(sum, &results[own_results], results_stride);
+        store_fragment(subgroup, splits, lane, lanes, row + 3u * SIZE, column + SIZE);
+    }
+    if (FRAGMENT_ROWS > 3u && FRAGMENT_COLUMNS > 2u) {
+        let sum = sum_3_2;
+        coopStoreT(sum, &results[own_results], results_stride);
+        store_fragment(subgroup, splits, lane, lanes, row + 3u * SIZE, column + 2u * SIZE);
+    }
+    if (FRAGMENT_ROWS > 3u && FRAGMENT_COLUMNS > 3u) {
+        let sum = sum_3_3;
+        coopStoreT(sum, &results[own_results], results_stride);
+        store_fragment(subgroup, splits, lane, lanes, row + 3u * SIZE, column + 3u * SIZE);
+    }
+}

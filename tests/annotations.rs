@@ -1,0 +1,388 @@
+//! Every field of every layout of annotations and results: missing, null, or of a wrong type, it is named with its file
+//! and item.
+
+use std::path::Path;
+
+use blip2_wgpu::eval::{CaptionData, EvalError, QuestionData, Results, read_image_of_text};
+use serde_json::{Value, json};
+
+/// What a field may be.
+#[derive(Clone, Copy, PartialEq)]
+enum Need {
+    /// It must be there.
+    Required,
+    /// It may be missing, but not null.
+    Optional,
+    /// It may be missing or null.
+    Nullable,
+}
+use Need::{Nullable, Optional, Required};
+
+/// Types that a field may have beside those that no field has.
+#[derive(Clone, Copy, PartialEq)]
+enum Takes {
+    /// A string.
+    Text,
+    /// A whole number or a string.
+    Id,
+    /// A list of strings, or of objects.
+    List,
+    /// A string or a list of strings.
+    TextOrList,
+    /// An object.
+    Object,
+}
+use Takes::{Id, List, Object, Text, TextOrList};
+
+/// A layout: a file that is right, where its second item lies, what that is called, and its fields.
+struct Layout {
+    name: &'static str,
+    whole: Value,
+    /// JSON pointer to the item to spoil.
+    item: &'static str,
+    /// What errors call it, and its id.
+    called: [&'static str; 2],
+    /// The field that has the id.
+    id: &'static str,
+    fields: Vec<(&'static str, Need, Takes)>,
+    read: fn(&Path) -> Result<(), EvalError>,
+}
+
+fn captions(file: &Path) -> Result<(), EvalError> {
+    CaptionData::read(file, "test").map(drop)
+}
+
+fn questions(file: &Path) -> Result<(), EvalError> {
+    QuestionData::read(file).map(drop)
+}
+
+fn layouts() -> Vec<Layout> {
+    let coco = json!({
+        "images": [{"id": 5, "file_name": "5.jpg"}, {"id": 6, "file_name": "6.jpg", "coco_url": "http://a/b/6.jpg"}],
+        "annotations": [{"id": 1, "image_id": 5, "caption": "a"}, {"id": 2, "image_id": 6, "caption": "b"}],
+    });
+    let item = |id: i64| json!({"question_id": id, "image": "a.jpg", "question": "what?", "answer": ["a", "b"]});
+    let question = |id: i64| json!({"question_id": id, "image_id": 3, "question": "what?"});
+    let annotation = |id: i64| {
+        json!({"question_id": id, "image_id": 3, "question_type": "what", "answer_type": "other",
+            "multiple_choice_answer": "a", "answers": [{"answer": "a", "answer_id": 1}]})
+    };
+    let gqa = json!({
+        "70": {"imageId": "n7", "question": "what?", "answer": "a"},
+        "71": {"imageId": "n8", "question": "what?", "answer": "b", "types": {"semantic": "rel", "structural": "query"}},
+    });
+    let flickr = |id: i64, file: &str| json!({"filename": file, "filepath": "x", "imgid": id, "split": "test", "sentences": [{"raw": "a"}]});
+    let mut with_coco_id = json!({"images": [flickr(0, "1.jpg"), flickr(1, "2.jpg")]});
+    with_coco_id["images"][1]["cocoid"] = json!(9);
+    vec![
+        Layout {
+            name: "COCO's images",
+            whole: coco.clone(),
+            item: "/images/1",
+            called: ["images[1]", "6"],
+            id: "id",
+            fields: vec![
+                ("id", Required, Id),
+                ("file_name", Nullable, Text),
+                ("coco_url", Nullable, Text),
+            ],
+            read: captions,
+        },
+        Layout {
+            name: "COCO's annotations",
+            whole: coco,
+            item: "/annotations/1",
+            called: ["annotations[1]", "2"],
+            id: "id",
+            fields: vec![
+                ("id", Required, Id),
+                ("image_id", Required, Id),
+                ("caption", Required, Text),
+            ],
+            read: captions,
+        },
+        Layout {
+            name: "a Karpathy split",
+            whole: json!([{"image": "a_1.png", "caption": ["a"]}, {"image": "a_2.png", "caption": ["b"]}]),
+            item: "/1",
+            called: ["item 1", "a_2.png"],
+            id: "image",
+            fields: vec![("image", Required, Text), ("caption", Required, TextOrList)],
+            read: captions,
+        },
+        Layout {
+            name: "Karpathy's dataset",
+            whole: json!({"images": [flickr(0, "1.jpg"), flickr(1, "2.jpg")]}),
+            item: "/images/1",
+            called: ["images[1]", "2.jpg"],
+            id: "filename",
+            fields: vec![
+                ("filename", Required, Text),
+                ("filepath", Nullable, Text),
+                ("split", Required, Text),
+                ("imgid", Required, Id),
+                ("sentences", Required, List),
+            ],
+            read: captions,
+        },
+        Layout {
+            name: "Karpathy's dataset of COCO",
+            whole: with_coco_id,
+            item: "/images/1",
+            called: ["images[1]", "2.jpg"],
+            id: "filename",
+            fields: vec![("cocoid", Optional, Id)],
+            read: captions,
+        },
+        Layout {
+            name: "VQAv2's annotations",
+            whole: json!({"annotations": [annotation(70), annotation(71)]}),
+            item: "/annotations/1",
+            called: ["annotations[1]", "71"],
+            id: "question_id",
+            fields: vec![
+                ("question_id", Required, Id),
+                ("image_id", Required, Id),
+                ("question_type", Required, Text),
+                ("answer_type", Required, Text),
+                ("multiple_choice_answer", Nullable, Text),
+                ("answers", Required, List),
+            ],
+            read: questions,
+        },
+        Layout {
+            name: "VQAv2's answers",
+            whole: json!({"annotations": [annotation(70), annotation(71)]}),
+            item: "/annotations/1/answers/0",
+            called: ["annotations[1]", "71"],
+            id: "",
+            fields: vec![("answer", Required, Text)],
+            read: questions,
+        },
+        Layout {
+            name: "VQAv2's questions",
+            whole: json!({"questions": [question(70), question(71)]}),
+            item: "/questions/1",
+            called: ["questions[1]", "71"],
+            id: "question_id",
+            fields: vec![
+                ("question_id", Required, Id),
+                ("image_id", Required, Id),
+                ("question", Required, Text),
+            ],
+            read: questions,
+        },
+        Layout {
+            name: "LAVIS's list",
+            whole: json!([item(70), item(71)]),
+            item: "/1",
+            called: ["item 1", "71"],
+            id: "question_id",
+            fields: vec![
+                ("question_id", Required, Id),
+                ("image", Required, Text),
+                ("question", Required, Text),
+                ("answer", Optional, List),
+                ("question_type", Nullable, Text),
+                ("answer_type", Nullable, Text),
+            ],
+            read: questions,
+        },
+        Layout {
+            name: "GQA's own file",
+            whole: gqa.clone(),
+            item: "/71",
+            called: ["question 71", "71"],
+            id: "",
+            fields: vec![
+                ("imageId", Required, Id),
+                ("question", Required, Text),
+                ("answer", Nullable, Text),
+                ("types", Nullable, Object),
+            ],
+            read: questions,
+        },
+        Layout {
+            name: "GQA's types",
+            whole: gqa,
+            item: "/71/types",
+            called: ["question 71", "71"],
+            id: "",
+            fields: vec![("semantic", Nullable, Text), ("structural", Nullable, Text)],
+            read: questions,
+        },
+        Layout {
+            name: "captions to judge",
+            whole: json!([{"image_id": 5, "caption": "a"}, {"image_id": 6, "caption": "b"}]),
+            item: "/1",
+            called: ["item 1", "6"],
+            id: "image_id",
+            fields: vec![("image_id", Required, Id), ("caption", Required, Text)],
+            read: |file| Results::read_captions(file).map(drop),
+        },
+        Layout {
+            name: "answers to judge",
+            whole: json!([{"question_id": 5, "answer": "a"}, {"question_id": 6, "answer": "b"}]),
+            item: "/1",
+            called: ["item 1", "6"],
+            id: "question_id",
+            fields: vec![("question_id", Required, Id), ("answer", Required, Text)],
+            read: |file| Results::read_answers(file).map(drop),
+        },
+        Layout {
+            name: "LAVIS's answers to GQA",
+            whole: json!([{"question_id": 5, "pred_ans": "a"}, {"question_id": 6, "pred_ans": "b"}]),
+            item: "/1",
+            called: ["item 1", "6"],
+            id: "question_id",
+            // Without it, the answer is missing by its usual name.
+            fields: vec![("question_id", Required, Id), ("pred_ans", Optional, Text)],
+            read: |file| Results::read_answers(file).map(drop),
+        },
+    ]
+}
+
+/// Values of every type; a field takes those that `right` says.
+fn values() -> Vec<Value> {
+    vec![
+        Value::Null,
+        json!(true),
+        json!(1.5),
+        json!(17),
+        json!("text"),
+        json!([1]),
+        json!(["text", 2]),
+        json!([null]),
+        json!({"not": "this"}),
+    ]
+}
+
+fn right(value: &Value, need: Need, takes: Takes) -> bool {
+    match value {
+        Value::Null => need == Nullable,
+        Value::Number(number) => takes == Id && number.is_i64(),
+        Value::String(_) => matches!(takes, Text | Id | TextOrList),
+        Value::Object(_) => takes == Object,
+        _ => false, // no list here has only strings
+    }
+}
+
+#[test]
+fn every_field_of_every_layout_is_named_where_it_is_wrong() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("spoilt.json");
+    let mut tried = 0;
+    for layout in layouts() {
+        let read = |whole: &Value| {
+            std::fs::write(&file, whole.to_string()).expect("written");
+            (layout.read)(&file)
+        };
+        read(&layout.whole).unwrap_or_else(|error| panic!("{}: {error}", layout.name));
+        for &(field, need, takes) in &layout.fields {
+            let spoilt = |value: Option<&Value>| {
+                let mut spoilt = layout.whole.clone();
+                let item = spoilt
+                    .pointer_mut(layout.item)
+                    .and_then(Value::as_object_mut);
+                let item = item.expect("an item");
+                match value {
+                    Some(value) => drop(item.insert(field.to_owned(), value.clone())),
+                    None => drop(item.remove(field)),
+                }
+                spoilt
+            };
+            let check = |value: Option<&Value>, right: bool| {
+                let what = format!("{}, {field}: {value:?}", layout.name);
+                let error = match (read(&spoilt(value)), right) {
+                    (Ok(()), true) => return,
+                    (Ok(()), false) => panic!("{what} is taken"),
+                    // Ids of other items, images that are not there: the value is of the right type.
+                    (Err(error), true) => {
+                        return assert!(!is_type_error(&error), "{what}: {error}");
+                    }
+                    (Err(error), false) => error.to_string(),
+                };
+                let [place, id] = layout.called;
+                let id = if field == layout.id { "" } else { id };
+                for part in ["spoilt.json: ", place, id, field] {
+                    assert!(error.contains(part), "{what}: {error}");
+                }
+            };
+            let may_miss = match field {
+                "pred_ans" => false,
+                _ => need != Required,
+            };
+            if field == "pred_ans" {
+                let error = read(&spoilt(None))
+                    .expect_err("nothing to judge")
+                    .to_string();
+                assert!(
+                    error.contains("item 1") && error.contains("answer is missing"),
+                    "{error}"
+                );
+            } else {
+                check(None, may_miss);
+            }
+            for value in values() {
+                check(Some(&value), self::right(&value, need, takes));
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 300, "{tried}");
+}
+
+fn is_type_error(error: &EvalError) -> bool {
+    let text = error.to_string();
+    text.contains("expected a") || text.contains("is missing")
+}
+
+#[test]
+fn ids_that_come_twice_are_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("twice.json");
+    let refused = |text: &str, read: fn(&Path) -> Result<(), EvalError>, parts: &[&str]| {
+        std::fs::write(&file, text).expect("written");
+        let error = read(&file).expect_err("refused").to_string();
+        for part in [&["twice.json: "], parts].concat() {
+            assert!(error.contains(part), "{error}");
+        }
+    };
+    // A name that comes again would hide the first.
+    let gqa =
+        r#"{"70": {"imageId": "1", "question": "a?"}, "70": {"imageId": "2", "question": "b?"}}"#;
+    refused(gqa, questions, &["\"70\"", "twice"]);
+    refused(
+        r#"{"images": [], "annotations": [], "images": []}"#,
+        captions,
+        &["\"images\"", "twice"],
+    );
+    let list = r#"[{"question_id": 7, "image": "a", "question": "a?"}, {"question_id": "7", "image": "a", "question": "a?"}]"#;
+    refused(list, questions, &["question_id 7", "once"]);
+    let splits =
+        r#"[{"image": "a_1.png", "caption": ["a"]}, {"image": "b_1.png", "caption": ["b"]}]"#;
+    refused(splits, captions, &["item 1 (image b_1.png)", "id 1"]);
+    let flickr = r#"{"images": [{"filename": "1.jpg", "imgid": 4, "split": "test", "sentences": []},
+        {"filename": "2.jpg", "imgid": 4, "split": "test", "sentences": []}]}"#;
+    refused(flickr, captions, &["images[1] (filename 2.jpg)", "id 4"]);
+}
+
+#[test]
+fn an_index_of_texts_is_checked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("list.json");
+    for (text, part) in [
+        ("[0, 1.5]", "item 1"),
+        ("[0, null]", "item 1"),
+        ("[-1]", "item 0"),
+    ] {
+        std::fs::write(&file, text).expect("written");
+        let error = read_image_of_text(&file, "test")
+            .expect_err("refused")
+            .to_string();
+        assert!(
+            error.contains("list.json: ") && error.contains(part),
+            "{error}"
+        );
+    }
+}

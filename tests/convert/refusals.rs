@@ -1,0 +1,270 @@
+//! What `convert` refuses, in words that name the file and what to do.
+
+use std::path::Path;
+
+use crate::cli_support::HOUSE;
+use crate::{LAVIS, convert_run, data};
+
+/// `convert` of bytes fails with one line that holds `parts`, and leaves nothing.
+#[track_caller]
+fn refused(name: &str, bytes: &[u8], arguments: &[&str], parts: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join(name);
+    std::fs::write(&input, bytes).unwrap();
+    refused_in(&folder, &input, arguments, parts);
+}
+
+#[track_caller]
+fn refused_in(folder: &tempfile::TempDir, input: &Path, arguments: &[&str], parts: &[&str]) {
+    let before = std::fs::read_dir(folder.path()).unwrap().count();
+    let out = folder.path().join("out");
+    let run = convert_run(input, &out, arguments)
+        .exits(1)
+        .one_error(parts);
+    assert_eq!(run.stdout, "");
+    assert_eq!(
+        std::fs::read_dir(folder.path()).unwrap().count(),
+        before,
+        "nothing is left"
+    );
+}
+
+#[test]
+fn files_that_cannot_be_read_are_refused() {
+    let good = std::fs::read(data("lavis_pretrained.pth")).unwrap();
+    let legacy = std::fs::read(data("lavis_caption.pth")).unwrap();
+    refused(
+        "half.pth",
+        &good[..good.len() / 2],
+        &LAVIS,
+        &["half.pth", "cut off or damaged", "download"],
+    );
+    refused(
+        "half.pth",
+        &legacy[..legacy.len() / 2],
+        &LAVIS,
+        &["half.pth", "ends inside storage", "download"],
+    );
+    refused("empty.pth", b"", &LAVIS, &["empty.pth", "is empty"]);
+    let image = std::fs::read(HOUSE).unwrap();
+    refused(
+        "image.pth",
+        &image,
+        &LAVIS,
+        &["image.pth", "no file that torch.save wrote"],
+    );
+    refused(
+        "list.pkl",
+        b"\x80\x02].",
+        &LAVIS,
+        &["list.pkl", "not one of PyTorch's"],
+    );
+    refused(
+        "lfs.pth",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00",
+        &LAVIS,
+        &["Git LFS pointer"],
+    );
+
+    // A pickle that would run a command in PyTorch: refused by name, and nothing of it happens.
+    let proof = tempfile::tempdir().unwrap().path().join("ran");
+    let at = legacy
+        .windows(11)
+        .position(|w| w == b"ccollection")
+        .unwrap();
+    let command = format!("touch {}", proof.display());
+    let mut evil = legacy[..at].to_vec();
+    evil.extend(b"cposix\nsystem\nX");
+    evil.extend((command.len() as u32).to_le_bytes());
+    evil.extend(command.as_bytes());
+    evil.extend(b"\x85R0");
+    evil.extend(&legacy[at..]);
+    refused(
+        "evil.pth",
+        &evil,
+        &LAVIS,
+        &["evil.pth", "asks for posix.system", "nothing of it was run"],
+    );
+    assert!(!proof.exists());
+
+    let folder = tempfile::tempdir().unwrap();
+    refused_in(
+        &folder,
+        Path::new("no/such.pth"),
+        &LAVIS,
+        &["no/such.pth", "check the path"],
+    );
+    refused_in(&folder, folder.path(), &LAVIS, &["has no weights"]);
+    std::fs::write(folder.path().join("a.pth"), &good).unwrap();
+    refused_in(
+        &folder,
+        folder.path(),
+        &LAVIS,
+        &["name a file of it", "a.pth"],
+    );
+}
+
+#[test]
+fn parts_that_are_missing_name_the_option_that_supplies_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let generative = data("lavis_pretrained.pth");
+    let refused = |input: &Path, arguments: &[&str], parts: &[&str]| {
+        refused_in(&folder, input, arguments, parts)
+    };
+    refused(
+        &generative,
+        &[],
+        &[
+            "lavis_pretrained.pth",
+            "vision transformer",
+            "LAVIS",
+            "--vit FILE",
+            "eva_vit_g.pth",
+        ],
+    );
+    refused(&generative, &LAVIS[..2], &["language model", "--llm DIR"]);
+    refused(
+        &data("mmpretrain_caption.pth"),
+        &[],
+        &["language model", "mmpretrain", "--llm DIR"],
+    );
+    refused(
+        &generative,
+        &LAVIS[..4],
+        &["none of a published model's", "--config"],
+    );
+    refused(
+        &data("lavis_retrieval.pth"),
+        &[],
+        &["no tokenizer", "vocab.txt", "--tokenizer DIR"],
+    );
+    let tokenizer = [&LAVIS[..], &["--tokenizer", "@reader"]].concat();
+    refused(&generative, &tokenizer, &["reader", "has no tokenizer"]);
+    refused(
+        &data("micro/model.safetensors"),
+        &["--config", "@nothing.json"],
+        &["nothing.json", "cannot be read"],
+    );
+}
+
+#[test]
+fn files_of_other_models_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |input: &str, arguments: &[&str], parts: &[&str]| {
+        refused_in(&folder, &data(input), arguments, parts)
+    };
+    refused("eva_vit.pth", &[], &["vision transformer alone", "--vit"]);
+    refused("opt", &[], &["language model alone", "--llm"]);
+    refused("reader/zip.pth", &[], &["no Q-Former", "brain"]);
+    // Swapped, or of another size.
+    let swapped = [
+        "--vit",
+        "@opt",
+        "--llm",
+        "@opt",
+        "--config",
+        "@micro/config.json",
+    ];
+    refused(
+        "lavis_pretrained.pth",
+        &swapped,
+        &["opt", "has no vision transformer", "--vit FILE"],
+    );
+    let no_language = [
+        "--vit",
+        "@eva_vit.pth",
+        "--llm",
+        "@reader/zip.pth",
+        "--config",
+        "@micro/config.json",
+    ];
+    refused(
+        "lavis_pretrained.pth",
+        &no_language,
+        &["zip.pth", "no language model", "--llm DIR"],
+    );
+    let other_llm = [
+        "--vit",
+        "@eva_vit.pth",
+        "--llm",
+        "@../tiny",
+        "--config",
+        "@micro/config.json",
+        "--tokenizer",
+        "@micro",
+    ];
+    refused("lavis_pretrained.pth", &other_llm, &["shape"]);
+    let other_config = [&LAVIS[..4], &["--config", "@../tiny/config.json"]].concat();
+    refused(
+        "lavis_pretrained.pth",
+        &other_config,
+        &["language model 40 wide", "trained with one 8 wide"],
+    );
+    let retrieval = [
+        "--config",
+        "@micro/config.json",
+        "--tokenizer",
+        "@micro-itm",
+    ];
+    refused(
+        "lavis_retrieval.pth",
+        &retrieval,
+        &["lacks", "language_projection"],
+    );
+}
+
+#[test]
+fn a_result_that_exists_or_cannot_be_written_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("there");
+    std::fs::create_dir(&out).unwrap();
+    let input = data("lavis_pretrained.pth");
+    convert_run(&input, &out, &LAVIS)
+        .exits(1)
+        .one_error(&["there", "exists already"]);
+    assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
+    let out = folder.path().join("no/such/out");
+    convert_run(&input, &out, &LAVIS)
+        .exits(1)
+        .one_error(&["no/such", "cannot be written"]);
+    convert_run(&input, Path::new("/"), &LAVIS).exits(1);
+}
+
+#[test]
+fn values_that_the_type_cannot_hold_are_named() {
+    let mut bytes = std::fs::read(data("lavis_caption.pth")).unwrap();
+    // The last storage of the old format ends the file.
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&1e6f32.to_le_bytes());
+    let f16 = [&LAVIS[2..], &["--dtype", "f16"]].concat();
+    refused(
+        "large.pth",
+        &bytes,
+        &f16,
+        &["large.pth", "1000000", "beyond the range"],
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("large.pth");
+    std::fs::write(&input, &bytes).unwrap();
+    convert_run(&input, &folder.path().join("out"), &LAVIS[2..]).exits(0);
+    convert_run(&input, &folder.path().join("o2"), &["--dtype", "f8"]).exits(2);
+}
+
+#[test]
+fn an_index_of_pytorchs_shards_is_read_with_care() {
+    let refused = |index: &str, parts: &[&str]| {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("pytorch_model.bin.index.json"), index).unwrap();
+        refused_in(&folder, folder.path(), &LAVIS, parts);
+    };
+    refused("[]", &["index.json", "no JSON object"]);
+    refused("{}", &["names no shards"]);
+    refused(
+        r#"{"weight_map": {"a": "../x.bin"}}"#,
+        &["../x.bin", "not a plain file name"],
+    );
+    refused(
+        r#"{"weight_map": {"a": "x.bin"}}"#,
+        &["x.bin", "cannot be read"],
+    );
+}

@@ -143,10 +143,10 @@ fn features(quant: Option<WeightFormat>) -> (Vec<ImageFeatures>, Vec<f32>) {
         pollster::block_on(Retriever::demo(stored_as(quant))).expect("the retrieval model");
     let encoded = pollster::block_on(model.encode_images(&images)).expect("features");
     let texts: Vec<&String> = truth.iter().map(|scene| &scene.captions[0]).collect();
-    let texts = pollster::block_on(model.encode_texts(&texts, Preset::Hf, TextUse::Match));
+    let texts =
+        pollster::block_on(model.encode_texts(&texts, Preset::Hf, TextUse::Match)).expect("texts");
     let pairs: Vec<(usize, usize)> = (0..8).map(|index| (index, index)).collect();
-    let scores = model.match_pairs(&encoded, &texts.expect("texts"), &pairs);
-    let scores = pollster::block_on(scores).expect("scores");
+    let scores = pollster::block_on(model.match_pairs(&encoded, &texts, &pairs)).expect("scores");
     (encoded, scores.iter().map(|score| score.itc).collect())
 }
 

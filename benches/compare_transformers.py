@@ -67,6 +67,8 @@ def parse_args():
                         help="of transformers; auto: float16 on CUDA, on a CPU float32 where it fits")
     parser.add_argument("--check-dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"],
                         help="of the run that tokens are compared with; auto: float32 where it fits, else --dtype")
+    parser.add_argument("--reference", type=Path, metavar="DUMP",
+                        help="compare tokens with this dump of reference_dump.py (float32) instead: for models too large to run here so")
     parser.add_argument("--threads", type=int, help="torch threads")
     parser.add_argument("--work", type=Path, help="folder for checkpoint and pictures (default: a temporary one)")
     parser.add_argument("--json", type=Path, help="write all figures here")
@@ -90,11 +92,12 @@ def make_pictures(folder, count):
 
 # Our program
 
-def run_ours(args, checkpoint, paths, batch):
+def run_ours(args, checkpoint, paths, batch, prompt=None, least=None, most=None):
     """Captions `paths` in one process: their tokens, and what -v says."""
-    command = [args.binary, "caption", *paths, "--model", checkpoint, "--prompt", args.prompt, "--json", "-v",
-               "--beams", "1", "--batch-size", batch, "--max-new-tokens", args.tokens, "--min-new-tokens", args.tokens,
-               *args.ours_args.split()]
+    command = [args.binary, "caption", *paths, "--model", checkpoint, "--prompt", args.prompt if prompt is None else prompt,
+               "--json", "-v", "--beams", "1", "--batch-size", batch,
+               "--max-new-tokens", args.tokens if most is None else most,
+               "--min-new-tokens", args.tokens if least is None else least, *args.ours_args.split()]
     started = time.time()
     run = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     seconds = time.time() - started
@@ -218,6 +221,31 @@ def time_peer(peer, args, pictures, batch, dtype):
     }
 
 
+def check_reference(args, checkpoint, work):
+    """Tokens beside those of a dump, whose pictures are stored at the model's size."""
+    from PIL import Image
+    from safetensors import safe_open
+    results = []
+    with safe_open(args.reference, "np") as file:
+        dump = json.loads(file.metadata()["blip2_reference"])
+        for number, image in enumerate(dump["images"]):
+            path = work / f"reference.{number}.png"
+            Image.fromarray(file.get_tensor(f"image.{number}.resized")).save(path)
+            for prompt in dump["prompts"]:
+                greedy = prompt["greedy"][number]
+                theirs = greedy["tokens"]
+                ours = run_ours(args, checkpoint, [path], 1, prompt["prompt"], 0, dump["max_new_tokens"])[0][0]
+                result = {"image": image["file"], "prompt": prompt["prompt"], "ours": ours, "theirs": theirs, "dtype": "float32 (dump)",
+                          "equal": ours == theirs, "ok": ours == theirs}
+                differing = [step for step, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1]]
+                if differing:
+                    # How far the best two are apart: ours is one of the others.
+                    gap = greedy["margins"][differing[0]]
+                    result |= {"first_difference": differing[0], "gap": gap, "ok": gap < GAP_ALLOWED}
+                results.append(result)
+    return results
+
+
 def check_tokens(peer, args, pictures, ours, dtype):
     """Each picture by itself: equal tokens, or how far apart the logits are where the first differs."""
     sys.path.insert(0, str(TOOLS))
@@ -306,22 +334,30 @@ def main():
 
     def note(key, values):
         report[key] += values
+        print(json.dumps(values), file=sys.stderr, flush=True)
         if args.json:
             args.json.write_text(json.dumps(report, indent=1) + "\n")
 
     pictures = make_pictures(work / "pictures", max([*args.batch, args.check_images]))
-    ours = None
+    ours, check_failed = None, False
     if not args.no_ours:
         for batch in args.batch:
             try:
                 note("rows", [time_ours(args, checkpoint, pictures, batch)])
             except Exception as error:
                 note("rows", [{"who": "ours", "mode": args.ours_args, "dtype": "", "batch": batch, "error": last_line(error)}])
-        if not args.no_check:
+        if args.reference:
+            try:
+                note("checks", check_reference(args, checkpoint, work))
+            except Exception as error:
+                print(last_line(error), file=sys.stderr)
+                check_failed = True
+        elif not args.no_check:
             try:
                 ours, _ = run_ours(args, checkpoint, pictures[:args.check_images], args.check_images)
             except Exception as error:
                 print(last_line(error), file=sys.stderr)
+                check_failed = True
 
     done = run_transformers(args, checkpoint, pictures, ours, note)
     print(json.dumps(report["environment"]))
@@ -329,7 +365,7 @@ def main():
     print_table(report["rows"])
     failed = any("error" in row for row in report["rows"])
     wrong = not all(check["ok"] for check in report["checks"])
-    sys.exit(1 if failed or wrong or not done else 0)
+    sys.exit(1 if failed or wrong or not done or check_failed else 0)
 
 
 def run_transformers(args, checkpoint, pictures, ours, note):

@@ -3,17 +3,18 @@
 #
 #   benches/gpu.sh [--binary FILE] [--out DIR] [--total SECONDS] [--checkpoint DIR] [--small] [STEP…]
 #
-# Steps (all, if none is named): devices parity captions variants quant kernels model compare peers. Each has its own
-# time limit and runs whatever became of the others. DIR (or $OUT, else target/gpu) gets eight files at most:
+# Steps (all, if none is named): devices parity captions variants quant kernels model profile compare peers. Each has
+# its own time limit and runs whatever became of the others. DIR (or $OUT, else target/gpu) gets eight files at most:
 #
 #   summary.txt   a line a step: ok, FAILED or skipped, seconds, what it found
 #   gpu.log       all that the steps printed
-#   devices.json  kernels.json  model.json  compare.json  peers.json
+#   devices.json  kernels.json  model.json  compare.json  peers.json (JSON, or a JSON object a line)
+#   trace.json    of one caption, for ui.perfetto.dev
 #
 # Nothing is fetched. Needed: a release build of the program (--binary, or .gl/blip2-wgpu, or target/release/blip2-wgpu).
 # Where the machine has no Vulkan loader, put its Debian package (libvulkan1, and libegl1 libglvnd0 libopengl0 libgl1
 # libglx0, which NVIDIA's driver may ask for) into .gl/; they are unpacked for this run, not into the system.
-# `model` and `compare` take the checkpoint of full size: the one given, or one that python3 (with torch, transformers,
+# `model`, `profile` and `compare` take the checkpoint of full size: the one given, or one that python3 (with torch, transformers,
 # tokenizers and safetensors) makes while the first steps run. `peers` wants a build of benches/peers as
 # .gl/blip2-wgpu-peers. --small is for trying this script: the tiny checkpoint, the shortest settings.
 set -uo pipefail
@@ -33,7 +34,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ ${#steps[@]} -gt 0 ] || steps=(devices parity captions variants quant kernels model compare peers)
+[ ${#steps[@]} -gt 0 ] || steps=(devices parity captions variants quant kernels model profile compare peers)
 
 PROGRAM=""
 for candidate in "$binary" .gl/blip2-wgpu target/release/blip2-wgpu; do
@@ -47,7 +48,7 @@ mkdir -p "$OUT" || exit 2
 OUT=$(cd "$OUT" && pwd)
 WORK=$(mktemp -d) || exit 2
 export PROGRAM WORK PYTHONUNBUFFERED=1
-rm -f "$OUT"/{summary.txt,gpu.log,devices.json,kernels.json,model.json,compare.json,peers.json}
+rm -f "$OUT"/{summary.txt,gpu.log,devices.json,kernels.json,model.json,compare.json,peers.json,trace.json}
 
 # A loader that was brought along, and where containers mount NVIDIA's driver.
 if ! ldconfig -p 2>/dev/null | grep -q 'libvulkan\.so\.1'; then
@@ -67,7 +68,7 @@ CHECKPOINT=$checkpoint
 if [ -z "$CHECKPOINT" ] && [ -n "$SMALL" ]; then
     CHECKPOINT=tests/data/tiny
 fi
-if [ -z "$CHECKPOINT" ] && [[ " ${steps[*]} " =~ \ (model|compare)\  ]]; then
+if [ -z "$CHECKPOINT" ] && [[ " ${steps[*]} " =~ \ (model|profile|compare)\  ]]; then
     CHECKPOINT=$WORK/full
     (
         python3 weights-tools/make_checkpoint.py "$CHECKPOINT" --preset opt-2.7b >"$WORK/making.log" 2>&1
@@ -161,21 +162,29 @@ do_quant() {
 }
 
 do_kernels() {
-    "$PROGRAM" bench kernels --json >"$OUT/kernels.json" || return
-    echo "found $(wc -c <"$OUT/kernels.json") bytes of figures in kernels.json"
+    local settings=()
+    [ -z "$SMALL" ] || settings=(--rounds 1 32x2560)
+    "$PROGRAM" bench kernels --json "${settings[@]}" >"$OUT/kernels.json" || return
+    echo "found $(wc -l <"$OUT/kernels.json") lines in kernels.json"
 }
 
 do_model() {
     need_checkpoint
-    local failed=0 type quant
+    local failed=0 type settings=()
+    [ -z "$SMALL" ] || settings=(--rounds 1 --batches 1,2)
     for type in f16 q8 q4; do
-        quant=()
-        [ $type = f16 ] || quant=(--quant $type)
-        "$PROGRAM" bench model --json --model "$CHECKPOINT" "${quant[@]}" >"$WORK/model" || failed=1
+        echo "{\"quant\": \"$type\"}" >>"$OUT/model.json"
+        "$PROGRAM" bench model --json --model "$CHECKPOINT" --quant $type "${settings[@]}" >"$WORK/model" || failed=1
         cat "$WORK/model"
         cat "$WORK/model" >>"$OUT/model.json"
     done
+    echo "found $(wc -l <"$OUT/model.json") lines in model.json"
     return $failed
+}
+
+do_profile() {
+    need_checkpoint
+    "$PROGRAM" caption examples/scene_12.png --model "$CHECKPOINT" --prompt "a photo of" -v --profile --trace "$OUT/trace.json"
 }
 
 do_compare() {
@@ -193,7 +202,7 @@ do_peers() {
     local settings=()
     [ -z "$SMALL" ] || settings=(--shape 32x256x256 --rounds 1)
     .gl/blip2-wgpu-peers --json "${settings[@]}" >"$OUT/peers.json" || return
-    echo "found ratio $(sed 's/.*"ratio_geometric_mean":\([0-9.]*\).*/\1/' "$OUT/peers.json") in the geometric mean"
+    echo "found burn / ours $(sed 's/.*"ratio_geometric_mean":\([0-9]*\.[0-9][0-9]\).*/\1/' "$OUT/peers.json") in the geometric mean"
 }
 
 # Runs a step for at most `$2` seconds, or what is left of the total. A last line "found …" goes to the summary.
@@ -230,6 +239,7 @@ limit_of() {
         variants) echo 60 ;;
         kernels) echo 100 ;;
         model) echo 180 ;;
+        profile) echo 40 ;;
         compare) echo 240 ;;
         peers) echo 120 ;;
     esac

@@ -8,7 +8,7 @@ use crate::generate::GenerateError;
 use crate::gpu::GpuError;
 use crate::image::ImageError;
 use crate::model::config::ConfigError;
-use crate::task::IndexError;
+use crate::task::{IndexError, Shortage};
 use crate::text::TextError;
 use crate::weights::{UploadError, WeightsError};
 
@@ -40,6 +40,9 @@ pub enum Error {
     /// The index of a search.
     #[error(transparent)]
     Index(#[from] IndexError),
+    /// A model that does not fit the device, with what would.
+    #[error(transparent)]
+    Memory(#[from] Box<Shortage>),
     /// A text in which nothing is left to compare with an image.
     #[error("text {text:?} is empty, or empty after the preset's clean-up; give words")]
     EmptyText {
@@ -153,6 +156,12 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+}
+
+impl From<Shortage> for Error {
+    fn from(shortage: Shortage) -> Self {
+        Self::Memory(Box::new(shortage))
+    }
 }
 
 impl From<UploadError> for Error {

@@ -358,18 +358,18 @@ fn a_device_without_room_gets_fewer_requests_at_once() {
         ..GpuOptions::default()
     });
     let pixels = pixels();
-    let (mut large, requests) = (engine(), requests(&pixels));
+    let mut large = engine();
+    // One of each way of choosing tokens.
+    let requests = &requests(&pixels)[..20];
     let order: Vec<usize> = (0..requests.len()).collect();
-    for batch in [1, 16] {
-        let expected = run(&mut large.0, &requests, &order, batch);
-        let ours = run(&mut small, &requests, &order, batch);
-        for (number, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
-            let tokens = |texts: &[Generated]| -> Vec<Vec<u32>> {
-                texts.iter().map(|text| text.tokens.clone()).collect()
-            };
-            // The number of rows, and with it the order of sums, is another.
-            assert_eq!(tokens(ours), tokens(expected), "request {number}");
-        }
+    let expected = run(&mut large.0, requests, &order, 16);
+    let ours = run(&mut small, requests, &order, 16);
+    for (number, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
+        let tokens = |texts: &[Generated]| -> Vec<Vec<u32>> {
+            texts.iter().map(|text| text.tokens.clone()).collect()
+        };
+        // The number of rows, and with it the order of sums, is another.
+        assert_eq!(tokens(ours), tokens(expected), "request {number}");
     }
     // The most demanding of them sixteen times: logits and cache of all would take more than one binding.
     let hungry = requests.iter().max_by_key(|request| {

@@ -125,7 +125,7 @@ fn linear_kernels(adapter: &AdapterReport, rows: usize) -> String {
 fn attention_kernels(adapter: &AdapterReport) -> String {
     let names: Vec<_> = attention_candidates(&adapter.capabilities)
         .iter()
-        .map(|variant| format!("{variant:?}"))
+        .map(ToString::to_string)
         .collect();
     names.join(", ")
 }

@@ -207,14 +207,16 @@ impl Encoder {
             _ => None,
         };
         let Some(path) = generative else {
-            let model = shared.open_retriever(image_size, output).await?;
+            let model = shared
+                .open_retriever(image_size, args.batch_size.0, output)
+                .await?;
             return Ok(Self::Retriever(Box::new(model)));
         };
         let options = OpenOptions {
             gpu: shared.gpu_options()?,
-            device: None,
             image_size,
             quant: shared.quant(),
+            ..OpenOptions::default()
         };
         let mut progress = load_progress(output);
         let mut progress = |done, total| progress(done, total);
@@ -311,7 +313,7 @@ async fn texts(shared: &Shared, args: &TextArgs, output: &Output) -> Result<bool
         return Ok(false);
     }
     let preset = args.output.preset;
-    let mut model = shared.open_retriever(None, output).await?;
+    let mut model = shared.open_retriever(None, None, output).await?;
     let given = texts.len();
     let (texts, features) =
         encode_texts(&mut model, texts, preset, TextUse::Retrieve, output).await?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::generate::GenerationOverrides;
-use crate::task::Preset;
+use crate::task::{Preset, Work};
 
 /// How to choose tokens. Flags left out keep the preset's or the checkpoint's value.
 #[derive(Debug, Clone, clap::Args)]
@@ -123,6 +123,21 @@ impl GenerationArgs {
         .into_iter()
         .filter_map(|(flag, value)| Some((flag.to_owned(), value?)))
         .collect()
+    }
+
+    /// What to have room for.
+    pub(super) fn work(&self) -> Work {
+        // LAVIS and mmpretrain search with up to 5 beams; transformers as the checkpoint says.
+        let is_own = self.preset == Preset::Hf;
+        Work {
+            batch_size: if self.stream {
+                Some(1)
+            } else {
+                self.batch_size.0
+            },
+            beams: self.beams.or((!is_own).then_some(5)),
+            new_tokens: self.max_new_tokens.or((!is_own).then_some(30)),
+        }
     }
 
     /// Whether several texts an item are asked for.

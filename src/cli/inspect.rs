@@ -8,14 +8,17 @@ use crate::Error;
 use crate::gpu::Gpu;
 use crate::model::config::LanguageConfig;
 use crate::model::{Blip2Config, Component};
-use crate::task::{MemoryPlan, plan_memory};
+use crate::task::{Budget, Forecast, MemoryPlan};
 use crate::weights::Checkpoint;
 
 use super::Shared;
 use super::output::Output;
 
-/// Positions to plan the cache for: image, prompt and a caption.
+/// Positions to plan for: image, prompt and a caption.
 const POSITIONS: usize = 64;
+
+/// Batch sizes that all formats are shown with.
+const BATCHES: [usize; 2] = [1, 16];
 
 /// Shows a checkpoint without loading it.
 #[derive(Debug, clap::Args)]
@@ -27,6 +30,12 @@ pub(super) struct Args {
     /// Images at a time to plan for
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..).map(usize::from))]
     batch_size: usize,
+    /// Positions of a text to plan for: image, prompt and answer (of the text alone, for a retrieval model)
+    #[arg(long, value_name = "N", default_value_t = POSITIONS, value_parser = clap::value_parser!(u16).range(1..).map(usize::from))]
+    positions: usize,
+    /// Beams to plan for
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..).map(usize::from))]
+    beams: usize,
     /// List every tensor
     #[arg(long)]
     tensors: bool,
@@ -43,15 +52,17 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     }
     let unused = checkpoint.unused(specs.iter().map(|spec| spec.name.as_str()));
     let gpu = Gpu::open(&shared.gpu_options()?).await?;
-    let plan = plan_memory(
-        &gpu,
-        &config,
-        &checkpoint,
-        shared.quant(),
-        args.batch_size,
-        POSITIONS,
-    )
-    .await?;
+    let quant = shared.quant();
+    let forecast = Forecast::new(&gpu, &config, &checkpoint, quant).await?;
+    let plan = |format, batch| forecast.plan(format, batch, args.positions, args.beams);
+    let mut table = Vec::new();
+    for format in forecast.formats() {
+        for batch in BATCHES {
+            if let Ok(plan) = plan(Some(format), batch) {
+                table.push((format.name(), batch, plan));
+            }
+        }
+    }
     let view = View {
         args,
         folder: &folder,
@@ -59,7 +70,9 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         checkpoint: &checkpoint,
         unused: &unused,
         gpu: &gpu,
-        plan,
+        plan: plan(None, args.batch_size)?,
+        table,
+        budget: Budget::of(&gpu, shared.memory),
     };
     if output.json {
         output.line(&view.json().to_string());
@@ -77,7 +90,10 @@ struct View<'a> {
     checkpoint: &'a Checkpoint,
     unused: &'a [&'a str],
     gpu: &'a Gpu,
-    plan: Option<MemoryPlan>,
+    plan: MemoryPlan,
+    /// All formats with [`BATCHES`].
+    table: Vec<(&'static str, usize, MemoryPlan)>,
+    budget: Budget,
 }
 
 impl View<'_> {
@@ -89,8 +105,12 @@ impl View<'_> {
             .filter(|(_, parameters)| *parameters > 0)
     }
 
-    /// Whether every buffer of `plan` is one that the adapter allows.
+    /// Whether every buffer of `plan` is one that the adapter allows, and there is room for all, as far as is known.
     fn fits(&self, plan: &MemoryPlan) -> bool {
+        self.allows_buffers(plan) && self.budget.holds(plan.total())
+    }
+
+    fn allows_buffers(&self, plan: &MemoryPlan) -> bool {
         let capabilities = self.gpu.capabilities();
         plan.largest_buffer
             <= capabilities
@@ -116,13 +136,25 @@ impl View<'_> {
             "unused_tensors": self.unused,
             "adapter": self.gpu.info().name,
         });
-        if let Some(plan) = &self.plan {
-            line["gpu_weight_bytes"] = plan.weights.into();
-            line["gpu_activation_bytes"] = plan.activations.into();
-            line["gpu_cache_bytes"] = plan.cache.into();
-            line["gpu_total_bytes"] = plan.total().into();
-            line["fits"] = self.fits(plan).into();
-        }
+        let plan = &self.plan;
+        line["gpu_weight_bytes"] = plan.weights.into();
+        line["gpu_activation_bytes"] = plan.activations.into();
+        line["gpu_cache_bytes"] = plan.cache.into();
+        line["gpu_total_bytes"] = plan.total().into();
+        line["gpu_memory_bytes"] = self.budget.bytes().into();
+        line["fits"] = self.fits(plan).into();
+        line["plans"] = self
+            .table
+            .iter()
+            .map(|(format, batch, plan)| {
+                serde_json::json!({
+                    "weights": format,
+                    "batch_size": batch,
+                    "gpu_total_bytes": plan.total(),
+                    "fits": self.fits(plan),
+                })
+            })
+            .collect();
         if self.args.tensors {
             line["tensors"] = self
                 .checkpoint
@@ -149,23 +181,7 @@ impl View<'_> {
             row(component.name(), parameters);
         }
         row("total", self.config.parameters());
-        if let Some(plan) = &self.plan {
-            output.line(&format!(
-                "\nbytes on the GPU ({}, batch {}, {POSITIONS} positions)",
-                self.gpu.info().name,
-                self.args.batch_size
-            ));
-            row("weights", plan.weights);
-            row("activations", plan.activations);
-            row("key-value cache", plan.cache);
-            row("total", plan.total());
-            let verdict = if self.fits(plan) {
-                "every buffer is within the adapter's limits"
-            } else {
-                "does NOT fit: a buffer is beyond the adapter's limits; use a smaller --batch-size"
-            };
-            output.line(&format!("  {verdict}"));
-        }
+        self.print_plan(output);
         output.line(&format!(
             "\nfiles: {} bytes of tensors in {} file(s)",
             thousands(self.checkpoint.total_bytes()),
@@ -186,6 +202,51 @@ impl View<'_> {
                     tensor.name, tensor.dtype, tensor.shape
                 ));
             }
+        }
+    }
+}
+
+impl View<'_> {
+    fn print_plan(&self, output: &Output) {
+        let row = |label: &str, number: u64| {
+            output.line(&format!("  {label:<22}{:>16}", thousands(number)));
+        };
+        let plan = &self.plan;
+        output.line(&format!(
+            "\nbytes on the GPU ({}, batch {}, {} positions, beams {})",
+            self.gpu.info().name,
+            self.args.batch_size,
+            self.args.positions,
+            self.args.beams,
+        ));
+        row("weights", plan.weights);
+        row("activations", plan.activations);
+        row("key-value cache", plan.cache);
+        row("total", plan.total());
+        let room = match self.budget {
+            Budget::Allowed(bytes) => format!("{} bytes are allowed", thousands(bytes)),
+            Budget::Available(bytes) => format!("{} bytes are free", thousands(bytes)),
+            Budget::Unknown => "how much this device has is not known; say it with --memory".into(),
+        };
+        if !self.allows_buffers(plan) {
+            output.line("  does NOT fit: a buffer is beyond the adapter's limits; use a smaller --batch-size");
+        } else if self.fits(plan) {
+            output.line(&format!(
+                "  every buffer is within the adapter's limits; {room}"
+            ));
+        } else {
+            output.line(&format!("  does NOT fit: {room}"));
+        }
+        output.line("\nother ways");
+        for (format, batch, plan) in &self.table {
+            let verdict = if self.fits(plan) {
+                ""
+            } else {
+                "  does not fit"
+            };
+            let label = format!("{format}, batch {batch}");
+            let total = thousands(plan.total());
+            output.line(&format!("  {label:<22}{total:>16}{verdict}"));
         }
     }
 }

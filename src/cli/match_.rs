@@ -62,7 +62,9 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     let report = report.map(|file| Report::create(file, inputs.len()));
     let mut report = report.transpose()?;
     let size = image_size(args.image_size, args.preset);
-    let mut model = shared.open_retriever(size, output).await?;
+    let mut model = shared
+        .open_retriever(size, args.batch_size.0, output)
+        .await?;
     let given = texts.len();
     let (texts, features) =
         encode_texts(&mut model, texts, args.preset, TextUse::Match, output).await?;

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. The only place that prints, blocks, or exits.
 
 mod arrays;
+mod bench;
 mod caption;
 mod convert;
 mod delivery;
@@ -17,6 +18,7 @@ mod output;
 mod pairs;
 mod parity;
 mod part_file;
+mod profile;
 mod pull;
 mod results;
 mod retrieval;
@@ -30,10 +32,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::Error;
-use crate::gpu::{AdapterChoice, Disabled, GpuOptions, WeightFormat};
-use crate::task::{Blip2, OpenOptions};
+use crate::gpu::{AdapterChoice, Disabled, GpuOptions, Profiler, WeightFormat};
+use crate::task::{Blip2, OpenOptions, Work};
 
 use output::{Output, load_progress};
+use profile::Profile;
 
 /// Exit code for "something failed; the rest was done".
 const FAILED: u8 = 1;
@@ -92,6 +95,16 @@ struct Shared {
         env = "BLIP2_WGPU_QUANT"
     )]
     quant: Option<Quant>,
+    /// Bytes of device memory that may be used, such as 6GB; what does not fit is refused before it is loaded (by default
+    /// all that is free, where that can be known: on a CPU device)
+    #[arg(
+        long,
+        global = true,
+        value_name = "BYTES",
+        env = "BLIP2_WGPU_MEMORY",
+        value_parser = crate::task::parse_bytes
+    )]
+    memory: Option<u64>,
     /// Build shaders with bounds checks (slower, same results)
     #[arg(
         long,
@@ -109,6 +122,15 @@ struct Shared {
     /// Timings and details on stderr
     #[arg(short, long, global = true)]
     verbose: bool,
+    /// At the end, time per kernel on stderr, from the device's timestamps
+    #[arg(long, global = true)]
+    profile: bool,
+    /// Write a trace of phases and kernels, for ui.perfetto.dev or chrome://tracing
+    #[arg(long, global = true, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// What --profile and --trace collect.
+    #[arg(skip)]
+    profiler: Option<Profiler>,
 }
 
 /// How weights are stored.
@@ -131,6 +153,9 @@ impl From<Quant> for WeightFormat {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure kernels or a model on this adapter, as shares of what the adapter reaches
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Describe images
     Caption(Box<caption::Args>),
     /// Make a folder that --model takes from a checkpoint of LAVIS, mmpretrain or transformers
@@ -165,7 +190,8 @@ impl Command {
     fn takes_model(&self) -> bool {
         !matches!(
             self,
-            Self::Convert(_)
+            Self::Bench(bench::Command::Kernels(_))
+                | Self::Convert(_)
                 | Self::Devices
                 | Self::Inspect(_)
                 | Self::Parity(_)
@@ -181,11 +207,14 @@ impl Command {
 pub fn run() -> ExitCode {
     let mut cli = Cli::parse(); // wrong usage exits with 2 here
     let output = Output::new(&cli.shared);
+    let mut profile = None;
     let result = pollster::block_on(async {
+        profile = Profile::begin(&mut cli.shared)?;
         if cli.command.takes_model() {
             cli.shared.find_model(&output)?;
         }
         match &cli.command {
+            Command::Bench(command) => bench::run(&cli.shared, command, &output).await,
             Command::Caption(args) => caption::run(&cli.shared, args, &output).await,
             Command::Convert(args) => convert::run(&cli.shared, args, &output),
             Command::Devices => devices::run(&cli.shared, &output).await,
@@ -200,7 +229,9 @@ pub fn run() -> ExitCode {
             Command::Vqa(args) => vqa::run(&cli.shared, args, &output).await,
         }
     });
-    match result {
+    // The devices are gone by now, and all their times have come back.
+    let shown = profile.is_none_or(|profile| profile.end(&output));
+    match result.map(|all_well| all_well && shown) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
         Err(error) => {
@@ -218,6 +249,7 @@ impl Shared {
             checked: self.checked,
             cache_dir: cache_dir(),
             max_part_bytes: None,
+            profiler: self.profiler.clone(),
             max_binding_bytes: None,
         })
     }
@@ -253,14 +285,22 @@ impl Shared {
     }
 
     /// Opens the checkpoint with a progress bar.
-    async fn open(&self, image_size: Option<u32>, output: &Output) -> Result<Blip2, Error> {
+    async fn open(
+        &self,
+        image_size: Option<u32>,
+        work: Work,
+        output: &Output,
+    ) -> Result<Blip2, Error> {
         let started = std::time::Instant::now();
         let options = OpenOptions {
             gpu: self.gpu_options()?,
-            device: None,
             image_size,
             quant: self.quant(),
+            memory: self.memory,
+            work,
+            ..OpenOptions::default()
         };
+        let mut bytes = 0;
         let model = match self.checkpoint()? {
             #[cfg(feature = "demo-model")]
             None => open_demo(options, output).await?,
@@ -268,14 +308,19 @@ impl Shared {
             None => return Err(Error::NoModel),
             Some(path) => {
                 let mut progress = load_progress(output);
-                Blip2::open_with_progress(path, options, &mut |done, total| progress(done, total))
-                    .await?
+                let mut progress = |done, total| {
+                    bytes = total;
+                    progress(done, total);
+                };
+                Blip2::open_with_progress(path, options, &mut progress).await?
             }
         };
+        let seconds = started.elapsed().as_secs_f64();
+        let gigabytes = bytes as f64 / 1e9;
         output.detail(&format!(
-            "loaded on {} in {:.2} s",
+            "loaded on {} in {seconds:.2} s ({gigabytes:.2} GB, {:.2} GB/s)",
             model.gpu().info().name,
-            started.elapsed().as_secs_f64()
+            gigabytes / seconds
         ));
         Ok(model)
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::Error;
-use crate::task::{DumpModel, DumpSummary, TOLERANCE};
+use crate::task::{DumpModel, DumpSummary, TOLERANCE, Work};
 
 use super::Shared;
 use super::output::Output;
@@ -32,11 +32,11 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     let image_size = Some(dump.image_size);
     let report = match dump.model {
         DumpModel::Generation => {
-            let mut model = shared.open(image_size, output).await?;
+            let mut model = shared.open(image_size, Work::default(), output).await?;
             model.parity(&args.dump).await?
         }
         DumpModel::Retrieval => {
-            let mut model = shared.open_retriever(image_size, output).await?;
+            let mut model = shared.open_retriever(image_size, None, output).await?;
             model.parity(&args.dump).await?
         }
     };

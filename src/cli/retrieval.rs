@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::Error;
 use crate::image::{Rgb8Image, decode, decode_file};
 use crate::task::{
-    GalleryImage, GallerySource, OpenOptions, Preset, Retriever, TextFeatures, TextUse,
+    GalleryImage, GallerySource, OpenOptions, Preset, Retriever, TextFeatures, TextUse, Work,
 };
 
 use super::Shared;
@@ -56,14 +56,20 @@ impl Shared {
     pub(super) async fn open_retriever(
         &self,
         image_size: Option<u32>,
+        batch_size: Option<usize>,
         output: &Output,
     ) -> Result<Retriever, Error> {
         let started = std::time::Instant::now();
         let options = OpenOptions {
             gpu: self.gpu_options()?,
-            device: None,
             image_size,
             quant: self.quant(),
+            memory: self.memory,
+            work: Work {
+                batch_size,
+                ..Work::default()
+            },
+            ..OpenOptions::default()
         };
         let model = match self.checkpoint()? {
             #[cfg(feature = "demo-model")]

@@ -86,7 +86,9 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         return Ok(false);
     }
     let size = image_size(args.image_size, args.preset);
-    let mut model = shared.open_retriever(size, output).await?;
+    let mut model = shared
+        .open_retriever(size, args.batch_size.0, output)
+        .await?;
 
     let started = std::time::Instant::now();
     let image_count = images.len();

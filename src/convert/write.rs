@@ -220,9 +220,9 @@ fn each_chunk(
             Ok(())
         }
         Part::QuantisedValues(view, format) => {
-            each_quantised(view, *format, &mut |values, _| write(values))
+            each_quantised(view, *format, |values, _| write(values))
         }
-        Part::Scales(view, format) => each_quantised(view, *format, &mut |_, scales| {
+        Part::Scales(view, format) => each_quantised(view, *format, |_, scales| {
             let bytes: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
             write(&bytes)
         }),
@@ -256,7 +256,7 @@ fn each_chunk(
 fn each_quantised(
     view: &StridedView,
     format: WeightFormat,
-    write: &mut dyn FnMut(&[u8], &[f16]) -> Result<(), ConvertError>,
+    mut write: impl FnMut(&[u8], &[f16]) -> Result<(), ConvertError>,
 ) -> Result<(), ConvertError> {
     let count = view.elements();
     let step = CHUNK / 8; // whole blocks

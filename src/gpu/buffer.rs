@@ -70,6 +70,9 @@ impl Gpu {
         mapped: bool,
     ) -> Result<wgpu::Buffer, GpuError> {
         let bytes = bytes.max(16).next_multiple_of(16);
+        if let Some(placeholder) = self.rehearse_buffer(bytes) {
+            return Ok(placeholder);
+        }
         let capabilities = self.capabilities();
         let limit = capabilities
             .max_binding_bytes
@@ -112,7 +115,7 @@ impl Gpu {
     /// Writes `data` at `offset` (both multiples of 4 bytes; a shorter tail is padded with zeros).
     pub fn write<T: bytemuck::NoUninit>(&self, buffer: &wgpu::Buffer, offset: u64, data: &[T]) {
         let bytes: &[u8] = bytemuck::cast_slice(data);
-        if bytes.is_empty() {
+        if bytes.is_empty() || self.rehearsed().is_some() {
             return;
         }
         let whole = bytes.len() / 4 * 4;
@@ -273,6 +276,9 @@ impl Readback {
     /// [`GpuError::TooLarge`] if no buffer of this device can hold them.
     pub fn new(gpu: &Gpu, bytes: u64) -> Result<Self, GpuError> {
         let size = bytes.max(4).next_multiple_of(4);
+        if let Some(buffer) = gpu.rehearse_buffer(size) {
+            return Ok(Self { buffer });
+        }
         let limit = gpu.capabilities().max_buffer_bytes;
         if size > limit {
             return Err(GpuError::TooLarge {

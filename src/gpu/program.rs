@@ -3,9 +3,10 @@
 //! A [`ProgramBuilder`] takes dispatches in order. Activations are named, not allocated, while recording: when the
 //! program is finished their lifetimes are known and buffers are shared between those that never live together.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::pipeline::Constants;
+use super::timestamps::Timestamps;
 use super::{Access, Gpu, GpuError, Kernel, Matrix};
 
 /// Params of all dispatches lie in one uniform buffer at WebGPU's default offset alignment.
@@ -334,15 +335,23 @@ impl<'gpu> ProgramBuilder<'gpu> {
             return Err(error);
         }
         let device = self.gpu.device();
+        let plan = plan(&self.lifetimes);
+        let slots = pool.buffers(self.gpu, &plan.slots)?;
+        let uniforms = self.uniforms();
+        if self.gpu.rehearsed().is_some() {
+            return Ok(Program {
+                name: self.name,
+                steps: Vec::new(),
+                activation_bytes: plan.slots.iter().sum(),
+                taps: self.taps,
+            });
+        }
         let wanted: Vec<_> = self
             .dispatches
             .iter()
             .map(|dispatch| (dispatch.kernel, dispatch.constants.clone()))
             .collect();
         self.gpu.pipelines().compile_all(device, &wanted);
-        let plan = plan(&self.lifetimes);
-        let slots = pool.buffers(self.gpu, &plan.slots)?;
-        let uniforms = self.uniforms();
         self.gpu.count_objects(1 + self.dispatches.len());
         let steps = self
             .dispatches
@@ -370,6 +379,7 @@ impl<'gpu> ProgramBuilder<'gpu> {
                     .map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource })
                     .collect();
                 Step {
+                    kernel: dispatch.kernel.name,
                     pipeline: compiled.pipeline.clone(),
                     bind_group: device.create_bind_group(&wgpu::BindGroupDescriptor {
                         label: Some(dispatch.kernel.name),
@@ -384,6 +394,7 @@ impl<'gpu> ProgramBuilder<'gpu> {
         Ok(Program {
             name: self.name,
             steps,
+            timestamps: self.gpu.timestamps().cloned(),
             activation_bytes: plan.slots.iter().sum(),
             taps: self.taps,
         })
@@ -391,6 +402,9 @@ impl<'gpu> ProgramBuilder<'gpu> {
 
     fn uniforms(&self) -> wgpu::Buffer {
         let size = (self.dispatches.len().max(1) * UNIFORM_ALIGNMENT) as u64;
+        if let Some(placeholder) = self.gpu.rehearse_buffer(size) {
+            return placeholder;
+        }
         let buffer = self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some("params"),
             size,
@@ -439,17 +453,18 @@ fn plan(lifetimes: &[Lifetime]) -> Plan {
 /// The buffers that activations share. Programs of one pool must not run at the same time: on one queue they don't.
 #[derive(Debug, Default)]
 pub struct ActivationPool {
-    buffers: Mutex<Vec<wgpu::Buffer>>,
+    /// With the bytes asked for.
+    buffers: Mutex<Vec<(u64, wgpu::Buffer)>>,
 }
 
 impl ActivationPool {
     /// Bytes of all buffers now in the pool.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.lock().iter().map(wgpu::Buffer::size).sum()
+        self.lock().iter().map(|(bytes, _)| bytes).sum()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<wgpu::Buffer>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(u64, wgpu::Buffer)>> {
         self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -461,18 +476,15 @@ impl ActivationPool {
         order.sort_by_key(|&slot| std::cmp::Reverse(slots[slot]));
         let mut chosen: Vec<Option<wgpu::Buffer>> = vec![None; slots.len()];
         for (rank, &slot) in order.iter().enumerate() {
-            if pool
-                .get(rank)
-                .is_none_or(|buffer| buffer.size() < slots[slot])
-            {
-                let buffer = gpu.storage("activations", slots[slot])?;
+            if pool.get(rank).is_none_or(|(bytes, _)| *bytes < slots[slot]) {
+                let buffer = (slots[slot], gpu.storage("activations", slots[slot])?);
                 if rank < pool.len() {
                     pool[rank] = buffer;
                 } else {
                     pool.push(buffer);
                 }
             }
-            chosen[slot] = Some(pool[rank].clone());
+            chosen[slot] = Some(pool[rank].1.clone());
         }
         Ok(chosen.into_iter().flatten().collect())
     }
@@ -480,10 +492,25 @@ impl ActivationPool {
 
 /// One dispatch, ready to replay.
 #[derive(Debug)]
-struct Step {
+pub(super) struct Step {
+    kernel: &'static str,
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     grid: [u32; 3],
+}
+
+impl Step {
+    /// The kernel's name.
+    pub(super) fn kernel(&self) -> &'static str {
+        self.kernel
+    }
+
+    /// Records the dispatch.
+    pub(super) fn encode(&self, pass: &mut wgpu::ComputePass) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        pass.dispatch_workgroups(self.grid[0], self.grid[1], self.grid[2]);
+    }
 }
 
 /// A recorded forward pass. Replaying it creates no GPU object but the command buffer.
@@ -491,6 +518,8 @@ struct Step {
 pub struct Program {
     name: &'static str,
     steps: Vec<Step>,
+    /// Only while a profile is taken.
+    timestamps: Option<Arc<Timestamps>>,
     activation_bytes: u64,
     taps: Vec<Tap>,
 }
@@ -500,6 +529,11 @@ impl Program {
     #[must_use]
     pub fn dispatches(&self) -> usize {
         self.steps.len()
+    }
+
+    /// Name of each dispatch's kernel, in order.
+    pub fn kernels(&self) -> impl Iterator<Item = &'static str> {
+        self.steps.iter().map(Step::kernel)
     }
 
     /// Bytes of the activations' shared buffers.
@@ -516,15 +550,21 @@ impl Program {
 
     /// Records all dispatches into one compute pass of `encoder`.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
+        if let Some(timestamps) = &self.timestamps {
+            return timestamps.encode(self.name, &self.steps, encoder);
+        }
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some(self.name),
             timestamp_writes: None,
         });
         for step in &self.steps {
-            pass.set_pipeline(&step.pipeline);
-            pass.set_bind_group(0, &step.bind_group, &[]);
-            pass.dispatch_workgroups(step.grid[0], step.grid[1], step.grid[2]);
+            step.encode(&mut pass);
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn steps(&self) -> &[Step] {
+        &self.steps
     }
 
     /// Encodes and submits the program.

@@ -5,7 +5,7 @@ use crate::gpu::{Kernel, Operand, ProgramBuilder, READ, WRITE};
 use super::row_rules::ROW_RULES;
 use super::word;
 
-static ADVANCE: Kernel = Kernel {
+pub(super) static ADVANCE: Kernel = Kernel {
     name: "advance",
     wgsl: &[ROW_RULES, include_str!("../../shaders/advance.wgsl")],
     bindings: &[READ, READ, WRITE, WRITE, WRITE, WRITE, WRITE],

@@ -4,7 +4,7 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::word;
 
-static ARGMAX: Kernel = Kernel {
+pub(super) static ARGMAX: Kernel = Kernel {
     name: "argmax",
     wgsl: &[include_str!("../../shaders/argmax.wgsl")],
     bindings: &[READ, WRITE],

@@ -1,7 +1,9 @@
-//! `attention.wgsl`, `attention_tile.wgsl`: softmax attention over all keys of a batch item: the ViT's and the
+//! `attention.wgsl`, `attention_tile.wgsl`, `attention_flash.wgsl`: softmax attention over all keys of a batch item: the ViT's and the
 //! Q-Former's.
 
-use crate::gpu::{Activation, Capabilities, Gpu, Kernel, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{
+    Activation, Capabilities, Constants, Gpu, Kernel, Operand, ProgramBuilder, READ, WRITE,
+};
 
 use super::self_check::{Check, finding, is_wrong, scattered};
 use super::{groups, word};
@@ -18,23 +20,80 @@ static ATTENTION_TILE: Kernel = Kernel {
     bindings: &[READ, READ, READ, READ, WRITE],
 };
 
-/// All of them.
-pub(super) static KERNELS: &[&Kernel] = &[&ATTENTION, &ATTENTION_TILE];
+static ATTENTION_FLASH: Kernel = Kernel {
+    name: "attention_flash",
+    wgsl: &[include_str!("../../shaders/attention_flash.wgsl")],
+    bindings: &[READ, READ, READ, READ, WRITE],
+};
 
-/// Kernels for attention. Both give 32 queries of a head to a workgroup.
+/// All of them.
+pub(super) static KERNELS: &[&Kernel] = &[&ATTENTION, &ATTENTION_TILE, &ATTENTION_FLASH];
+
+/// Kernels for attention. A workgroup has 32 queries of a head, or as many as are said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttentionVariant {
     /// Tiles in workgroup memory: any GPU, any head.
     Shared,
     /// Outer products in the registers of one subgroup; heads and strides are multiples of 4.
     Tile,
+    /// Tiles in workgroup memory and registers, for wide subgroups; heads and strides are multiples of 4.
+    Flash {
+        /// Queries of a workgroup: 32, or 64, which reads keys and values half as often.
+        queries: u32,
+    },
 }
+
+/// Workgroups that fill a large GPU: with fewer, a workgroup had better have fewer queries.
+const ENOUGH_WORKGROUPS: usize = 512;
 
 impl AttentionVariant {
     fn kernel(self) -> &'static Kernel {
         match self {
             Self::Shared => &ATTENTION,
             Self::Tile => &ATTENTION_TILE,
+            Self::Flash { .. } => &ATTENTION_FLASH,
+        }
+    }
+
+    /// Queries of a workgroup.
+    fn queries(self) -> usize {
+        match self {
+            Self::Shared | Self::Tile => 32,
+            Self::Flash { queries } => queries as usize,
+        }
+    }
+
+    fn constants(self, heads: Heads) -> Constants {
+        let mut constants = vec![("HEAD_DIM", heads.dim as f64)];
+        if let Self::Flash { queries } = self {
+            constants.extend([
+                ("QUERIES", f64::from(queries)),
+                ("WORKGROUP_SIZE", f64::from(2 * queries)),
+            ]);
+        }
+        constants
+    }
+
+    /// The shader and its constants: for tests that compile it.
+    #[cfg(test)]
+    pub(super) fn build(self, heads: Heads) -> (&'static Kernel, Constants) {
+        (self.kernel(), self.constants(heads))
+    }
+
+    /// Whether `inputs` have enough queries for this variant to fill a GPU.
+    fn suits(self, inputs: &Attention) -> bool {
+        let queries = inputs.q.of.rows / inputs.batch;
+        let workgroups = queries.div_ceil(self.queries()) * inputs.heads.count * inputs.batch;
+        self.queries() <= 32 || workgroups >= ENOUGH_WORKGROUPS
+    }
+}
+
+impl std::fmt::Display for AttentionVariant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Shared => f.write_str("shared"),
+            Self::Tile => f.write_str("tile"),
+            Self::Flash { queries } => write!(f, "flash {queries}"),
         }
     }
 }
@@ -43,25 +102,31 @@ impl AttentionVariant {
 /// [`AttentionVariant::Tile`] has eight lanes: on a device with wider subgroups most of each would idle.
 #[must_use]
 pub fn attention_candidates(capabilities: &Capabilities) -> Vec<AttentionVariant> {
-    match capabilities.fixed_subgroup_size() {
-        Some(8) => vec![AttentionVariant::Tile, AttentionVariant::Shared],
-        _ => vec![AttentionVariant::Shared],
+    use AttentionVariant::{Flash, Shared, Tile};
+    match capabilities.subgroups {
+        Some((8, 8)) => vec![Tile, Shared],
+        Some((32.., _)) => vec![Flash { queries: 64 }, Flash { queries: 32 }, Shared],
+        _ => vec![Shared],
     }
 }
 
-/// The first candidate that has not failed its check.
-fn chosen(gpu: &Gpu) -> AttentionVariant {
+/// The first candidate that suits and has not failed its check.
+fn chosen(gpu: &Gpu, inputs: &Attention) -> AttentionVariant {
     let candidates = attention_candidates(gpu.capabilities());
     let right = |variant: &AttentionVariant| !is_wrong(gpu, &name_of(gpu, *variant));
     candidates
-        .iter()
-        .copied()
+        .into_iter()
+        .filter(|variant| variant.suits(inputs))
         .find(right)
         .unwrap_or(AttentionVariant::Shared)
 }
 
 fn name_of(gpu: &Gpu, variant: AttentionVariant) -> String {
-    finding(gpu, variant.kernel(), "32 queries")
+    finding(
+        gpu,
+        variant.kernel(),
+        &format!("{} queries", variant.queries()),
+    )
 }
 
 /// A self-check of every kernel that `gpu` offers: two batch items, of which one has masked keys.
@@ -162,7 +227,7 @@ struct Params {
 /// Records the attention; the result is `[batch · queries, heads.width()]`.
 pub fn attention(program: &mut ProgramBuilder, inputs: &Attention) -> Activation {
     let variant = if is_in_fours(inputs) {
-        chosen(program.gpu())
+        chosen(program.gpu(), inputs)
     } else {
         AttentionVariant::Shared
     };
@@ -228,7 +293,7 @@ pub fn attention_with(
     let out = program.activation(q.of.rows, heads.width());
     program.dispatch(
         variant.kernel(),
-        vec![("HEAD_DIM", heads.dim as f64)],
+        variant.constants(heads),
         &Params {
             batch: word(batch),
             queries: word(queries),
@@ -250,7 +315,11 @@ pub fn attention_with(
             Operand::from(inputs.key_lengths),
             out.operand(),
         ],
-        [groups(queries, 32), word(heads.count), word(batch)],
+        [
+            groups(queries, variant.queries()),
+            word(heads.count),
+            word(batch),
+        ],
     );
     out
 }
@@ -350,7 +419,15 @@ mod tests {
                 scale: heads.scale(),
             };
             let variants = if is_in_fours(&inputs) {
-                attention_candidates(gpu.capabilities())
+                let mut variants = attention_candidates(gpu.capabilities());
+                // Correct everywhere, if offered to wide subgroups alone.
+                for queries in [32, 64] {
+                    let flash = AttentionVariant::Flash { queries };
+                    if !variants.contains(&flash) {
+                        variants.push(flash);
+                    }
+                }
+                variants
             } else {
                 vec![AttentionVariant::Shared]
             };

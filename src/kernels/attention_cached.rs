@@ -5,13 +5,13 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::{Heads, KvLayer, Pages, word};
 
-static ATTENTION_CACHED: Kernel = Kernel {
+pub(super) static ATTENTION_CACHED: Kernel = Kernel {
     name: "attention_cached",
     wgsl: &[include_str!("../../shaders/attention_cached.wgsl")],
     bindings: &[READ, READ, READ, READ, READ, WRITE],
 };
 
-static ATTENTION_CACHED_VEC4: Kernel = Kernel {
+pub(super) static ATTENTION_CACHED_VEC4: Kernel = Kernel {
     name: "attention_cached_vec4",
     wgsl: &[include_str!("../../shaders/attention_cached_vec4.wgsl")],
     bindings: &[READ, READ, READ, READ, READ, WRITE],
@@ -45,8 +45,19 @@ struct Params {
     scale: f32,
 }
 
+/// Groups of threads that share a row and head where subgroups are wide.
+const WIDE_GROUPS: u32 = 4;
+
 /// Records the attention; the result is `[rows, heads.width()]`, zero for inactive rows.
 pub fn attention_cached(program: &mut ProgramBuilder, inputs: &CachedAttention) -> Activation {
+    let groups = match program.gpu().capabilities().subgroups {
+        Some((32.., _)) => WIDE_GROUPS,
+        _ => 1,
+    };
+    record(program, inputs, groups)
+}
+
+fn record(program: &mut ProgramBuilder, inputs: &CachedAttention, groups: u32) -> Activation {
     let CachedAttention {
         qkv,
         cache,
@@ -56,13 +67,18 @@ pub fn attention_cached(program: &mut ProgramBuilder, inputs: &CachedAttention) 
     } = *inputs;
     debug_assert!(heads.dim <= 128);
     let out = program.activation(qkv.rows, heads.width());
+    let (kernel, constants) = if heads.dim.is_multiple_of(4) {
+        let constants = vec![
+            ("GROUPS", f64::from(groups)),
+            ("WORKGROUP_SIZE", f64::from(32 * groups)),
+        ];
+        (&ATTENTION_CACHED_VEC4, constants)
+    } else {
+        (&ATTENTION_CACHED, vec![])
+    };
     program.dispatch(
-        if heads.dim.is_multiple_of(4) {
-            &ATTENTION_CACHED_VEC4
-        } else {
-            &ATTENTION_CACHED
-        },
-        vec![],
+        kernel,
+        constants,
         &Params {
             rows: word(qkv.rows),
             heads: word(heads.count),
@@ -117,16 +133,15 @@ mod tests {
                     max_length,
                 };
                 let x = upload(gpu, &qkv, row_info.len(), 3 * width);
-                let ours = run(gpu, |program| {
-                    let inputs = CachedAttention {
-                        qkv: &x,
-                        cache: &cache,
-                        pages: &pages,
-                        heads,
-                        scale: heads.scale(),
-                    };
-                    attention_cached(program, &inputs)
-                });
+                let inputs = CachedAttention {
+                    qkv: &x,
+                    cache: &cache,
+                    pages: &pages,
+                    heads,
+                    scale: heads.scale(),
+                };
+                let [ours, in_groups] = [1, WIDE_GROUPS]
+                    .map(|groups| run(gpu, |program| record(program, &inputs, groups)));
                 let mut twin = Vec::new();
                 for (row, &[sequence, position]) in row_info.iter().enumerate() {
                     let length = if position == INACTIVE {
@@ -152,6 +167,7 @@ mod tests {
                     }
                 }
                 assert_close(&ours, &twin, 1e-5, &format!("{heads:?}"));
+                assert_close(&in_groups, &twin, 1e-5, &format!("{heads:?} in groups"));
             }
         }
     }

@@ -4,7 +4,7 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, Vector, WRIT
 
 use super::{Heads, KvLayer, Pages, word};
 
-static ATTENTION_RELATIVE: Kernel = Kernel {
+pub(super) static ATTENTION_RELATIVE: Kernel = Kernel {
     name: "attention_relative",
     wgsl: &[include_str!("../../shaders/attention_relative.wgsl")],
     bindings: &[READ, READ, READ, READ, READ, READ, READ, WRITE],

@@ -4,7 +4,7 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::{Attention, CachedAttention, Heads, Pages, View, copy, word};
 
-static ATTENTION_WEIGHTS: Kernel = Kernel {
+pub(super) static ATTENTION_WEIGHTS: Kernel = Kernel {
     name: "attention_weights",
     wgsl: &[include_str!("../../shaders/attention_weights.wgsl")],
     bindings: &[READ, READ, READ, READ, WRITE],

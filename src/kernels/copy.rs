@@ -4,7 +4,7 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::{groups, word};
 
-static COPY: Kernel = Kernel {
+pub(super) static COPY: Kernel = Kernel {
     name: "copy",
     wgsl: &[include_str!("../../shaders/copy.wgsl")],
     bindings: &[READ, WRITE],

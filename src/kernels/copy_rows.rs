@@ -4,7 +4,7 @@ use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE};
 
 use super::{groups, word};
 
-static COPY_ROWS: Kernel = Kernel {
+pub(super) static COPY_ROWS: Kernel = Kernel {
     name: "copy_rows",
     wgsl: &[include_str!("../../shaders/copy_rows.wgsl")],
     bindings: &[READ, WRITE],

@@ -4,7 +4,7 @@ use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, Vector, WRITE};
 
 use super::{groups, word};
 
-static EMBED_PATCHES: Kernel = Kernel {
+pub(super) static EMBED_PATCHES: Kernel = Kernel {
     name: "embed_patches",
     wgsl: &[include_str!("../../shaders/embed_patches.wgsl")],
     bindings: &[READ, READ, READ, WRITE],

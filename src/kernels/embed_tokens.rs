@@ -7,23 +7,29 @@ use crate::gpu::{
 use super::weights::{F16_WEIGHTS, Q4_WEIGHTS, Q8_WEIGHTS};
 use super::{groups, word};
 
+const fn reading(name: &'static str, wgsl: &'static [&'static str]) -> Kernel {
+    Kernel {
+        name,
+        wgsl,
+        bindings: &[READ, READ, READ, READ, READ, WRITE],
+    }
+}
+
+const EMBED_TOKENS: &str = include_str!("../../shaders/embed_tokens.wgsl");
+
+/// The kernels for a token embedding in f16, in eight and in four bits.
+pub(super) static KERNELS: [Kernel; 3] = [
+    reading("embed_tokens", &[F16_WEIGHTS, EMBED_TOKENS]),
+    reading("embed_tokens_q8", &[Q8_WEIGHTS, EMBED_TOKENS]),
+    reading("embed_tokens_q4", &[Q4_WEIGHTS, EMBED_TOKENS]),
+];
+
 /// The kernel for a token embedding in a format.
 fn kernel(format: WeightFormat) -> &'static Kernel {
-    const fn reading(name: &'static str, wgsl: &'static [&'static str]) -> Kernel {
-        Kernel {
-            name,
-            wgsl,
-            bindings: &[READ, READ, READ, READ, READ, WRITE],
-        }
-    }
-    const EMBED_TOKENS: &str = include_str!("../../shaders/embed_tokens.wgsl");
-    static F16: Kernel = reading("embed_tokens", &[F16_WEIGHTS, EMBED_TOKENS]);
-    static Q8: Kernel = reading("embed_tokens_q8", &[Q8_WEIGHTS, EMBED_TOKENS]);
-    static Q4: Kernel = reading("embed_tokens_q4", &[Q4_WEIGHTS, EMBED_TOKENS]);
     match format {
-        WeightFormat::F16 => &F16,
-        WeightFormat::Q8 => &Q8,
-        WeightFormat::Q4 => &Q4,
+        WeightFormat::F16 => &KERNELS[0],
+        WeightFormat::Q8 => &KERNELS[1],
+        WeightFormat::Q4 => &KERNELS[2],
     }
 }
 

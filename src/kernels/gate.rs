@@ -5,7 +5,7 @@ use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE};
 use super::linear::{ACTIVATE, Activate};
 use super::{groups, word};
 
-static GATE: Kernel = Kernel {
+pub(super) static GATE: Kernel = Kernel {
     name: "gate",
     wgsl: &[ACTIVATE, include_str!("../../shaders/gate.wgsl")],
     bindings: &[READ, WRITE],

@@ -4,7 +4,7 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::{groups, word};
 
-static GATHER_ROWS: Kernel = Kernel {
+pub(super) static GATHER_ROWS: Kernel = Kernel {
     name: "gather_rows",
     wgsl: &[include_str!("../../shaders/gather_rows.wgsl")],
     bindings: &[READ, READ, WRITE],

@@ -4,7 +4,7 @@ use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, Vector, WRITE};
 
 use super::word;
 
-static LAYER_NORM: Kernel = Kernel {
+pub(super) static LAYER_NORM: Kernel = Kernel {
     name: "layer_norm",
     wgsl: &[include_str!("../../shaders/layer_norm.wgsl")],
     bindings: &[READ, READ, READ, WRITE],

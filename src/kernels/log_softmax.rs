@@ -5,7 +5,7 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 use super::row_rules::ROW_RULES;
 use super::word;
 
-static LOG_SOFTMAX: Kernel = Kernel {
+pub(super) static LOG_SOFTMAX: Kernel = Kernel {
     name: "log_softmax",
     wgsl: &[ROW_RULES, include_str!("../../shaders/log_softmax.wgsl")],
     bindings: &[WRITE, READ],

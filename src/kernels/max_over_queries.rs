@@ -4,7 +4,7 @@ use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE};
 
 use super::{groups, word};
 
-static MAX_OVER_QUERIES: Kernel = Kernel {
+pub(super) static MAX_OVER_QUERIES: Kernel = Kernel {
     name: "max_over_queries",
     wgsl: &[include_str!("../../shaders/max_over_queries.wgsl")],
     bindings: &[READ, WRITE],

@@ -4,7 +4,7 @@ use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE};
 
 use super::{groups, word};
 
-static MEAN_ROWS: Kernel = Kernel {
+pub(super) static MEAN_ROWS: Kernel = Kernel {
     name: "mean_rows",
     wgsl: &[include_str!("../../shaders/mean_rows.wgsl")],
     bindings: &[READ, WRITE],

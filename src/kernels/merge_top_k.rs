@@ -4,7 +4,7 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::word;
 
-static MERGE_TOP_K: Kernel = Kernel {
+pub(super) static MERGE_TOP_K: Kernel = Kernel {
     name: "merge_top_k",
     wgsl: &[include_str!("../../shaders/merge_top_k.wgsl")],
     bindings: &[READ, READ, WRITE],

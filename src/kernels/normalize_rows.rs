@@ -4,7 +4,7 @@ use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE};
 
 use super::word;
 
-static NORMALIZE_ROWS: Kernel = Kernel {
+pub(super) static NORMALIZE_ROWS: Kernel = Kernel {
     name: "normalize_rows",
     wgsl: &[include_str!("../../shaders/normalize_rows.wgsl")],
     bindings: &[READ, WRITE],

@@ -4,7 +4,7 @@ use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, round_up};
 
 use super::{groups, word};
 
-static PATCHIFY: Kernel = Kernel {
+pub(super) static PATCHIFY: Kernel = Kernel {
     name: "patchify",
     wgsl: &[include_str!("../../shaders/patchify.wgsl")],
     bindings: &[READ, WRITE],

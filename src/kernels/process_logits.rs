@@ -5,7 +5,7 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 use super::row_rules::ROW_RULES;
 use super::word;
 
-static PROCESS_LOGITS: Kernel = Kernel {
+pub(super) static PROCESS_LOGITS: Kernel = Kernel {
     name: "process_logits",
     wgsl: &[ROW_RULES, include_str!("../../shaders/process_logits.wgsl")],
     bindings: &[WRITE, READ, READ, READ],

@@ -4,7 +4,7 @@ use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, Vector, WRITE};
 
 use super::word;
 
-static RMS_NORM: Kernel = Kernel {
+pub(super) static RMS_NORM: Kernel = Kernel {
     name: "rms_norm",
     wgsl: &[include_str!("../../shaders/rms_norm.wgsl")],
     bindings: &[READ, READ, WRITE],

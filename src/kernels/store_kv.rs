@@ -4,7 +4,7 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::word;
 
-static STORE_KV: Kernel = Kernel {
+pub(super) static STORE_KV: Kernel = Kernel {
     name: "store_kv",
     wgsl: &[include_str!("../../shaders/store_kv.wgsl")],
     bindings: &[READ, WRITE, WRITE, READ, READ],

@@ -4,7 +4,7 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::word;
 
-static TOP_K: Kernel = Kernel {
+pub(super) static TOP_K: Kernel = Kernel {
     name: "top_k",
     wgsl: &[include_str!("../../shaders/top_k.wgsl")],
     bindings: &[READ, WRITE, WRITE],

@@ -98,6 +98,17 @@ struct Output {
     each: usize,
 }
 
+/// Records what a batch of images takes, for a rehearsing device.
+pub(super) fn rehearse_images(
+    gpu: &Gpu,
+    parts: ImageParts<'_>,
+    batch: usize,
+    pool: &ActivationPool,
+) -> Result<(), GpuError> {
+    ImageProgram::record(gpu, parts, batch.max(parts.least_batch()), pool)?;
+    Ok(())
+}
+
 impl ImagePrograms {
     /// Encodes `images` (`[3, size, size]` each) as one batch.
     pub(super) async fn encode(
@@ -126,6 +137,7 @@ impl ImagePrograms {
             self.programs.insert(batch, program);
         }
         let recorded = &self.programs[&batch];
+        let _phase = gpu.phase("images");
         for (index, image) in images.iter().enumerate() {
             let offset = (index * pixels * 4) as u64;
             gpu.write(&recorded.pixels, offset, image.as_ref());

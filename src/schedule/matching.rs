@@ -9,7 +9,10 @@ use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, Program, ProgramBuil
 use crate::kernels::copy;
 use crate::model::{RetrievalModel, Texts};
 
-use super::images::{EncodedImage, ImageParts, ImagePrograms, ImageShapes, max_images};
+use super::MemoryPlan;
+use super::images::{
+    EncodedImage, ImageParts, ImagePrograms, ImageShapes, max_images, rehearse_images,
+};
 use super::search::{Hit, Search, SearchDirection};
 
 /// Texts encoded together.
@@ -189,6 +192,7 @@ impl Matcher {
             self.text_programs.insert(shape, program);
         }
         let recorded = &self.text_programs[&shape];
+        let _phase = self.gpu.phase("texts");
         recorded.texts.write(&self.gpu, texts.iter().copied());
         recorded.program.run(&self.gpu);
         let width = self.model.qformer.hidden_size();
@@ -228,7 +232,7 @@ impl Matcher {
             let problem = format!("image {image} of a pair is none of {} images", images.len());
             return Err(Error::Request { problem });
         }
-        let most_images = self.max_pair_images();
+        let most_images = max_pair_images(&self.gpu, &self.model);
         let mut logits = vec![[0.0; 2]; pairs.len()];
         for block in blocks(
             pairs,
@@ -244,17 +248,6 @@ impl Matcher {
         Ok(logits)
     }
 
-    /// Images whose tokens one block of pairs can hold: keys and values of all are one binding.
-    fn max_pair_images(&self) -> usize {
-        let vit = &self.model.vit;
-        let widest = vit.hidden_size().max(2 * self.model.qformer.hidden_size());
-        let limit = self.gpu.capabilities().max_binding_bytes;
-        let most = limit / (vit.tokens() * widest * 4) as u64;
-        usize::try_from(most)
-            .unwrap_or(usize::MAX)
-            .clamp(1, MAX_PAIR_IMAGES)
-    }
-
     /// Runs a block and returns the logits of its pairs in order.
     async fn match_block(
         &mut self,
@@ -267,7 +260,7 @@ impl Matcher {
         let buffer = match &self.pair_tokens {
             Some(buffer) => buffer.clone(),
             None => {
-                let bytes = (self.max_pair_images() * image_values * 4) as u64;
+                let bytes = (max_pair_images(&self.gpu, &self.model) * image_values * 4) as u64;
                 let buffer = self.gpu.storage("image tokens of pairs", bytes)?;
                 self.pair_tokens.insert(buffer).clone()
             }
@@ -281,6 +274,7 @@ impl Matcher {
             self.pair_programs.insert(block.shape, program);
         }
         let recorded = &self.pair_programs[&block.shape];
+        let _phase = self.gpu.phase("pairs");
         let mut texts = Vec::with_capacity(image_count * each);
         for (index, group) in block.pairs.iter().enumerate() {
             let tokens = images[pairs[group[0]].0].as_ref();
@@ -339,6 +333,76 @@ impl Matcher {
             return Err(Error::Request { problem });
         }
         Ok(())
+    }
+}
+
+/// Images whose tokens one block of pairs can hold: keys and values of all are one binding.
+fn max_pair_images(gpu: &Gpu, model: &RetrievalModel) -> usize {
+    let vit = &model.vit;
+    let widest = vit.hidden_size().max(2 * model.qformer.hidden_size());
+    let limit = gpu.capabilities().max_binding_bytes;
+    let most = limit / (vit.tokens() * widest * 4) as u64;
+    usize::try_from(most)
+        .unwrap_or(usize::MAX)
+        .clamp(1, MAX_PAIR_IMAGES)
+}
+
+/// What a retrieval model is to do at a time, as far as memory depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetrievalWorkload {
+    /// Images at a time.
+    pub batch: usize,
+    /// Texts that each image is matched with.
+    pub texts: usize,
+    /// Tokens of the longest text.
+    pub tokens: usize,
+}
+
+impl MemoryPlan {
+    /// What `work` takes beside `weights` bytes of them: images, texts, and the matching of all with all.
+    ///
+    /// # Errors
+    /// More than a dispatch of this device can do.
+    pub fn of_retrieval(
+        gpu: &Gpu,
+        model: &RetrievalModel,
+        weights: u64,
+        work: &RetrievalWorkload,
+    ) -> Result<Self, GpuError> {
+        let gpu = gpu.rehearsal();
+        let pool = ActivationPool::default();
+        let parts = ImageParts::of(model);
+        let text = vec![0; work.tokens.max(1)];
+        let texts = vec![text.as_slice(); work.texts.max(1)];
+        let mut order: Vec<usize> = (0..texts.len()).collect();
+        let mut shapes = std::collections::BTreeSet::new();
+        while !order.is_empty() {
+            let (batch, length) = text_batch(&order, &texts);
+            order.truncate(order.len().saturating_sub(batch));
+            if shapes.insert([batch, length]) {
+                TextProgram::record(&gpu, model, [batch, length], &pool)?;
+            }
+        }
+        rehearse_images(&gpu, parts, work.batch, &pool)?;
+        let most_images = max_pair_images(&gpu, model);
+        let image_bytes = (model.vit.tokens() * model.vit.hidden_size() * 4) as u64;
+        let tokens = gpu.storage("image tokens of pairs", most_images as u64 * image_bytes)?;
+        let pairs: Vec<(usize, &[u32])> = (0..work.batch)
+            .flat_map(|image| texts.iter().map(move |text| (image, *text)))
+            .collect();
+        let blocks = blocks(&pairs, most_images, parts.least_batch());
+        let shapes: std::collections::BTreeSet<_> =
+            blocks.iter().map(|block| block.shape).collect();
+        for &shape in shapes.iter().rev() {
+            PairProgram::record(&gpu, model, shape, &tokens, &pool)?;
+        }
+        let [activations, largest_buffer] = gpu.rehearsed_bytes();
+        Ok(Self {
+            weights,
+            activations,
+            cache: 0,
+            largest_buffer,
+        })
     }
 }
 

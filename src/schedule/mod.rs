@@ -20,10 +20,10 @@ mod stages;
 mod tails;
 
 pub use encode::Pixels;
-pub use engine::{Engine, Timings};
+pub use engine::{BatchWork, Engine, Timings};
 pub(crate) use explain::AttentionReader;
 pub use images::{EncodedImage, ImageEncoder, ImageShapes};
-pub use matching::{EncodedText, Matcher};
-pub use plan::MemoryPlan;
+pub use matching::{EncodedText, Matcher, RetrievalWorkload};
+pub use plan::{MemoryPlan, Workload};
 pub use queue::{Event, MAX_BATCH, Queue, Request};
 pub use search::{Hit, Search, SearchDirection, itc_score};

@@ -1,20 +1,46 @@
 //! What a model needs on the device, before it is loaded: programs recorded over an outline of the weights.
 
-use crate::gpu::{Activation, Gpu, GpuError, ProgramBuilder};
-use crate::kernels::Pages;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::Error;
+use crate::generate::GenerationOptions;
+use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, ProgramBuilder};
+use crate::kernels::{Pages, row_rules_words};
 use crate::model::{Blip2Model, InputRows, PromptEnds};
+
+use super::encode::VisualEncoder;
+use super::images::max_images;
+use super::job::{Job, cache_rows_of, sequences_of};
+use super::queue::MAX_PREFILL_ROWS;
+use super::session::{Prompt, Session, Shape};
+use super::tails::TailKey;
 
 /// Bytes on the device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// Weights: matrices in f16, vectors in f32.
+    /// Weights: matrices in their format, vectors in f32.
     pub weights: u64,
-    /// Activation buffers, shared between programs, with images and logits.
+    /// Activation buffers, shared between programs, and all other buffers of a program: images, tables, parameters,
+    /// logits, results.
     pub activations: u64,
     /// Keys and values.
     pub cache: u64,
     /// The largest single buffer, weights left out: they are split to fit any binding.
     pub largest_buffer: u64,
+}
+
+/// What a generative model is to do at a time, as far as memory depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Workload {
+    /// Images (or questions) at a time.
+    pub batch: usize,
+    /// Tokens of a prompt.
+    pub text: usize,
+    /// Most tokens to generate.
+    pub new_tokens: usize,
+    /// Beams of each; 1 is greedy.
+    pub beams: usize,
 }
 
 impl MemoryPlan {
@@ -24,35 +50,97 @@ impl MemoryPlan {
         self.weights + self.activations + self.cache
     }
 
-    /// The plan for `batch` images at a time, each a greedy text of `positions` positions in all.
+    /// What `work` takes beside `weights` bytes of them: a rehearsal of all its programs, over an outline of the model.
     ///
     /// # Errors
-    /// No room for the small state that planning needs.
-    pub fn of(
-        gpu: &Gpu,
-        model: &Blip2Model,
-        weights: u64,
-        batch: usize,
-        positions: usize,
-    ) -> Result<Self, GpuError> {
-        let programs =
-            outlines(gpu, model, batch, positions)?.map(|program| program.planned_slots());
-        let language_model = &model.language_model;
-        let pixels = 3 * model.vit.image_size() * model.vit.image_size();
-        let visual = model.qformer.queries() * language_model.hidden_size();
-        let image_tokens = model.vit.tokens() * model.vit.hidden_size();
-        let outside = batch * (pixels + image_tokens + visual + language_model.vocabulary()) * 4;
-        let cache_rows = (batch * positions) as u64;
-        let slots = programs.iter().flatten().copied().max().unwrap_or(0);
-        let logits = (batch * language_model.vocabulary() * 4) as u64;
-        let cache_layer = cache_rows * language_model.cache_layer_row_bytes();
+    /// More than a dispatch of this device can do, or beams that do not go together.
+    pub fn of(gpu: &Gpu, model: &Blip2Model, weights: u64, work: &Workload) -> Result<Self, Error> {
+        let gpu = gpu.rehearsal();
+        let cache = rehearse(&gpu, model, work)?;
+        let [all, largest_buffer] = gpu.rehearsed_bytes();
         Ok(Self {
-            largest_buffer: slots.max(logits).max(cache_layer),
             weights,
-            activations: shared_bytes(&programs) + outside as u64,
-            cache: cache_rows * language_model.cache_row_bytes(),
+            activations: all - cache,
+            cache,
+            largest_buffer,
         })
     }
+}
+
+/// Records what a queue would for one full batch. Gives the bytes of the cache.
+fn rehearse(gpu: &Gpu, model: &Blip2Model, work: &Workload) -> Result<u64, Error> {
+    let language_model = &model.language_model;
+    let batch = work.batch.max(1);
+    let options = Arc::new(GenerationOptions {
+        num_beams: work.beams.max(1),
+        max_new_tokens: work.new_tokens.max(1),
+        eos_token_ids: vec![0],
+        ..GenerationOptions::default()
+    });
+    let prompt = Prompt {
+        visual_row: 0,
+        visual_count: model.qformer.queries(),
+        text: vec![0; work.text],
+        decoder_start: language_model.decoder_start(),
+    };
+    let at_once = 1 << batch.min(max_images(gpu, &model.vit)).ilog2();
+    let shape = Shape {
+        rows: batch * sequences_of(&options),
+        max_length: prompt.len() + options.max_new_tokens,
+        cache_rows: batch * cache_rows_of(prompt.len(), &options),
+        rules_stride: row_rules_words(&options),
+        images: 2 * at_once,
+    };
+    let shape = shape.rounded(language_model.max_positions());
+    let pool = Arc::new(ActivationPool::default());
+    let mut session = Session::new(gpu, model, shape, &pool)?;
+
+    let mut images = BTreeSet::new();
+    let mut rest = batch;
+    while rest > 0 {
+        let count = 1 << rest.min(at_once).ilog2();
+        images.insert(count);
+        rest -= count;
+    }
+    for &count in images.iter().rev() {
+        VisualEncoder::record(gpu, model, count, &pool, false)?;
+    }
+
+    let job = |number| {
+        let pages = (0..cache_rows_of(prompt.len(), &options) as u32).collect();
+        Job::new(
+            number,
+            prompt.clone(),
+            Vec::new(),
+            Arc::clone(&options),
+            pages,
+        )
+    };
+    let jobs = (0..batch).map(job).collect::<Result<Vec<_>, _>>()?;
+    let vocabulary = language_model.vocabulary();
+    let together = (MAX_PREFILL_ROWS / prompt.len()).clamp(1, at_once);
+    let mut prefilled = BTreeSet::new();
+    for jobs in jobs.chunks(together) {
+        if prefilled.insert(jobs.len()) {
+            let prefill = session.prefill(gpu, model, jobs)?;
+            session.candidate_tail(gpu, TailKey::of(jobs, prefill.prompts, true, vocabulary))?;
+        }
+    }
+    let mut decoded = BTreeSet::new();
+    for running in (1..=batch).rev() {
+        let sequences = running * sequences_of(&options);
+        let rows = sequences.next_power_of_two().min(shape.rows);
+        if decoded.insert(rows) {
+            session.decode(gpu, model, rows)?;
+            let key = TailKey::of(&jobs[..running], rows, false, vocabulary);
+            if options.num_beams > 1 {
+                session.candidate_tail(gpu, key)?;
+            } else {
+                session.greedy_tail(gpu, key)?;
+            }
+        }
+    }
+    Ok(shape.cache_rows as u64 * language_model.cache_row_bytes())
 }
 
 /// The programs of `batch` images at a time with `positions` positions each, recorded but not finished: image encoder,
@@ -69,21 +157,6 @@ pub(super) fn outlines<'gpu>(
         prefill_outline(gpu, model, batch * positions, batch)?,
         decode_outline(gpu, model, batch)?,
     ])
-}
-
-/// Programs share a pool in which the n-th largest slots of all are one buffer.
-fn shared_bytes(programs: &[Vec<u64>]) -> u64 {
-    let most = programs.iter().map(Vec::len).max().unwrap_or(0);
-    (0..most)
-        .map(|rank| {
-            programs
-                .iter()
-                .filter_map(|slots| slots.get(rank))
-                .max()
-                .copied()
-                .unwrap_or(0)
-        })
-        .sum()
 }
 
 fn vit_outline<'gpu>(
@@ -172,15 +245,4 @@ fn language_outline<'gpu>(
     let logits = Activation::external(&small, rows, language_model.vocabulary());
     language_model.logits(&mut program, &hidden, &logits);
     Ok(program)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::shared_bytes;
-
-    #[test]
-    fn programs_share_by_rank() {
-        assert_eq!(shared_bytes(&[vec![9, 4], vec![7, 5, 1]]), 9 + 5 + 1);
-        assert_eq!(shared_bytes(&[]), 0);
-    }
 }

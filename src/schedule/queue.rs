@@ -21,7 +21,7 @@ use super::pages::PagePool;
 use super::session::{Prompt, Session, Shape};
 
 /// Input rows of one prefill, unless a single prompt has more: bounds the memory of its activations.
-const MAX_PREFILL_ROWS: usize = 1024;
+pub(super) const MAX_PREFILL_ROWS: usize = 1024;
 
 /// Most requests at once, whatever is asked for.
 pub const MAX_BATCH: usize = 1024;

@@ -7,12 +7,15 @@ use crate::generate::GenerationOptions;
 use crate::gpu::{Gpu, GpuOptions, WeightFormat};
 use crate::image::Preprocessor;
 use crate::kernels::self_check;
-use crate::model::{Blip2Config, Blip2Model};
-use crate::schedule::{Engine, MemoryPlan, Timings};
+use crate::model::config::Head;
+use crate::model::{Blip2Config, Blip2Model, RetrievalModel};
+use crate::schedule::{Engine, MemoryPlan, RetrievalWorkload, Timings, Workload};
 use crate::text::Tokenizer;
 use crate::weights::{Checkpoint, Uploader};
 
+use super::memory::Planner;
 use super::prompt::Prompter;
+use super::run::DEFAULT_BATCH;
 use super::source::Source;
 
 /// How to open a checkpoint.
@@ -27,7 +30,26 @@ pub struct OpenOptions {
     /// How weight matrices are stored on the device: in q8 or q4 they take about half or a quarter of the memory, and
     /// are read that much faster. `None` keeps what the checkpoint has, which is f16 unless `convert` has quantised it.
     pub quant: Option<WeightFormat>,
+    /// Bytes of the device's memory that may be used; `None`: what there is, where that can be known. A model that does
+    /// not fit is refused before it is loaded.
+    pub memory: Option<u64>,
+    /// What to have room for.
+    pub work: Work,
 }
+
+/// What a model is going to be asked, as far as its memory depends on it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Images (or questions) at a time; `None`: as many as fit, at most a usual number.
+    pub batch_size: Option<usize>,
+    /// Beams, if not the checkpoint's.
+    pub beams: Option<usize>,
+    /// Most tokens to generate, if not the checkpoint's.
+    pub new_tokens: Option<usize>,
+}
+
+/// Tokens of a prompt that room is planned for: a short question.
+pub(super) const PLANNED_TEXT: usize = 8;
 
 impl OpenOptions {
     /// The device, on which every kernel that it can run on the weights of `checkpoint` has been checked.
@@ -36,6 +58,7 @@ impl OpenOptions {
             Some(gpu) => gpu.clone(),
             None => Gpu::open(&self.gpu).await?,
         };
+        let _phase = gpu.phase("self-check");
         self_check(&gpu, &checkpoint.formats(self.quant.unwrap_or_default())).await?;
         Ok(gpu)
     }
@@ -61,6 +84,8 @@ pub struct Blip2 {
     pub(super) tokenizer: Tokenizer,
     pub(super) generation: GenerationOptions,
     pub(super) engine: Engine,
+    /// Requests at a time where none are asked for.
+    pub(super) batch: usize,
 }
 
 impl Blip2 {
@@ -104,21 +129,41 @@ impl Blip2 {
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
         let gpu = options.open_device(&source.checkpoint).await?;
+        let _phase = gpu.phase("load");
         let mut ignore = |_, _| {};
         let mut outline =
             Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?.quantised(options.quant);
-        source.model(&mut outline).await?;
+        let planned = source.model(&mut outline).await?;
+        let planner = Planner::new(&gpu, &options, DEFAULT_BATCH, &outline);
+        let generation = &source.generation;
+        let plan = |batch, weights| {
+            let work = Workload {
+                batch,
+                text: PLANNED_TEXT,
+                new_tokens: options.work.new_tokens.unwrap_or(generation.max_new_tokens),
+                beams: options.work.beams.unwrap_or(generation.num_beams),
+            };
+            MemoryPlan::of(&gpu, &planned, weights, &work)
+        };
+        let batch = planner.batch(&plan)?;
         let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress)
             .quantised(options.quant)
             .expecting(outline);
-        let model = source.model(&mut uploader).await?;
-        uploader.finish().await?;
+        let loaded = async {
+            let model = source.model(&mut uploader).await?;
+            uploader.finish().await?;
+            Ok::<_, Error>(model)
+        };
+        let model = loaded
+            .await
+            .map_err(|error| planner.explain(error, batch, &plan))?;
         Ok(Self {
             config: source.config,
             preprocessor: source.preprocessor,
             tokenizer: source.tokenizer,
             generation: source.generation,
             engine: Engine::new(gpu, model),
+            batch,
         })
     }
 
@@ -146,6 +191,12 @@ impl Blip2 {
         self.engine.timings()
     }
 
+    /// What `batch` images and a decode step of as many texts cost at least.
+    #[cfg(feature = "cli")]
+    pub(crate) fn batch_work(&self, batch: usize) -> Result<crate::schedule::BatchWork, Error> {
+        self.engine.batch_work(batch)
+    }
+
     /// What makes prompts.
     pub(super) fn prompter(&self) -> Prompter<'_> {
         Prompter {
@@ -156,27 +207,101 @@ impl Blip2 {
     }
 }
 
-/// What a generative checkpoint will need on `gpu`, its matrices stored as `quant` ([`OpenOptions::quant`]), for `batch`
-/// images at a time with `positions` positions each, without loading it; `None` for a retrieval checkpoint, which has no decoder to plan for.
-///
-/// # Errors
-/// A tensor that is missing or misshapen, or a failing device.
-pub async fn plan_memory(
-    gpu: &Gpu,
-    config: &Blip2Config,
-    checkpoint: &Checkpoint,
-    quant: Option<WeightFormat>,
-    batch: usize,
-    positions: usize,
-) -> Result<Option<MemoryPlan>, Error> {
-    let Some(language) = config.language_model() else {
-        return Ok(None);
-    };
-    let mut ignore = |_, _| {};
-    let mut uploader = Uploader::outline(gpu, checkpoint, &mut ignore)?.quantised(quant);
-    let model = Blip2Model::load(&mut uploader, config, language, config.vision.image_size).await?;
-    let weights = uploader.device_bytes();
-    Ok(Some(MemoryPlan::of(
-        gpu, &model, weights, batch, positions,
-    )?))
+/// What a checkpoint will take on a device, without loading it.
+#[derive(Debug)]
+pub struct Forecast<'g> {
+    gpu: &'g Gpu,
+    model: Outline,
+    /// Bytes of the weights as they would be loaded.
+    weights: u64,
+    /// Bytes of the weights in each format that they can have.
+    formats: Vec<(WeightFormat, u64)>,
+}
+
+#[derive(Debug)]
+enum Outline {
+    Generative(Box<Blip2Model>),
+    Retrieval(Box<RetrievalModel>),
+}
+
+impl<'g> Forecast<'g> {
+    /// Goes through the checkpoint's tensors as loading would, weights stored as `quant` ([`OpenOptions::quant`]).
+    ///
+    /// # Errors
+    /// A tensor that is missing or misshapen, or a failing device.
+    pub async fn new(
+        gpu: &'g Gpu,
+        config: &Blip2Config,
+        checkpoint: &Checkpoint,
+        quant: Option<WeightFormat>,
+    ) -> Result<Self, Error> {
+        let mut ignore = |_, _| {};
+        let mut outline = Uploader::outline(gpu, checkpoint, &mut ignore)?.quantised(quant);
+        let side = config.vision.image_size;
+        let model = match &config.head {
+            Head::Generation(language) => {
+                let model = Blip2Model::load(&mut outline, config, language, side).await?;
+                Outline::Generative(Box::new(model))
+            }
+            Head::Retrieval { embedding_size } => {
+                let width = *embedding_size;
+                let model = RetrievalModel::load(&mut outline, config, width, side).await?;
+                Outline::Retrieval(Box::new(model))
+            }
+        };
+        Ok(Self {
+            gpu,
+            model,
+            weights: outline.device_bytes(),
+            formats: WeightFormat::ALL
+                .into_iter()
+                .filter_map(|format| Some((format, outline.bytes_in(format)?)))
+                .collect(),
+        })
+    }
+
+    /// The formats that weights can have: all, unless the checkpoint has them quantised already.
+    pub fn formats(&self) -> impl Iterator<Item = WeightFormat> {
+        self.formats.iter().map(|(format, _)| *format)
+    }
+
+    /// What `batch` images at a time take, with weights in `format` (`None`: as they would be loaded): for a generative
+    /// model with texts of `positions` positions in all and so many `beams`, for a retrieval model matched with one text
+    /// of so many positions each.
+    ///
+    /// # Errors
+    /// More than a dispatch of this device can do.
+    pub fn plan(
+        &self,
+        format: Option<WeightFormat>,
+        batch: usize,
+        positions: usize,
+        beams: usize,
+    ) -> Result<MemoryPlan, Error> {
+        let known = |format| self.formats.iter().find(|(known, _)| *known == format);
+        let weights = format
+            .and_then(known)
+            .map_or(self.weights, |(_, bytes)| *bytes);
+        match &self.model {
+            Outline::Generative(model) => {
+                let prompt = model.qformer.queries() + PLANNED_TEXT;
+                let work = Workload {
+                    batch,
+                    text: PLANNED_TEXT,
+                    new_tokens: positions.saturating_sub(prompt).max(1),
+                    beams,
+                };
+                MemoryPlan::of(self.gpu, model, weights, &work)
+            }
+            Outline::Retrieval(model) => {
+                let tokens = positions.min(model.text.max_positions());
+                let work = RetrievalWorkload {
+                    batch,
+                    texts: 1,
+                    tokens,
+                };
+                Ok(MemoryPlan::of_retrieval(self.gpu, model, weights, &work)?)
+            }
+        }
+    }
 }

@@ -13,10 +13,13 @@ use crate::Error;
 use crate::gpu::{Gpu, WeightFormat};
 use crate::image::{Preprocessor, Rgb8Image};
 use crate::model::Blip2Config;
-use crate::schedule::{EncodedImage, ImageShapes, Matcher, itc_score};
+use crate::schedule::{
+    EncodedImage, ImageShapes, Matcher, MemoryPlan, RetrievalWorkload, itc_score,
+};
 use crate::text::BertTokenizer;
 use crate::weights::{Checkpoint, Uploader};
 
+use super::memory::Planner;
 use super::{Explanation, OpenOptions, Preset};
 use hash::Hash;
 use source::{RetrievalSource, image_fingerprint};
@@ -29,6 +32,9 @@ pub use text::TextUse;
 
 /// Images encoded together unless asked otherwise.
 const DEFAULT_BATCH: usize = 8;
+
+/// Tokens of a text that room is planned for.
+const PLANNED_TOKENS: usize = 32;
 
 /// What the model makes of an image: the image encoder's tokens, the Q-Former's queries, and those in the common space.
 pub type ImageFeatures = EncodedImage;
@@ -92,6 +98,8 @@ pub struct Retriever {
     image_size: usize,
     quant: Option<WeightFormat>,
     pub(super) matcher: Matcher,
+    /// Images at a time where none are asked for.
+    batch: usize,
 }
 
 impl Retriever {
@@ -136,15 +144,32 @@ impl Retriever {
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
         let gpu = options.open_device(&source.checkpoint).await?;
+        let _phase = gpu.phase("load");
         let mut ignore = |_, _| {};
         let mut outline =
             Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?.quantised(options.quant);
-        source.model(&mut outline).await?;
+        let planned = source.model(&mut outline).await?;
+        let planner = Planner::new(&gpu, &options, DEFAULT_BATCH, &outline);
+        let plan = |batch, weights| {
+            let work = RetrievalWorkload {
+                batch,
+                texts: 1,
+                tokens: PLANNED_TOKENS.min(planned.text.max_positions()),
+            };
+            Ok(MemoryPlan::of_retrieval(&gpu, &planned, weights, &work)?)
+        };
+        let batch = planner.batch(&plan)?;
         let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress)
             .quantised(options.quant)
             .expecting(outline);
-        let model = source.model(&mut uploader).await?;
-        uploader.finish().await?;
+        let loaded = async {
+            let model = source.model(&mut uploader).await?;
+            uploader.finish().await?;
+            Ok::<_, Error>(model)
+        };
+        let model = loaded
+            .await
+            .map_err(|error| planner.explain(error, batch, &plan))?;
         Ok(Self {
             config: source.config,
             preprocessor: source.preprocessor,
@@ -153,6 +178,7 @@ impl Retriever {
             image_size: source.image_size,
             quant: options.quant,
             matcher: Matcher::new(gpu, model),
+            batch,
         })
     }
 
@@ -184,7 +210,7 @@ impl Retriever {
     #[must_use]
     pub fn batch_size(&self, asked: Option<usize>) -> usize {
         let most = self.matcher.max_images();
-        asked.unwrap_or(DEFAULT_BATCH).clamp(1, most)
+        asked.unwrap_or(self.batch).clamp(1, most)
     }
 
     /// A number that changes with anything that an image's features depend on. Reads all of the image side's weights.

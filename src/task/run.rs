@@ -21,7 +21,7 @@ use super::{Blip2, Preset, Text, VqaOptions};
 
 /// Requests worked on at once unless asked otherwise: four times the throughput of one on the software adapter, where 64
 /// at once reach 4.9 times (benches/RESULTS.md).
-const DEFAULT_BATCH: usize = 16;
+pub(super) const DEFAULT_BATCH: usize = 16;
 
 /// One thing to say about an image.
 #[derive(Debug, Clone)]
@@ -155,7 +155,7 @@ impl Blip2 {
         items: impl IntoIterator<Item = Item, IntoIter: Send + 'a>,
         options: RunOptions,
     ) -> Run<'a> {
-        let batch = options.batch_size.unwrap_or(DEFAULT_BATCH);
+        let batch = options.batch_size.unwrap_or(self.batch);
         let batch = batch.clamp(1, MAX_BATCH);
         let prompter = Prompter {
             config: &self.config,
@@ -163,7 +163,11 @@ impl Blip2 {
             generation: &self.generation,
         };
         let runner = Runner {
-            preparation: Preparation::new(&self.preprocessor, 4 * batch),
+            preparation: Preparation::new(
+                &self.preprocessor,
+                4 * batch,
+                self.engine.gpu().profiler(),
+            ),
             prompter,
             queue: self.engine.queue(batch),
             items: Box::new(items.into_iter()),

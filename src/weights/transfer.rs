@@ -15,7 +15,7 @@ use crate::gpu::{
     Gpu, GpuError, Matrix, MatrixPart, StagedWrite, Staging, WeightFormat, grouped_scales, round_up,
 };
 
-use super::{Format, UploadError, Weight};
+use super::{Format, UploadError, Weight, format_of};
 
 /// Bytes converted at a time before they are copied into mapped memory: small enough for a core's cache.
 const BLOCK: usize = 256 << 10;
@@ -55,6 +55,18 @@ impl<'a> Wish<'a> {
         let [rows, columns] = self.shape();
         let bytes = self.format.part_bytes(rows, columns);
         bytes.next_multiple_of(16)
+    }
+
+    /// Bytes on the device with weights stored as `asked`; `None` where the checkpoint has them quantised already, and
+    /// otherwise.
+    pub(super) fn bytes_in(&self, asked: WeightFormat) -> Option<u64> {
+        let columns = self.weights.first().map_or(0, |weight| weight.matrix()[1]);
+        let format = format_of(self.label(), columns, asked);
+        if format != self.format && self.weights.iter().any(|it| it.quantised().is_some()) {
+            return None;
+        }
+        let [rows, columns] = self.shape();
+        Some(format.part_bytes(rows, columns).next_multiple_of(16))
     }
 
     /// An empty matrix for it, without parts.

@@ -103,6 +103,18 @@ impl<'a> Uploader<'a> {
         self.device_bytes
     }
 
+    /// Bytes that the tensors of an outline would take with weights stored as `format`; `None` where they cannot be,
+    /// because the checkpoint has them quantised otherwise.
+    #[must_use]
+    pub fn bytes_in(&self, format: WeightFormat) -> Option<u64> {
+        let Target::Outline { wishes, .. } = &self.target else {
+            return None;
+        };
+        let own: u64 = wishes.iter().map(Wish::bytes).sum();
+        let others: Option<u64> = wishes.iter().map(|wish| wish.bytes_in(format)).sum();
+        Some(self.device_bytes - own + others?)
+    }
+
     /// The device.
     #[must_use]
     pub fn gpu(&self) -> &'a Gpu {

@@ -122,7 +122,9 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     let explainer = explainer.map(|file| Explainer::create(file, plan.images.len()));
     let mut explainer = explainer.transpose()?;
 
-    let mut model = shared.open(image_size, output).await?;
+    let mut model = shared
+        .open(image_size, args.generation.work(), output)
+        .await?;
     model.check_caption_options(&options)?;
     let results = match earlier.map(EarlierResults::begin).transpose() {
         Ok(results) => results,

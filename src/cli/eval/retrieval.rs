@@ -78,7 +78,9 @@ pub(super) async fn run(
         .filter(|&index| pending(index))
         .collect();
     if !wanted.is_empty() && !files.is_empty() {
-        let mut model = shared.open_retriever(size, output).await?;
+        let mut model = shared
+            .open_retriever(size, args.ranking.batch_size.0, output)
+            .await?;
         let mut ranker = Ranker {
             model: &mut model,
             data: &data,

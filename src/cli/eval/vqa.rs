@@ -98,7 +98,9 @@ pub(super) async fn run(
         }
     }
     if !jobs.is_empty() {
-        let mut model = shared.open(image_size, output).await?;
+        let mut model = shared
+            .open(image_size, args.generation.work(), output)
+            .await?;
         model.check_vqa_options(&options)?;
         all_well &= run_jobs(
             &mut model,

@@ -197,7 +197,7 @@ fn tiles(rows: usize) -> impl Iterator<Item = LinearVariant> {
 }
 
 /// A kernel and how its grid covers the result.
-pub(super) struct Shape {
+pub(crate) struct Shape {
     pub kernel: &'static Kernel,
     pub constants: Vec<(&'static str, f64)>,
     pub tile_rows: usize,
@@ -218,7 +218,7 @@ impl LinearVariant {
     }
 
     /// How the kernel covers a product of `rows` rows and weights in `format`.
-    pub(super) fn shape(self, rows: usize, format: WeightFormat) -> Shape {
+    pub(crate) fn shape(self, rows: usize, format: WeightFormat) -> Shape {
         let row_constant = ("ROWS", rows.next_power_of_two() as f64);
         match self {
             Self::Tile { rows, columns } => Shape {

@@ -342,6 +342,7 @@ impl<'gpu> ProgramBuilder<'gpu> {
             return Ok(Program {
                 name: self.name,
                 steps: Vec::new(),
+                timestamps: None,
                 activation_bytes: plan.slots.iter().sum(),
                 taps: self.taps,
             });

@@ -6,6 +6,8 @@
 #![deny(missing_docs)]
 
 #[cfg(feature = "cli")]
+pub mod bench;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod convert;
 #[cfg(feature = "demo-model")]

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. The only place that prints, blocks, or exits.
 
 mod arrays;
+mod bench;
 mod caption;
 mod convert;
 mod delivery;
@@ -17,6 +18,7 @@ mod output;
 mod pairs;
 mod parity;
 mod part_file;
+mod profile;
 mod pull;
 mod results;
 mod retrieval;
@@ -30,10 +32,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::Error;
-use crate::gpu::{AdapterChoice, Disabled, GpuOptions, WeightFormat};
+use crate::gpu::{AdapterChoice, Disabled, GpuOptions, Profiler, WeightFormat};
 use crate::task::{Blip2, OpenOptions, Work};
 
 use output::{Output, load_progress};
+use profile::Profile;
 
 /// Exit code for "something failed; the rest was done".
 const FAILED: u8 = 1;
@@ -119,6 +122,15 @@ struct Shared {
     /// Timings and details on stderr
     #[arg(short, long, global = true)]
     verbose: bool,
+    /// At the end, time per kernel on stderr, from the device's timestamps
+    #[arg(long, global = true)]
+    profile: bool,
+    /// Write a trace of phases and kernels, for ui.perfetto.dev or chrome://tracing
+    #[arg(long, global = true, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// What --profile and --trace collect.
+    #[arg(skip)]
+    profiler: Option<Profiler>,
 }
 
 /// How weights are stored.
@@ -141,6 +153,9 @@ impl From<Quant> for WeightFormat {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure kernels or a model on this adapter, as shares of what the adapter reaches
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Describe images
     Caption(Box<caption::Args>),
     /// Make a folder that --model takes from a checkpoint of LAVIS, mmpretrain or transformers
@@ -175,7 +190,8 @@ impl Command {
     fn takes_model(&self) -> bool {
         !matches!(
             self,
-            Self::Convert(_)
+            Self::Bench(bench::Command::Kernels(_))
+                | Self::Convert(_)
                 | Self::Devices
                 | Self::Inspect(_)
                 | Self::Parity(_)
@@ -191,11 +207,14 @@ impl Command {
 pub fn run() -> ExitCode {
     let mut cli = Cli::parse(); // wrong usage exits with 2 here
     let output = Output::new(&cli.shared);
+    let mut profile = None;
     let result = pollster::block_on(async {
+        profile = Profile::begin(&mut cli.shared)?;
         if cli.command.takes_model() {
             cli.shared.find_model(&output)?;
         }
         match &cli.command {
+            Command::Bench(command) => bench::run(&cli.shared, command, &output).await,
             Command::Caption(args) => caption::run(&cli.shared, args, &output).await,
             Command::Convert(args) => convert::run(&cli.shared, args, &output),
             Command::Devices => devices::run(&cli.shared, &output).await,
@@ -210,7 +229,9 @@ pub fn run() -> ExitCode {
             Command::Vqa(args) => vqa::run(&cli.shared, args, &output).await,
         }
     });
-    match result {
+    // The devices are gone by now, and all their times have come back.
+    let shown = profile.is_none_or(|profile| profile.end(&output));
+    match result.map(|all_well| all_well && shown) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
         Err(error) => {
@@ -228,6 +249,7 @@ impl Shared {
             checked: self.checked,
             cache_dir: cache_dir(),
             max_part_bytes: None,
+            profiler: self.profiler.clone(),
             max_binding_bytes: None,
         })
     }

@@ -84,6 +84,11 @@ impl Output {
         }
     }
 
+    /// A line of something that was asked for beside the result: not even `--quiet` takes it away.
+    pub(super) fn report(&self, text: &str) {
+        to_stderr(format_args!("{text}"));
+    }
+
     /// A timing or detail for `-v`.
     pub(super) fn detail(&self, text: &str) {
         if self.verbose && !self.quiet {

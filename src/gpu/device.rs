@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::GpuError;
 use super::adapter::{self, AdapterChoice};
 use super::choices::Choices;
 use super::pipeline::{PipelineStore, cache_file_name};
 use super::poll::Poller;
+use super::profile::{Phase, Profiler};
 use super::rehearsal::Rehearsal;
+use super::timestamps::{self, Timestamps};
 
 /// Features that are left unused although the adapter has them: for tests, and around driver faults.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -60,6 +62,8 @@ pub struct GpuOptions {
     /// Split weight matrices into parts of at most this many bytes, where bindings could be larger: for tests of what
     /// a device with small bindings does to large weights. `None` splits only what does not fit one binding.
     pub max_part_bytes: Option<u64>,
+    /// Collects the time of every dispatch. `None` times nothing, and costs nothing.
+    pub profiler: Option<Profiler>,
     /// Bind at most this many bytes at once, where the device could more: for tests of what becomes of requests that
     /// a device has no room for. `None` is the device's own limit.
     pub max_binding_bytes: Option<u64>,
@@ -180,6 +184,8 @@ struct Inner {
     pipelines: PipelineStore,
     choices: Choices,
     checked: bool,
+    profiler: Option<Profiler>,
+    timestamps: OnceLock<Arc<Timestamps>>,
     /// Buffers and bind groups made so far.
     objects: AtomicUsize,
 }
@@ -197,12 +203,16 @@ impl Gpu {
             adapter: info.name.clone(),
             reason,
         };
+        let profiled = match &options.profiler {
+            Some(_) => timestamps::features(&adapter)?,
+            None => wgpu::Features::empty(),
+        };
         let mut capabilities = Capabilities::of_adapter(&adapter).without(options.disabled);
         capabilities.max_binding_bytes = capabilities
             .max_binding_bytes
             .min(options.max_binding_bytes.unwrap_or(u64::MAX));
         let required_features =
-            wanted_features(options.disabled, &capabilities, &info) & adapter.features();
+            wanted_features(options.disabled, &capabilities, &info) & adapter.features() | profiled;
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("blip2-wgpu"),
@@ -226,7 +236,7 @@ impl Gpu {
         let choices_file = options.cache_dir.as_ref();
         let choices =
             Choices::open(choices_file.map(|dir| dir.join(cache_file_name(&info, "json"))));
-        Ok(Self {
+        let gpu = Self {
             inner: Arc::new(Inner {
                 device,
                 queue,
@@ -238,10 +248,34 @@ impl Gpu {
                 pipelines,
                 choices,
                 checked: options.checked,
+                profiler: options.profiler.clone(),
+                timestamps: OnceLock::new(),
                 objects: AtomicUsize::new(0),
             }),
             rehearsal: None,
-        })
+        };
+        if let Some(profiler) = &options.profiler {
+            let timestamps = Timestamps::new(&gpu, profiler).await?;
+            gpu.inner.timestamps.get_or_init(|| Arc::new(timestamps));
+        }
+        Ok(gpu)
+    }
+
+    /// What collects the time of dispatches and phases, if a profile is taken.
+    #[must_use]
+    pub fn profiler(&self) -> Option<&Profiler> {
+        self.inner.profiler.as_ref()
+    }
+
+    /// Notes that the host does `name` until the result is dropped, if a profile is taken.
+    pub fn phase(&self, name: &'static str) -> Phase {
+        self.profiler()
+            .map_or_else(Phase::default, |profiler| profiler.phase(name))
+    }
+
+    /// What times the dispatches, if a profile is taken.
+    pub(super) fn timestamps(&self) -> Option<&Arc<Timestamps>> {
+        self.inner.timestamps.get()
     }
 
     pub(super) fn rehearsing(&self, rehearsal: Arc<Rehearsal>) -> Self {

@@ -33,6 +33,15 @@ pub enum GpuError {
         /// The driver's words.
         reason: String,
     },
+    /// A profile was asked for that the adapter cannot give.
+    #[error(
+        "adapter '{adapter}' has no timestamp queries, so no kernel can be timed on it; leave out --profile and --trace, \
+         or choose another adapter with --adapter (`blip2-wgpu devices` lists them)"
+    )]
+    NoTimestamps {
+        /// The adapter's name.
+        adapter: String,
+    },
     /// The device has not enough memory.
     #[error(
         "out of GPU memory on '{adapter}' while {doing}; use a smaller batch or fewer beams, or another adapter"

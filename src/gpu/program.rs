@@ -3,9 +3,10 @@
 //! A [`ProgramBuilder`] takes dispatches in order. Activations are named, not allocated, while recording: when the
 //! program is finished their lifetimes are known and buffers are shared between those that never live together.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::pipeline::Constants;
+use super::timestamps::Timestamps;
 use super::{Access, Gpu, GpuError, Kernel, Matrix};
 
 /// Params of all dispatches lie in one uniform buffer at WebGPU's default offset alignment.
@@ -341,6 +342,7 @@ impl<'gpu> ProgramBuilder<'gpu> {
             return Ok(Program {
                 name: self.name,
                 steps: Vec::new(),
+                timestamps: None,
                 activation_bytes: plan.slots.iter().sum(),
                 taps: self.taps,
             });
@@ -378,6 +380,7 @@ impl<'gpu> ProgramBuilder<'gpu> {
                     .map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource })
                     .collect();
                 Step {
+                    kernel: dispatch.kernel.name,
                     pipeline: compiled.pipeline.clone(),
                     bind_group: device.create_bind_group(&wgpu::BindGroupDescriptor {
                         label: Some(dispatch.kernel.name),
@@ -392,6 +395,7 @@ impl<'gpu> ProgramBuilder<'gpu> {
         Ok(Program {
             name: self.name,
             steps,
+            timestamps: self.gpu.timestamps().cloned(),
             activation_bytes: plan.slots.iter().sum(),
             taps: self.taps,
         })
@@ -489,10 +493,25 @@ impl ActivationPool {
 
 /// One dispatch, ready to replay.
 #[derive(Debug)]
-struct Step {
+pub(super) struct Step {
+    kernel: &'static str,
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     grid: [u32; 3],
+}
+
+impl Step {
+    /// The kernel's name.
+    pub(super) fn kernel(&self) -> &'static str {
+        self.kernel
+    }
+
+    /// Records the dispatch.
+    pub(super) fn encode(&self, pass: &mut wgpu::ComputePass) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        pass.dispatch_workgroups(self.grid[0], self.grid[1], self.grid[2]);
+    }
 }
 
 /// A recorded forward pass. Replaying it creates no GPU object but the command buffer.
@@ -500,6 +519,8 @@ struct Step {
 pub struct Program {
     name: &'static str,
     steps: Vec<Step>,
+    /// Only while a profile is taken.
+    timestamps: Option<Arc<Timestamps>>,
     activation_bytes: u64,
     taps: Vec<Tap>,
 }
@@ -509,6 +530,11 @@ impl Program {
     #[must_use]
     pub fn dispatches(&self) -> usize {
         self.steps.len()
+    }
+
+    /// Name of each dispatch's kernel, in order.
+    pub fn kernels(&self) -> impl Iterator<Item = &'static str> {
+        self.steps.iter().map(Step::kernel)
     }
 
     /// Bytes of the activations' shared buffers.
@@ -525,15 +551,21 @@ impl Program {
 
     /// Records all dispatches into one compute pass of `encoder`.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
+        if let Some(timestamps) = &self.timestamps {
+            return timestamps.encode(self.name, &self.steps, encoder);
+        }
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some(self.name),
             timestamp_writes: None,
         });
         for step in &self.steps {
-            pass.set_pipeline(&step.pipeline);
-            pass.set_bind_group(0, &step.bind_group, &[]);
-            pass.dispatch_workgroups(step.grid[0], step.grid[1], step.grid[2]);
+            step.encode(&mut pass);
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn steps(&self) -> &[Step] {
+        &self.steps
     }
 
     /// Encodes and submits the program.

@@ -10,6 +10,7 @@ mod attention;
 mod attention_cached;
 mod attention_relative;
 mod attention_weights;
+mod ceilings;
 mod copy;
 mod copy_rows;
 mod embed_patches;
@@ -46,6 +47,10 @@ pub use attention_cached::{CachedAttention, attention_cached};
 pub use attention_relative::{RelativeAttention, RelativeBias, Span, attention_relative};
 pub use attention_weights::{
     AttentionWeights, attention_weights, tap_attention, tap_attention_cached,
+};
+pub use ceilings::{
+    CooperativeLoop, MULTIPLY_STEP_FLOPS, READ_BYTES, bench_cooperative, bench_copy,
+    bench_multiply, bench_read, sums_bytes,
 };
 pub use copy::{copy, tap};
 pub use copy_rows::{GroupRows, copy_rows, join_rows, rows_of_groups};

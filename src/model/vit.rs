@@ -106,6 +106,12 @@ impl Vit {
         self.class_embedding.len
     }
 
+    /// Number of transformer blocks.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.blocks.len()
+    }
+
     /// Tokens an image: the class token and one a patch.
     #[must_use]
     pub fn tokens(&self) -> usize {

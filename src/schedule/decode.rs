@@ -68,6 +68,7 @@ impl Decoder<'_> {
         events: &mut Vec<Event>,
     ) -> Result<Vec<Ended>, Error> {
         let started = Instant::now();
+        let _phase = self.gpu.phase("prefill");
         let prefill = self.session.prefill(self.gpu, self.model, jobs)?;
         let key = TailKey::of(
             jobs,
@@ -96,6 +97,7 @@ impl Decoder<'_> {
         events: &mut Vec<Event>,
     ) -> Result<Vec<Ended>, Error> {
         let started = Instant::now();
+        let _phase = self.gpu.phase("decode");
         let running: usize = jobs.iter().map(|job| job.running().count()).sum();
         let rows = running.next_power_of_two().min(self.session.shape.rows);
         let steps_before = self.timings.steps;

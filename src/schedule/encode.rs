@@ -85,6 +85,7 @@ impl VisualEncoder {
     ) -> Result<(), GpuError> {
         debug_assert!(images.len() == self.batch && places.len() == self.batch);
         let started = Instant::now();
+        let vit_phase = gpu.phase("ViT");
         for (index, image) in images.iter().enumerate() {
             let offset = (index * self.pixel_count * 4) as u64;
             debug_assert_eq!(image.len(), self.pixel_count);
@@ -92,6 +93,8 @@ impl VisualEncoder {
         }
         self.vit.run(gpu);
         gpu.finish("running the image encoder").await?;
+        drop(vit_phase);
+        let _qformer_phase = gpu.phase("Q-Former");
         let after_vit = Instant::now();
         timings.vit += after_vit - started;
         let mut encoder = gpu.device().create_command_encoder(&Default::default());

@@ -50,6 +50,15 @@ impl std::fmt::Display for Timings {
     }
 }
 
+/// What a batch of images and texts costs at least.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct BatchWork {
+    /// FLOPs of one image in ViT and Q-Former: `2 · M · N · K` of every product, and the ViT's attention.
+    pub encoder_flops: f64,
+    /// Bytes of weights that a decode step reads, whatever the batch.
+    pub step_bytes: f64,
+}
+
 /// A model and its recorded programs. [`Engine::queue`] runs requests through them.
 #[derive(Debug)]
 pub struct Engine {
@@ -141,12 +150,34 @@ impl Engine {
     /// Chooses the kernels for up to `batch` requests at once, by measuring where nothing is known yet.
     pub(super) async fn tune(&mut self, batch: usize) -> Result<(), Error> {
         if self.tuned.insert(batch) {
+            let _phase = self.gpu.phase("tune");
             let programs = outlines(&self.gpu, &self.model, batch, TUNED_POSITIONS)?;
             for mut program in programs {
                 tune(&self.gpu, &program.products()).await?;
             }
         }
         Ok(())
+    }
+
+    /// What `batch` images and a decode step of as many texts cost.
+    ///
+    /// # Errors
+    /// No room on the device for the small state that outlines need.
+    pub fn batch_work(&self, batch: usize) -> Result<BatchWork, Error> {
+        let [mut vit, mut qformer, _, mut decode] =
+            outlines(&self.gpu, &self.model, batch, TUNED_POSITIONS)?;
+        let products: usize = [vit.products(), qformer.products()]
+            .iter()
+            .flatten()
+            .map(|it| 2 * it.rows * it.weight.rows * it.weight.columns)
+            .sum();
+        let vit = &self.model.vit;
+        let attention = 4 * vit.tokens().pow(2) * vit.hidden_size() * vit.depth();
+        let step_bytes: u64 = decode.products().iter().map(|it| it.weight.bytes()).sum();
+        Ok(BatchWork {
+            encoder_flops: products as f64 / batch as f64 + attention as f64,
+            step_bytes: step_bytes as f64,
+        })
     }
 
     /// A queue that works on up to `batch` requests at once.

@@ -137,6 +137,7 @@ impl ImagePrograms {
             self.programs.insert(batch, program);
         }
         let recorded = &self.programs[&batch];
+        let _phase = gpu.phase("images");
         for (index, image) in images.iter().enumerate() {
             let offset = (index * pixels * 4) as u64;
             gpu.write(&recorded.pixels, offset, image.as_ref());

@@ -192,6 +192,7 @@ impl Matcher {
             self.text_programs.insert(shape, program);
         }
         let recorded = &self.text_programs[&shape];
+        let _phase = self.gpu.phase("texts");
         recorded.texts.write(&self.gpu, texts.iter().copied());
         recorded.program.run(&self.gpu);
         let width = self.model.qformer.hidden_size();
@@ -273,6 +274,7 @@ impl Matcher {
             self.pair_programs.insert(block.shape, program);
         }
         let recorded = &self.pair_programs[&block.shape];
+        let _phase = self.gpu.phase("pairs");
         let mut texts = Vec::with_capacity(image_count * each);
         for (index, group) in block.pairs.iter().enumerate() {
             let tokens = images[pairs[group[0]].0].as_ref();

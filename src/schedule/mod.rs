@@ -20,7 +20,7 @@ mod stages;
 mod tails;
 
 pub use encode::Pixels;
-pub use engine::{Engine, Timings};
+pub use engine::{BatchWork, Engine, Timings};
 pub(crate) use explain::AttentionReader;
 pub use images::{EncodedImage, ImageEncoder, ImageShapes};
 pub use matching::{EncodedText, Matcher, RetrievalWorkload};

@@ -111,6 +111,7 @@ impl<'gpu> Search<'gpu> {
         } else {
             (text_count, image_count)
         };
+        let _phase = self.gpu.phase("search");
         let mut hits = Vec::with_capacity(sought_for.len());
         for sought_for in sought_for.chunks(rows) {
             self.gpu.write(&tile.top, 0, &vec![NO_CANDIDATE; rows * k]);

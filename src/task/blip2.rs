@@ -58,6 +58,7 @@ impl OpenOptions {
             Some(gpu) => gpu.clone(),
             None => Gpu::open(&self.gpu).await?,
         };
+        let _phase = gpu.phase("self-check");
         self_check(&gpu, &checkpoint.formats(self.quant.unwrap_or_default())).await?;
         Ok(gpu)
     }
@@ -128,6 +129,7 @@ impl Blip2 {
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
         let gpu = options.open_device(&source.checkpoint).await?;
+        let _phase = gpu.phase("load");
         let mut ignore = |_, _| {};
         let mut outline =
             Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?.quantised(options.quant);
@@ -187,6 +189,12 @@ impl Blip2 {
     #[must_use]
     pub fn timings(&self) -> Timings {
         self.engine.timings()
+    }
+
+    /// What `batch` images and a decode step of as many texts cost at least.
+    #[cfg(feature = "cli")]
+    pub(crate) fn batch_work(&self, batch: usize) -> Result<crate::schedule::BatchWork, Error> {
+        self.engine.batch_work(batch)
     }
 
     /// What makes prompts.

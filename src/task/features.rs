@@ -40,6 +40,7 @@ impl ImageFeaturizer {
         }
         let checkpoint = Checkpoint::open(path)?;
         let gpu = options.open_device(&checkpoint).await?;
+        let _phase = gpu.phase("load");
         let mut uploader = Uploader::new(&gpu, &checkpoint, progress).quantised(options.quant);
         let vit = Vit::load(&mut uploader, &config.vision, side).await?;
         let qformer =

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_channel::oneshot;
 
 use crate::Error;
+use crate::gpu::Profiler;
 use crate::image::{DecodePolicy, Preprocessor, Rgb8Image, decode, decode_file};
 use crate::schedule::Pixels;
 
@@ -59,6 +60,7 @@ impl ImageSource {
 #[derive(Debug)]
 pub(super) struct Preparation {
     preprocessor: Arc<Preprocessor>,
+    profiler: Option<Profiler>,
     /// Oldest first, numbered on from `first`.
     pictures: std::collections::VecDeque<Picture>,
     first: usize,
@@ -80,8 +82,13 @@ enum State {
 }
 
 impl Preparation {
-    pub(super) fn new(preprocessor: &Preprocessor, kept: usize) -> Self {
+    pub(super) fn new(
+        preprocessor: &Preprocessor,
+        kept: usize,
+        profiler: Option<&Profiler>,
+    ) -> Self {
         Self {
+            profiler: profiler.cloned(),
             preprocessor: Arc::new(preprocessor.clone()),
             pictures: std::collections::VecDeque::new(),
             first: 0,
@@ -97,10 +104,14 @@ impl Preparation {
         }
         let (sender, receiver) = oneshot::channel();
         let (work, preprocessor) = (source.clone(), Arc::clone(&self.preprocessor));
+        let profiler = self.profiler.clone();
         rayon::spawn(move || {
+            let phase = profiler.as_ref().map(|it| it.worker_phase("preprocess"));
             // A decoder that panics must not take the process with it; the dropped sender tells of it.
             let prepare = || work.prepare(policy, &preprocessor);
-            if let Ok(result) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(prepare)) {
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(prepare));
+            drop(phase); // it is over before anybody hears of the result
+            if let Ok(result) = result {
                 let _ = sender.send(result);
             }
         });

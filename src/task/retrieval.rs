@@ -144,6 +144,7 @@ impl Retriever {
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
         let gpu = options.open_device(&source.checkpoint).await?;
+        let _phase = gpu.phase("load");
         let mut ignore = |_, _| {};
         let mut outline =
             Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?.quantised(options.quant);

@@ -163,7 +163,11 @@ impl Blip2 {
             generation: &self.generation,
         };
         let runner = Runner {
-            preparation: Preparation::new(&self.preprocessor, 4 * batch),
+            preparation: Preparation::new(
+                &self.preprocessor,
+                4 * batch,
+                self.engine.gpu().profiler(),
+            ),
             prompter,
             queue: self.engine.queue(batch),
             items: Box::new(items.into_iter()),

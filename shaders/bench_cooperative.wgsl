@@ -1,0 +1,61 @@
+// bench_cooperative: multiplies of cooperative matrices, f16 into f32, and nothing else.
+//
+//   x  [6, SIDE, SIDE] f16: two left and four right operands, row-major     (read)
+//   y  [subgroups, SIDE, SIDE] f32: the eight products, added up     (written)
+//
+// Grid: (workgroups, 1, 1) of WORKGROUP_SIZE invocations, a multiple of the subgroup size. Each subgroup keeps eight
+// accumulators that do not wait for each other: 8 * 2 * SIDE^3 FLOPs a step.
+// Called by kernels/ceilings.rs, for `bench` only: the ceiling of products on cooperative matrices.
+// Before it go the extensions, SIDE, and the types Left, Right and Sum for 16 x 16 or 8 x 8 (the language cannot choose a
+// type by a constant).
+// Not measured yet: naga validates it in a test, no adapter with cooperative matrices was at hand.
+
+struct Params {
+    steps: u32,
+    pad_0: u32,
+    pad_1: u32,
+    pad_2: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<f16>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+
+override WORKGROUP_SIZE: u32 = 128u;
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(num_subgroups) subgroups: u32,
+) {
+    const AREA = SIDE * SIDE;
+    let left_0 = coopLoadT<Left>(&x[0], SIDE);
+    let left_1 = coopLoadT<Left>(&x[AREA], SIDE);
+    let right_0 = coopLoadT<Right>(&x[2u * AREA], SIDE);
+    let right_1 = coopLoadT<Right>(&x[3u * AREA], SIDE);
+    let right_2 = coopLoadT<Right>(&x[4u * AREA], SIDE);
+    let right_3 = coopLoadT<Right>(&x[5u * AREA], SIDE);
+    var sum_0 = Sum();
+    var sum_1 = Sum();
+    var sum_2 = Sum();
+    var sum_3 = Sum();
+    var sum_4 = Sum();
+    var sum_5 = Sum();
+    var sum_6 = Sum();
+    var sum_7 = Sum();
+    for (var step = 0u; step < params.steps; step++) {
+        sum_0 = coopMultiplyAdd(left_0, right_0, sum_0);
+        sum_1 = coopMultiplyAdd(left_0, right_1, sum_1);
+        sum_2 = coopMultiplyAdd(left_0, right_2, sum_2);
+        sum_3 = coopMultiplyAdd(left_0, right_3, sum_3);
+        sum_4 = coopMultiplyAdd(left_1, right_0, sum_4);
+        sum_5 = coopMultiplyAdd(left_1, right_1, sum_5);
+        sum_6 = coopMultiplyAdd(left_1, right_2, sum_6);
+        sum_7 = coopMultiplyAdd(left_1, right_3, sum_7);
+    }
+    // Bound to names: naga evaluates a store's arguments too late otherwise.
+    let total = ((sum_0 + sum_1) + (sum_2 + sum_3)) + ((sum_4 + sum_5) + (sum_6 + sum_7));
+    let at = (group.x * subgroups + subgroup) * AREA;
+    coopStoreT(total, &y[at], SIDE);
+}

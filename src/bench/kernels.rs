@@ -1,0 +1,301 @@
+//! Medians of wall time, the cases taking turns, and their shares of the ceilings.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::gpu::{ActivationPool, Gpu, GpuError, Program, ProgramBuilder};
+
+use super::Inputs;
+use super::cases::{Case, Traffic, cases, ceilings};
+
+/// A round repeats a case for about this long, in one submit.
+const ROUND_TIME: Duration = Duration::from_millis(30);
+/// A case that takes longer than this …
+const SLOW: f64 = 1.0;
+/// … is measured in this many rounds at most.
+const SLOW_ROUNDS: usize = 3;
+
+/// What bounds a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ceiling {
+    /// Bytes a second that a copy reads and writes.
+    Copy,
+    /// Bytes a second that can be read.
+    Read,
+    /// FLOPs a second in f32.
+    Multiply,
+    /// FLOPs a second on cooperative matrices.
+    Cooperative,
+}
+
+impl std::fmt::Display for Ceiling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Copy => "copy",
+            Self::Read => "read",
+            Self::Multiply => "multiply",
+            Self::Cooperative => "cooperative",
+        })
+    }
+}
+
+/// The ceilings measured in a run: bytes or FLOPs a second.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Ceilings {
+    rates: BTreeMap<Ceiling, f64>,
+}
+
+impl Ceilings {
+    /// Those among `measurements`.
+    #[must_use]
+    pub fn of(measurements: &[Measurement]) -> Self {
+        let rate = |measurement: &Measurement| {
+            let case = &measurement.case;
+            Some((
+                case.ceiling?,
+                (case.flops + case.bytes) / measurement.median(),
+            ))
+        };
+        Self {
+            rates: measurements.iter().filter_map(rate).collect(),
+        }
+    }
+
+    /// One of them, if the adapter has it.
+    #[must_use]
+    pub fn rate(&self, ceiling: Ceiling) -> Option<f64> {
+        self.rates.get(&ceiling).copied()
+    }
+
+    /// The fastest way to multiply.
+    #[must_use]
+    pub fn fastest_multiply(&self) -> Option<(Ceiling, f64)> {
+        [Ceiling::Multiply, Ceiling::Cooperative]
+            .into_iter()
+            .filter_map(|ceiling| Some((ceiling, self.rate(ceiling)?)))
+            .max_by(|(_, a), (_, b)| a.total_cmp(b))
+    }
+
+    /// What bounds `case`, and the seconds that it leaves at least: the bytes at their rate or the FLOPs at theirs,
+    /// whichever takes longer.
+    #[must_use]
+    pub fn bound(&self, case: &Case) -> Option<(Ceiling, f64)> {
+        let memory = match case.traffic {
+            Traffic::Read => Ceiling::Read,
+            Traffic::Copy => Ceiling::Copy,
+        };
+        let multiply = if case.cooperative {
+            Ceiling::Cooperative
+        } else {
+            Ceiling::Multiply
+        };
+        let seconds =
+            |ceiling, work: f64| Some((ceiling, work / self.rate(ceiling)?)).filter(|_| work > 0.0);
+        [seconds(memory, case.bytes), seconds(multiply, case.flops)]
+            .into_iter()
+            .flatten()
+            .max_by(|(_, a), (_, b)| a.total_cmp(b))
+    }
+}
+
+/// A case that is being measured.
+#[derive(Debug)]
+pub struct Measurement {
+    /// The case.
+    pub case: Case,
+    program: Program,
+    replays: usize,
+    /// Seconds a replay, of each round.
+    times: Vec<f64>,
+    most_rounds: usize,
+}
+
+impl Measurement {
+    /// Records `case`, runs it once to warm it up, and sees how often it is to be repeated.
+    ///
+    /// # Errors
+    /// No room on the device, or one that fails.
+    pub async fn new(case: Case, inputs: &mut Inputs) -> Result<Self, GpuError> {
+        let gpu = inputs.gpu().clone();
+        let mut program = ProgramBuilder::new(&gpu, "bench");
+        case.record(inputs, &mut program)?;
+        let program = program.finish(&ActivationPool::default())?;
+        let mut once = replay(&gpu, &program, 1).await?.as_secs_f64();
+        if once < SLOW {
+            once = replay(&gpu, &program, 1).await?.as_secs_f64(); // now without first-time costs
+        }
+        Ok(Self {
+            case,
+            program,
+            replays: ((ROUND_TIME.as_secs_f64() / once) as usize).clamp(1, 200),
+            times: Vec::new(),
+            most_rounds: if once < SLOW { usize::MAX } else { SLOW_ROUNDS },
+        })
+    }
+
+    /// Measures once more, unless the case is slow and has been measured often enough.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub async fn round(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
+        if self.times.len() < self.most_rounds {
+            let time = replay(gpu, &self.program, self.replays).await?;
+            self.times.push(time.as_secs_f64() / self.replays as f64);
+        }
+        Ok(())
+    }
+
+    /// Seconds, the median of the rounds so far.
+    #[must_use]
+    pub fn median(&self) -> f64 {
+        median(&self.times)
+    }
+}
+
+/// The middle one of `values`; NaN of none.
+pub(super) fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Runs `program` `count` times in one submit.
+///
+/// # Errors
+/// A failing device.
+pub async fn replay(gpu: &Gpu, program: &Program, count: usize) -> Result<Duration, GpuError> {
+    let started = Instant::now();
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    for _ in 0..count {
+        program.encode(&mut encoder);
+    }
+    gpu.submit([encoder.finish()]);
+    gpu.finish("measuring").await?;
+    Ok(started.elapsed())
+}
+
+/// A line of the table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KernelRow {
+    /// What is computed.
+    pub kernel: &'static str,
+    /// Its sizes.
+    pub shape: String,
+    /// By which kernel; empty where there is only one.
+    pub variant: String,
+    /// The median.
+    pub seconds: f64,
+    /// Multiplications and additions, `2 · M · N · K` of a product; 0 where they do not count.
+    pub flops: f64,
+    /// Bytes that must move: of products the weights only.
+    pub bytes: f64,
+    /// What bounds it.
+    pub ceiling: Option<Ceiling>,
+    /// The time that the ceiling allows over the median. Above 1 where caches help more than the ceiling's loop.
+    pub share: Option<f64>,
+}
+
+impl KernelRow {
+    fn new(measurement: &Measurement, ceilings: &Ceilings) -> Self {
+        let case = &measurement.case;
+        let seconds = measurement.median();
+        let bound = ceilings.bound(case);
+        Self {
+            kernel: case.kernel,
+            shape: case.shape.clone(),
+            variant: case.variant.clone(),
+            seconds,
+            flops: case.flops,
+            bytes: case.bytes,
+            ceiling: bound.map(|(ceiling, _)| ceiling),
+            share: bound.map(|(_, least)| least / seconds),
+        }
+    }
+}
+
+/// Measures the ceilings and the cases whose name contains one of `filter`'s words (all, if there is none), in `rounds`
+/// rounds in which they take turns, so that drift hits all alike. `progress` hears of how many are prepared.
+///
+/// # Errors
+/// No room on the device for the shapes, or one that fails.
+pub async fn measure_kernels(
+    gpu: &Gpu,
+    filter: &[String],
+    rounds: usize,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Vec<KernelRow>, GpuError> {
+    let mut wanted = cases(gpu);
+    wanted.retain(|case| {
+        let name = case.name();
+        filter.is_empty() || filter.iter().any(|word| name.contains(word.as_str()))
+    });
+    let all: Vec<Case> = ceilings(gpu).into_iter().chain(wanted).collect();
+    let count = all.len();
+    let mut inputs = Inputs::new(gpu);
+    let mut measurements = Vec::with_capacity(count);
+    for case in all {
+        measurements.push(Measurement::new(case, &mut inputs).await?);
+        progress(measurements.len(), count);
+    }
+    for _ in 0..rounds.max(1) {
+        for measurement in &mut measurements {
+            measurement.round(gpu).await?;
+        }
+    }
+    let ceilings = Ceilings::of(&measurements);
+    let rows = measurements
+        .iter()
+        .map(|measurement| KernelRow::new(measurement, &ceilings));
+    Ok(rows.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::testing::gpu;
+
+    #[test]
+    fn the_slower_of_memory_and_arithmetic_bounds_a_kernel() {
+        let ceilings = Ceilings {
+            rates: [(Ceiling::Read, 10.0), (Ceiling::Multiply, 1000.0)].into(),
+        };
+        let mut case = cases(gpu()).remove(0);
+        (case.bytes, case.flops) = (20.0, 1000.0);
+        assert_eq!(ceilings.bound(&case), Some((Ceiling::Read, 2.0)));
+        case.flops = 4000.0;
+        assert_eq!(ceilings.bound(&case), Some((Ceiling::Multiply, 4.0)));
+        case.traffic = Traffic::Copy; // not measured
+        case.flops = 0.0;
+        assert_eq!(ceilings.bound(&case), None);
+        let (fastest, _) = ceilings.fastest_multiply().expect("one is there");
+        assert_eq!(fastest, Ceiling::Multiply);
+    }
+
+    #[test]
+    fn the_median_is_the_middle_one() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn every_variant_of_a_product_is_a_case_and_names_differ() {
+        let all = cases(gpu());
+        let mut names: Vec<String> = all.iter().map(Case::name).collect();
+        for rows in [1, 257, 2056] {
+            for variant in crate::kernels::candidates(gpu().capabilities(), rows) {
+                let end = format!(" {variant}");
+                let begin = format!(" {rows}x");
+                assert!(
+                    names
+                        .iter()
+                        .any(|name| name.contains(&begin) && name.ends_with(&end)),
+                    "{rows} rows by {variant}"
+                );
+            }
+        }
+        names.sort();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

@@ -120,11 +120,11 @@ fn bench_model_has_load_ceilings_and_a_line_for_each_batch() {
         for (key, value) in line {
             assert!(key == "bench" || is_positive(value), "{key}: {value}");
         }
-        // A step's rate is all texts'.
+        // At most one token of each text a step; fewer where one began later than the others.
         let (tokens, step) = (&line["tokens_per_s"], &line["step_ms"]);
         let expected = f64::from(batch) * 1e3 / step.as_f64().expect("milliseconds");
         let ratio = tokens.as_f64().expect("a rate") / expected;
-        assert!((ratio - 1.0).abs() < 0.01, "{line:?}");
+        assert!((0.3..1.01).contains(&ratio), "{line:?}");
     }
 }
 

@@ -20,7 +20,7 @@ mod problem;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use blip2_wgpu::gpu::{AdapterChoice, Gpu, GpuOptions};
+use blip2_wgpu::gpu::{AdapterChoice, Gpu, GpuOptions, WeightFormat};
 use blip2_wgpu::kernels::self_check;
 use burn::Order;
 use problem::Problem;
@@ -150,7 +150,7 @@ fn run(options: &Options) -> Result<bool, Failure> {
         adapter: AdapterChoice::parse(&adapter),
         ..GpuOptions::default()
     }))?;
-    pollster::block_on(self_check(&gpu))?;
+    pollster::block_on(self_check(&gpu, &[WeightFormat::F16]))?;
     let peer = burn::Peer::open(gpu.info())?;
     let info = gpu.info();
     if !options.json {

@@ -41,7 +41,7 @@ impl<'a> Product<'a> {
         };
         // The first recording tells which products there are; the second takes the kernels found for them.
         pollster::block_on(tune(gpu, &record().products()))?;
-        let kernel = chosen(gpu, *rows, *out_features, *in_features).to_string();
+        let kernel = chosen(gpu, *rows, &layer.weight).to_string();
         let program = record().finish(&ActivationPool::default())?;
         Ok(Self {
             gpu,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::Error;
-use crate::generate::GenerationOptions;
+use crate::generate::{GenerationOptions, MAX_BEAMS};
 use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, ProgramBuilder};
 use crate::kernels::{Pages, row_rules_words};
 use crate::model::{Blip2Model, InputRows, PromptEnds};
@@ -12,7 +12,7 @@ use crate::model::{Blip2Model, InputRows, PromptEnds};
 use super::encode::VisualEncoder;
 use super::images::max_images;
 use super::job::{Job, cache_rows_of, sequences_of};
-use super::queue::MAX_PREFILL_ROWS;
+use super::queue::{MAX_BATCH, MAX_PREFILL_ROWS};
 use super::session::{Prompt, Session, Shape};
 use super::tails::TailKey;
 
@@ -67,13 +67,18 @@ impl MemoryPlan {
     }
 }
 
+/// Most new tokens that are planned for.
+const MAX_TOKENS: usize = 1 << 12;
+
 /// Records what a queue would for one full batch. Gives the bytes of the cache.
 fn rehearse(gpu: &Gpu, model: &Blip2Model, work: &Workload) -> Result<u64, Error> {
     let language_model = &model.language_model;
-    let batch = work.batch.max(1);
+    let batch = work.batch.clamp(1, MAX_BATCH);
+    // What no request may ask for anyway is not rehearsed.
+    let most_tokens = language_model.max_positions().clamp(1, MAX_TOKENS);
     let options = Arc::new(GenerationOptions {
-        num_beams: work.beams.max(1),
-        max_new_tokens: work.new_tokens.max(1),
+        num_beams: work.beams.clamp(1, MAX_BEAMS),
+        max_new_tokens: work.new_tokens.clamp(1, most_tokens),
         eos_token_ids: vec![0],
         ..GenerationOptions::default()
     });
@@ -116,12 +121,17 @@ fn rehearse(gpu: &Gpu, model: &Blip2Model, work: &Workload) -> Result<u64, Error
             pages,
         )
     };
-    let jobs = (0..batch).map(job).collect::<Result<Vec<_>, _>>()?;
-    let vocabulary = language_model.vocabulary();
     let together = (MAX_PREFILL_ROWS / prompt.len()).clamp(1, at_once);
-    let mut prefilled = BTreeSet::new();
-    for jobs in jobs.chunks(together) {
-        if prefilled.insert(jobs.len()) {
+    let jobs = (0..together.min(batch))
+        .map(job)
+        .collect::<Result<Vec<_>, _>>()?;
+    let vocabulary = language_model.vocabulary();
+    for count in BTreeSet::from([jobs.len(), batch % together])
+        .into_iter()
+        .rev()
+    {
+        if count > 0 {
+            let jobs = &jobs[..count];
             let prefill = session.prefill(gpu, model, jobs)?;
             session.candidate_tail(gpu, TailKey::of(jobs, prefill.prompts, true, vocabulary))?;
         }
@@ -132,7 +142,7 @@ fn rehearse(gpu: &Gpu, model: &Blip2Model, work: &Workload) -> Result<u64, Error
         let rows = sequences.next_power_of_two().min(shape.rows);
         if decoded.insert(rows) {
             session.decode(gpu, model, rows)?;
-            let key = TailKey::of(&jobs[..running], rows, false, vocabulary);
+            let key = TailKey::of(&jobs[..1], rows, false, vocabulary);
             if options.num_beams > 1 {
                 session.candidate_tail(gpu, key)?;
             } else {

@@ -45,6 +45,16 @@ static BENCH_COOPERATIVE_8: Kernel = Kernel {
     bindings: &[READ, WRITE],
 };
 
+/// All of them.
+#[cfg(test)]
+pub(super) static KERNELS: [&Kernel; 5] = [
+    &BENCH_COPY,
+    &BENCH_READ,
+    &BENCH_MULTIPLY,
+    &BENCH_COOPERATIVE_16,
+    &BENCH_COOPERATIVE_8,
+];
+
 /// Bytes that the threads of [`bench_read`]'s workgroup read at once, and of a copy's thread.
 const UNIT: u64 = 16;
 /// Units of a row of [`bench_read`].

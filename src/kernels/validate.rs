@@ -42,7 +42,8 @@ fn all() -> Vec<&'static Kernel> {
     let linear = linear::KERNELS.iter().copied().flatten();
     let attention = attention::KERNELS.iter().copied();
     let embed_tokens = embed_tokens::KERNELS.iter();
-    let all = linear.chain(attention).chain(embed_tokens);
+    let ceilings = ceilings::KERNELS.iter().copied();
+    let all = linear.chain(attention).chain(embed_tokens).chain(ceilings);
     all.chain(others()).collect()
 }
 

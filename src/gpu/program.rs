@@ -551,14 +551,32 @@ impl Program {
 
     /// Records all dispatches into one compute pass of `encoder`.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
-        if let Some(timestamps) = &self.timestamps {
-            return timestamps.encode(self.name, &self.steps, encoder);
+        Self::encode_all([self], encoder);
+    }
+
+    /// Records the dispatches of several programs, one after another, into one compute pass of `encoder`: a pass costs
+    /// the driver more than a dispatch.
+    pub fn encode_all<'p>(
+        programs: impl IntoIterator<Item = &'p Self>,
+        encoder: &mut wgpu::CommandEncoder,
+    ) {
+        let mut programs = programs.into_iter().peekable();
+        let Some(first) = programs.peek() else {
+            return;
+        };
+        if first.timestamps.is_some() {
+            for program in programs {
+                if let Some(timestamps) = &program.timestamps {
+                    timestamps.encode(program.name, &program.steps, encoder);
+                }
+            }
+            return;
         }
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-            label: Some(self.name),
+            label: Some(first.name),
             timestamp_writes: None,
         });
-        for step in &self.steps {
+        for step in programs.flat_map(|program| &program.steps) {
             step.encode(&mut pass);
         }
     }

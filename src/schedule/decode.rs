@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::Error;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Program};
 use crate::kernels::INACTIVE;
 use crate::model::Blip2Model;
 
@@ -136,10 +136,8 @@ impl Decoder<'_> {
         let window = device.window.clamp(1, longest.min(MAX_WINDOW));
         let mut encoder = self.new_encoder();
         tail.begin(&mut encoder);
-        for _ in 0..window {
-            program.encode(&mut encoder);
-            tail.encode(&mut encoder);
-        }
+        let steps = (0..window).flat_map(|_| [&*program, tail.program()]);
+        Program::encode_all(steps, &mut encoder);
         let chosen = tail.submit_and_read(self.gpu, encoder, window).await?;
         self.timings.steps += window;
         let mut all_ended = Vec::new();

@@ -100,9 +100,9 @@ impl GreedyTail {
         encoder.clear_buffer(&self.chosen, 0, Some(8));
     }
 
-    /// Records the end of one step.
-    pub(super) fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
-        self.program.encode(encoder);
+    /// The end of one step.
+    pub(super) fn program(&self) -> &Program {
+        &self.program
     }
 
     /// Submits `encoder`, which holds `steps` steps, and reads `(token, log-probability)` of each step and row. Rows

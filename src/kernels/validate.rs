@@ -1,10 +1,10 @@
-//! Every kernel's text is valid WGSL and compiles to SPIR-V, those included that no adapter here can run: naga parses and
-//! validates it with all capabilities, once as it stands and once with each variant's constants.
+//! Every kernel's text is valid WGSL and compiles to SPIR-V, to Metal's language and to HLSL, those included that no adapter
+//! here can run: naga parses and validates it with all capabilities, once as it stands and once with each variant's constants.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use naga::ShaderStage;
-use naga::back::{pipeline_constants::process_overrides, spv};
+use naga::back::{hlsl, msl, pipeline_constants::process_overrides, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
 use super::*;
@@ -73,6 +73,33 @@ fn compile(kernel: &Kernel, constants: &Constants) -> u32 {
     let entry = Some((ShaderStage::Compute, "main"));
     let (module, info) = process_overrides(&module, &info, entry, &constants)
         .unwrap_or_else(|error| panic!("{} {constants:?}: {error}", kernel.name));
+    let mut translations = vec![
+        ("SPIR-V", to_spirv(&module, &info)),
+        ("MSL", to_metal(&module, &info)),
+    ];
+    // Direct3D has no cooperative matrices in wgpu.
+    if !uses_cooperative_matrices(&module) {
+        translations.push(("HLSL", to_hlsl(&module, &info)));
+    }
+    for (language, result) in translations {
+        result
+            .unwrap_or_else(|error| panic!("{} {constants:?} in {language}: {error}", kernel.name));
+    }
+    let layouts = module.to_ctx();
+    module
+        .global_variables
+        .iter()
+        .filter(|(_, variable)| variable.space == naga::AddressSpace::WorkGroup)
+        .map(|(_, variable)| module.types[variable.ty].inner.size(layouts))
+        .sum()
+}
+
+fn uses_cooperative_matrices(module: &naga::Module) -> bool {
+    let mut types = module.types.iter().map(|(_, kind)| &kind.inner);
+    types.any(|kind| matches!(kind, naga::TypeInner::CooperativeMatrix { .. }))
+}
+
+fn to_spirv(module: &naga::Module, info: &ModuleInfo) -> Result<(), String> {
     let options = spv::Options {
         lang_version: (1, 4),
         ..spv::Options::default()
@@ -81,16 +108,29 @@ fn compile(kernel: &Kernel, constants: &Constants) -> u32 {
         shader_stage: ShaderStage::Compute,
         entry_point: "main".into(),
     };
-    let words = spv::write_vec(&module, &info, &options, Some(&pipeline))
-        .unwrap_or_else(|error| panic!("{} {constants:?}: {error}", kernel.name));
-    assert!(!words.is_empty());
-    let layouts = module.to_ctx();
-    module
-        .global_variables
-        .iter()
-        .filter(|(_, variable)| variable.space == naga::AddressSpace::WorkGroup)
-        .map(|(_, variable)| module.types[variable.ty].inner.size(layouts))
-        .sum()
+    let words = spv::write_vec(module, info, &options, Some(&pipeline));
+    words.map(drop).map_err(|error| error.to_string())
+}
+
+fn to_metal(module: &naga::Module, info: &ModuleInfo) -> Result<(), String> {
+    let options = msl::Options {
+        lang_version: (3, 0),
+        ..msl::Options::default()
+    };
+    let text = msl::write_string(module, info, &options, &msl::PipelineOptions::default());
+    text.map(drop).map_err(|error| error.to_string())
+}
+
+/// Shader model 6.2 is the first with f16.
+fn to_hlsl(module: &naga::Module, info: &ModuleInfo) -> Result<(), String> {
+    let options = hlsl::Options {
+        shader_model: hlsl::ShaderModel::V6_2,
+        ..hlsl::Options::default()
+    };
+    let mut text = String::new();
+    let pipeline = hlsl::PipelineOptions::default();
+    let written = hlsl::Writer::new(&mut text, &options, &pipeline).write(module, info, None);
+    written.map(drop).map_err(|error| error.to_string())
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use image::{ImageFormat, RgbImage};
 
 use crate::cli_support::{
-    BOAT, HOUSE, TINY, caption, caption_command, finish, finish_with_stdin, plain_captions,
+    BOAT, HOUSE, TINY, caption, caption_command, finish_with_stdin, plain_captions,
 };
 use crate::half;
 
@@ -252,7 +252,7 @@ fn odd_names_keep_an_error_on_one_line() {
         .one_error(&["two lines", "not an image"]);
     let mut command = caption_command(TINY, &[]);
     command.arg(std::ffi::OsStr::from_bytes(b"/nowhere/\xFF.png"));
-    let run = finish(command).exits(1);
+    let run = crate::cli_support::finish(command).exits(1);
     run.one_error(&["no such file"]);
 }
 

@@ -1,7 +1,7 @@
 //! `devices` and `--adapter`.
 
 use crate::Object;
-use crate::cli_support::{DUMP, HOUSE, TINY, caption, command, finish, run};
+use crate::cli_support::{HOUSE, TINY, caption, run};
 
 fn adapters() -> Vec<Object> {
     run(["devices", "--json"]).exits(0).json()
@@ -83,6 +83,7 @@ fn an_adapter_by_number_and_by_name() {
 #[cfg(target_os = "linux")]
 #[test]
 fn without_any_adapter_it_names_the_package() {
+    use crate::cli_support::{DUMP, command, finish};
     for arguments in [
         &["devices"][..],
         &["caption", "--model", TINY, HOUSE],

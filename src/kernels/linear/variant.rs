@@ -123,7 +123,7 @@ impl std::fmt::Display for LinearVariant {
 /// Subgroups up to this wide are vector units of a CPU, where workgroup memory is ordinary memory and staging tiles in
 /// it costs more than it saves; wider ones share weights through it. Register tiles are for narrow ones alone: 32×8 sums
 /// a lane do not fit the registers of a GPU, and no kernel takes longer to compile.
-const NARROW_LANES: u32 = 16;
+pub(crate) const NARROW_LANES: u32 = 16;
 
 /// Subgroups that share eight columns of a matrix–vector product, the number to take unmeasured first: with one there are
 /// too few loads under way on a large GPU.

@@ -77,8 +77,7 @@ impl Decoder<'_> {
             self.model.language_model.vocabulary(),
         );
         let tail = self.session.candidate_tail(self.gpu, key)?;
-        let mut encoder = self.new_encoder();
-        prefill.program.encode(&mut encoder);
+        let encoder = prefill.program.begin(self.gpu);
         let scores = tail.submit_and_read(self.gpu, encoder).await?;
         self.timings.prefill += started.elapsed();
         let each_its_row = jobs.iter_mut().zip(scores.chunks(1)).enumerate();

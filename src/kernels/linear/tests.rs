@@ -320,3 +320,39 @@ fn each_width_of_subgroups_has_its_kernels() {
         .collect();
     assert_eq!(workgroups, [64, 128, 256]);
 }
+
+#[test]
+fn without_f16_no_kernel_rounds_what_it_multiplies() {
+    use crate::gpu::Disabled;
+    use crate::kernels::{AttentionVariant, attention_candidates};
+    let mut gpu = gpu().capabilities().clone();
+    gpu.f16 = true;
+    gpu.subgroups = Some((32, 32));
+    gpu.workgroup_bytes = 48 << 10;
+    gpu.invocations = 1024;
+    gpu.cooperative_matrices = vec![wgpu::CooperativeMatrixProperties {
+        m_size: 16,
+        n_size: 16,
+        k_size: 16,
+        ab_type: wgpu::CooperativeScalarType::F16,
+        cr_type: wgpu::CooperativeScalarType::F32,
+        saturating_accumulation: false,
+    }];
+    let rounds = |capabilities| {
+        let linear = candidates(capabilities, 300);
+        let mut linear = linear.iter();
+        let attention = attention_candidates(capabilities);
+        let mut attention = attention.iter();
+        [
+            linear.any(|it| matches!(it, LinearVariant::Cooperative(_))),
+            attention.any(|it| matches!(it, AttentionVariant::Cooperative { .. })),
+        ]
+    };
+    assert_eq!(rounds(&gpu), [true, true]);
+    let f16 = true;
+    let disabled = Disabled {
+        f16,
+        ..Disabled::default()
+    };
+    assert_eq!(rounds(&gpu.without(disabled)), [false, false]);
+}

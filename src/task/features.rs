@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use rayon::prelude::*;
+
 use crate::Error;
 use crate::gpu::Gpu;
 use crate::image::{Preprocessor, Rgb8Image};
@@ -114,9 +116,16 @@ impl ImageFeaturizer {
         &mut self,
         images: &[Rgb8Image],
     ) -> Result<Vec<ImageFeatures>, Error> {
+        let prepare = |image| {
+            let _phase = self
+                .gpu()
+                .profiler()
+                .map(|it| it.worker_phase("preprocess"));
+            self.preprocessor.apply(image)
+        };
         let pixels = images
-            .iter()
-            .map(|image| self.preprocessor.apply(image))
+            .par_iter()
+            .map(prepare)
             .collect::<Result<Vec<_>, _>>()?;
         self.encoder.encode(&pixels).await
     }

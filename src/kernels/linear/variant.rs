@@ -96,10 +96,10 @@ pub enum LinearVariant {
     Vector,
     /// `matvec_subgroup`: up to [`MATVEC_ROWS`] rows, reduction by subgroup operations.
     VectorSubgroup {
-        /// Lanes of the widest subgroup.
+        /// Lanes of the widest subgroup; without fixed `splits` those of a workgroup.
         lanes: u32,
         /// Subgroups that share eight columns, each with its slice of K; 0 where the driver chooses how wide subgroups
-        /// are: a workgroup of `lanes` then has one or more.
+        /// are: all those of a workgroup then share them.
         splits: u32,
     },
 }
@@ -121,7 +121,8 @@ impl std::fmt::Display for LinearVariant {
 }
 
 /// Subgroups up to this wide are vector units of a CPU, where workgroup memory is ordinary memory and staging tiles in
-/// it costs more than it saves; wider ones share weights through it.
+/// it costs more than it saves; wider ones share weights through it. Register tiles are for narrow ones alone: 32×8 sums
+/// a lane do not fit the registers of a GPU, and no kernel takes longer to compile.
 const NARROW_LANES: u32 = 16;
 
 /// Subgroups that share eight columns of a matrix–vector product, the number to take unmeasured first: with one there are
@@ -151,9 +152,15 @@ fn vector_candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVari
             .filter(|splits| splits * lanes <= capabilities.invocations)
             .map(|splits| subgroup(lanes, splits))
             .chain([Vector])
-            .chain(register(lanes))
             .collect(),
-        Some((least, lanes)) if least > NARROW_LANES => vec![subgroup(lanes, 0), Vector],
+        // All subgroups of a workgroup share eight columns, however many they are.
+        Some((least, lanes)) if least > NARROW_LANES => [1, 2, 4]
+            .map(|times| times * lanes)
+            .into_iter()
+            .filter(|&workgroup| workgroup <= capabilities.invocations)
+            .map(|workgroup| subgroup(workgroup, 0))
+            .chain([Vector])
+            .collect(),
         _ => vec![Vector],
     }
 }
@@ -175,7 +182,6 @@ fn matrix_candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVari
         .into_iter()
         .map(Cooperative)
         .chain(tiles(rows))
-        .chain(fixed.into_iter().flat_map(register))
         .collect()
 }
 

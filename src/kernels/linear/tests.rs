@@ -106,8 +106,17 @@ fn variants(gpu: &Gpu, rows: usize) -> Vec<LinearVariant> {
         lanes
             .into_iter()
             .flat_map(|lanes| {
-                [(lanes, 4), (4 * lanes, 0)]
-                    .map(|(lanes, splits)| LinearVariant::VectorSubgroup { lanes, splits })
+                [
+                    (lanes, 4, 8),
+                    (4 * lanes, 0, 8),
+                    (lanes, 1, 4),
+                    (lanes, 2, 4),
+                ]
+                .map(|(lanes, splits, columns)| LinearVariant::VectorSubgroup {
+                    lanes,
+                    splits,
+                    columns,
+                })
             })
             .collect()
     } else {
@@ -314,7 +323,11 @@ fn each_width_of_subgroups_has_its_kernels() {
     let workgroups: Vec<_> = all(Some((32, 64)))[0]
         .iter()
         .filter_map(|variant| match variant {
-            VectorSubgroup { lanes, splits: 0 } => Some(*lanes),
+            VectorSubgroup {
+                lanes,
+                splits: 0,
+                columns: 8,
+            } => Some(*lanes),
             _ => None,
         })
         .collect();

@@ -5,7 +5,7 @@ use half::f16;
 use crate::gpu::{Activation, Gpu, QUANT_BLOCK, WeightFormat};
 use crate::kernels::self_check::{Check, finding, is_wrong, scattered};
 
-use super::{Activate, Linear, LinearVariant, candidates, record_with, reference};
+use super::{Activate, Linear, LinearVariant, MATVEC_ROWS, candidates, record_with, reference};
 
 /// Rows of the cases: one that the matrix–vector kernels take, and one for more than a tile of most others.
 pub(crate) const CHECKED_ROWS: [usize; 2] = [5, 70];
@@ -40,7 +40,11 @@ pub(crate) fn checks(gpu: &Gpu, format: WeightFormat) -> Vec<Check> {
                 let (values, scales) = (values.clone(), scales.clone());
                 checks.push(Check {
                     finding: finding.clone(),
-                    what: "linear layers",
+                    what: if rows <= MATVEC_ROWS {
+                        "linear layers of few rows"
+                    } else {
+                        "linear layers of many rows"
+                    },
                     is_experimental: matches!(variant, LinearVariant::Cooperative(_)),
                     expected: expected.clone(),
                     record: Box::new(move |program| {

@@ -351,7 +351,7 @@ fn without_f16_no_kernel_rounds_what_it_multiplies() {
         cr_type: wgpu::CooperativeScalarType::F32,
         saturating_accumulation: false,
     }];
-    let rounds = |capabilities| {
+    let rounds = |capabilities: &crate::gpu::Capabilities| {
         let linear = candidates(capabilities, 300);
         let mut linear = linear.iter();
         let attention = attention_candidates(capabilities);

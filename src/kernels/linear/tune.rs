@@ -438,7 +438,7 @@ mod tests {
         let product = Product { rows: 40, weight };
         let before = chosen(&gpu, product.rows, &product.weight);
         gpu.choices().spend(MOST_TIME);
-        pollster::block_on(tune(&gpu, &[product.clone()])).expect("nothing to do");
+        pollster::block_on(tune(&gpu, std::slice::from_ref(&product))).expect("nothing to do");
         let name = name_of(&gpu, product.rows, &product.weight);
         assert_eq!(gpu.choices().get(&name), None);
         assert_eq!(chosen(&gpu, product.rows, &product.weight), before);

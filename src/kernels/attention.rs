@@ -60,7 +60,7 @@ pub enum AttentionVariant {
     Shared,
     /// Outer products in the registers of one subgroup; heads and strides are multiples of 4.
     Tile,
-    /// Tiles in workgroup memory and registers, for wide subgroups; heads and strides are multiples of 4.
+    /// Tiles in workgroup memory and registers, for GPUs; heads and strides are multiples of 4.
     Flash {
         /// Queries of a workgroup: 32, or 64, which reads keys and values half as often.
         queries: u32,
@@ -536,7 +536,7 @@ mod tests {
             };
             let variants = if is_in_fours(&inputs) {
                 let mut variants = attention_candidates(gpu.capabilities());
-                // Correct everywhere, if offered to wide subgroups alone.
+                // Correct everywhere, if not offered to narrow subgroups.
                 for queries in [32, 64] {
                     let flash = AttentionVariant::Flash { queries };
                     if !variants.contains(&flash) {

@@ -76,6 +76,8 @@ pub use self_check::self_check;
 pub use store_kv::{KvLayer, Pages, store_cross_kv, store_kv};
 pub use top_k::{MAX_TOP_K, top_k};
 
+use linear::NARROW_LANES;
+
 /// Number of workgroups of `size` that cover `count`, as a grid dimension.
 fn groups(count: usize, size: usize) -> u32 {
     word(count.div_ceil(size))

@@ -196,6 +196,16 @@ impl CandidateTail {
     /// Records `program`, which ends in logits, and the tail behind it, as far as [`Self::read`] needs it.
     pub(super) fn encode(&self, program: &Program, encoder: &mut wgpu::CommandEncoder) {
         Program::encode_all([program, &self.program], encoder);
+        self.encode_copies(encoder);
+    }
+
+    /// Records the tail alone, behind a program that ends in logits.
+    pub(super) fn encode_behind(&self, encoder: &mut wgpu::CommandEncoder) {
+        self.program.encode(encoder);
+        self.encode_copies(encoder);
+    }
+
+    fn encode_copies(&self, encoder: &mut wgpu::CommandEncoder) {
         match &self.source {
             CandidateSource::Top {
                 k,

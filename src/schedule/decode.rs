@@ -154,9 +154,7 @@ impl Decoder<'_> {
                 encode_steps(1, encoder);
             })
         };
-        let mut commands = device
-            .take_ahead(key)
-            .unwrap_or_else(|| encode_first(self));
+        let mut commands = device.take_ahead(key).unwrap_or_else(|| encode_first(self));
         for steps in groups_after_the_first(window) {
             self.gpu.submit([commands]);
             commands = self.encode(|encoder| encode_steps(steps, encoder));
@@ -304,7 +302,7 @@ mod tests {
     #[test]
     fn a_window_goes_out_in_growing_groups() {
         let groups = |window| groups_after_the_first(window).collect::<Vec<_>>();
-        assert_eq!(groups(1), []);
+        assert!(groups(1).is_empty());
         assert_eq!(groups(2), [1]);
         assert_eq!(groups(5), [2, 2]);
         assert_eq!(groups(8), [2, 5]);

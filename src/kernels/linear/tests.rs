@@ -106,8 +106,17 @@ fn variants(gpu: &Gpu, rows: usize) -> Vec<LinearVariant> {
         lanes
             .into_iter()
             .flat_map(|lanes| {
-                [(lanes, 4), (4 * lanes, 0)]
-                    .map(|(lanes, splits)| LinearVariant::VectorSubgroup { lanes, splits })
+                [
+                    (lanes, 4, 8),
+                    (4 * lanes, 0, 8),
+                    (lanes, 1, 4),
+                    (lanes, 2, 4),
+                ]
+                .map(|(lanes, splits, columns)| LinearVariant::VectorSubgroup {
+                    lanes,
+                    splits,
+                    columns,
+                })
             })
             .collect()
     } else {

@@ -5,7 +5,8 @@ use half::f16;
 use crate::gpu::{Activation, Gpu, QUANT_BLOCK, WeightFormat};
 use crate::kernels::self_check::{Check, finding, is_wrong, scattered};
 
-use super::{Activate, Linear, LinearVariant, candidates, linear_with, reference};
+use super::variant::more_candidates;
+use super::{Activate, Linear, LinearVariant, MATVEC_ROWS, candidates, linear_with, reference};
 
 /// Rows of the cases: one that the matrix–vector kernels take, and one for more than a tile of most others.
 pub(crate) const CHECKED_ROWS: [usize; 2] = [5, 70];
@@ -24,7 +25,13 @@ pub(crate) fn checks(gpu: &Gpu, format: WeightFormat) -> Vec<Check> {
         let x = scattered(rows * IN_FEATURES, 2);
         let expected = reference(&x, &weight, None, IN_FEATURES, Activate::Identity, None);
         let mut seen = Vec::new();
-        for variant in candidates(gpu.capabilities(), rows) {
+        let capabilities = gpu.capabilities();
+        let mut variants = candidates(capabilities, rows);
+        if rows > MATVEC_ROWS {
+            // Which of them serve depends on the rows; the cases stand for all numbers of them.
+            variants.extend(more_candidates(capabilities));
+        }
+        for variant in variants {
             let finding = name_of(gpu, rows, variant, format);
             if seen.contains(&finding) {
                 continue;

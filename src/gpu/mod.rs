@@ -16,7 +16,7 @@ mod weight_format;
 
 pub use adapter::{AdapterChoice, AdapterReport, Backend, list_adapters};
 pub use buffer::{Matrix, MatrixPart, Readback, Vector};
-pub use choices::Choices;
+pub use choices::{Choices, Claim};
 pub use device::{Capabilities, Disabled, Gpu, GpuOptions};
 pub use error::GpuError;
 pub use pipeline::{Access, Constants, Kernel};

@@ -326,6 +326,22 @@ impl<'gpu> ProgramBuilder<'gpu> {
         slots
     }
 
+    /// Compiles what is missing for `programs`, all of it at once. What the driver refuses is said when they are finished.
+    pub fn compile_all(programs: &[Self]) {
+        let Some(first) = programs.first() else {
+            return;
+        };
+        let wanted: Vec<_> = programs.iter().flat_map(Self::kernels_wanted).collect();
+        let gpu = first.gpu;
+        gpu.pipelines().compile_all(gpu.device(), &wanted);
+    }
+
+    fn kernels_wanted(&self) -> impl Iterator<Item = (&'static Kernel, Constants)> {
+        self.dispatches
+            .iter()
+            .map(|dispatch| (dispatch.kernel, dispatch.constants.clone()))
+    }
+
     /// Plans the activations, compiles what is missing and makes the bind groups.
     ///
     /// # Errors
@@ -347,11 +363,7 @@ impl<'gpu> ProgramBuilder<'gpu> {
                 taps: self.taps,
             });
         }
-        let wanted: Vec<_> = self
-            .dispatches
-            .iter()
-            .map(|dispatch| (dispatch.kernel, dispatch.constants.clone()))
-            .collect();
+        let wanted: Vec<_> = self.kernels_wanted().collect();
         self.gpu.pipelines().compile_all(device, &wanted);
         self.gpu.count_objects(1 + self.dispatches.len());
         let steps = self
@@ -362,7 +374,7 @@ impl<'gpu> ProgramBuilder<'gpu> {
                 let compiled =
                     self.gpu
                         .pipelines()
-                        .get(device, dispatch.kernel, &dispatch.constants);
+                        .get(device, dispatch.kernel, &dispatch.constants)?;
                 let params = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                     buffer: &uniforms,
                     offset: (index * UNIFORM_ALIGNMENT) as u64,
@@ -379,7 +391,7 @@ impl<'gpu> ProgramBuilder<'gpu> {
                     .zip(0..)
                     .map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource })
                     .collect();
-                Step {
+                Ok(Step {
                     kernel: dispatch.kernel.name,
                     pipeline: compiled.pipeline.clone(),
                     bind_group: device.create_bind_group(&wgpu::BindGroupDescriptor {
@@ -388,9 +400,9 @@ impl<'gpu> ProgramBuilder<'gpu> {
                         entries: &entries,
                     }),
                     grid: dispatch.grid,
-                }
+                })
             })
-            .collect();
+            .collect::<Result<Vec<_>, GpuError>>()?;
         self.gpu.check(self.name)?;
         Ok(Program {
             name: self.name,

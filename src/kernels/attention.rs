@@ -179,7 +179,8 @@ impl std::fmt::Display for AttentionVariant {
 }
 
 /// The attention kernels of a device, where heads and strides are multiples of four, the one to take first. A workgroup of
-/// [`AttentionVariant::Tile`] has eight lanes: on a device with wider subgroups most of each would idle.
+/// [`AttentionVariant::Tile`] has eight lanes: on a device with wider subgroups most of each would idle. Flash needs no
+/// subgroups and suits every GPU; narrow subgroups are a CPU's, and so is an adapter that says nothing of them here.
 #[must_use]
 pub fn attention_candidates(capabilities: &Capabilities) -> Vec<AttentionVariant> {
     use AttentionVariant::{Flash, Shared, Tile};
@@ -247,6 +248,7 @@ pub(super) fn checks(gpu: &Gpu) -> Vec<Check> {
         Check {
             finding: name_of(&gpu, variant),
             what: "attention",
+            is_experimental: matches!(variant, AttentionVariant::Cooperative { .. }),
             expected: expected.clone(),
             record: Box::new(move |program| {
                 let buffer = gpu.storage_with("qkv", &qkv)?;

@@ -20,35 +20,51 @@ const Q4_RANGE: [f32; 2] = [-8.0, 7.0];
 /// by it, beyond it (and be cut) where they gain by that.
 const Q4_TARGETS: [f32; 8] = [-8.0, -7.5, -7.0, -6.5, 7.0, 7.5, 8.0, -8.6];
 
+/// Blocks converted to f32 at a time.
+const TOGETHER: usize = 32;
+
+/// Values that go through a loop's step side by side.
+const LANES: usize = 8;
+
 /// Quantises rows of `halves` (all finite, a multiple of 32 values) into `values` (`halves.len() * bits / 8` bytes)
 /// and `scales` (one a block).
 pub fn quantise(format: WeightFormat, halves: &[f16], values: &mut [u8], scales: &mut [f16]) {
     let block_bytes = format.row_bytes(QUANT_BLOCK);
-    let blocks = halves.chunks_exact(QUANT_BLOCK);
-    let targets = values.chunks_exact_mut(block_bytes.max(1));
-    for ((halves, target), scale) in blocks.zip(targets).zip(scales) {
-        let mut block = [0.0; QUANT_BLOCK];
-        halves.convert_to_f32_slice(&mut block);
-        let mut integers = [0.0; QUANT_BLOCK];
-        match format {
-            WeightFormat::F16 => {}
-            WeightFormat::Q8 => {
-                *scale = f16::from_f32(largest(&block).abs() / Q8_MOST);
-                round_block(&block, scale.to_f32(), [-Q8_MOST, Q8_MOST], &mut integers);
-                for (byte, value) in target.iter_mut().zip(integers) {
-                    *byte = value as i8 as u8;
-                }
-            }
-            WeightFormat::Q4 => {
-                *scale = q4_scale(&block);
-                round_block(&block, scale.to_f32(), Q4_RANGE, &mut integers);
-                for (byte, pair) in target.iter_mut().zip(integers.chunks_exact(2)) {
-                    let [low, high] = [pair[0] as i8 as u8, pair[1] as i8 as u8];
-                    *byte = (low & 0xf) | (high << 4);
-                }
-            }
+    let mut floats = [0.0; TOGETHER * QUANT_BLOCK];
+    let steps = halves.chunks(floats.len());
+    let targets = values.chunks_mut(TOGETHER * block_bytes);
+    for ((halves, values), scales) in steps.zip(targets).zip(scales.chunks_mut(TOGETHER)) {
+        let floats = &mut floats[..halves.len()];
+        halves.convert_to_f32_slice(floats);
+        let (blocks, _) = floats.as_chunks::<QUANT_BLOCK>();
+        let targets = values.chunks_exact_mut(block_bytes);
+        for ((block, target), scale) in blocks.iter().zip(targets).zip(scales) {
+            *scale = match format {
+                WeightFormat::F16 => return,
+                WeightFormat::Q8 => q8_block(block, target),
+                WeightFormat::Q4 => q4_block(block, target),
+            };
         }
     }
+}
+
+/// Quantises a block to `target`, 32 bytes; returns its scale.
+fn q8_block(block: &[f32; QUANT_BLOCK], target: &mut [u8]) -> f16 {
+    let scale = f16::from_f32(largest(block).abs() / Q8_MOST);
+    let integers = round_block(block, inverse(scale), [-Q8_MOST, Q8_MOST]);
+    target.copy_from_slice(&integers);
+    scale
+}
+
+/// Quantises a block to `target`, 16 bytes; returns its scale.
+fn q4_block(block: &[f32; QUANT_BLOCK], target: &mut [u8]) -> f16 {
+    let scale = q4_scale(block);
+    let integers = round_block(block, inverse(scale), Q4_RANGE);
+    let (pairs, _) = integers.as_chunks::<2>();
+    for (byte, [low, high]) in target.iter_mut().zip(pairs) {
+        *byte = (low & 0xf) | (high << 4);
+    }
+    scale
 }
 
 /// The values of [`quantise`]'s result: the twin of what shaders read.
@@ -65,31 +81,48 @@ pub fn dequantise(format: WeightFormat, values: &[u8], scales: &[f16], out: &mut
 
 /// The value of largest magnitude.
 fn largest(block: &[f32; QUANT_BLOCK]) -> f32 {
-    block.iter().fold(0.0, |most: f32, value| {
-        if value.abs() > most.abs() {
-            *value
-        } else {
-            most
+    let (mut most, mut least) = ([0.0; LANES], [0.0; LANES]);
+    for values in block.as_chunks::<LANES>().0 {
+        for lane in 0..LANES {
+            most[lane] = larger(values[lane], most[lane]);
+            least[lane] = smaller(values[lane], least[lane]);
         }
-    })
+    }
+    let most = most.into_iter().fold(0.0, larger);
+    let least = least.into_iter().fold(0.0, smaller);
+    if most >= -least { most } else { least }
 }
 
-/// `block / scale`, rounded to integers within `range`; zeros where the scale is too small to divide by.
-fn round_block(
-    block: &[f32; QUANT_BLOCK],
-    scale: f32,
-    [least, most]: [f32; 2],
-    integers: &mut [f32; QUANT_BLOCK],
-) {
-    /// Adding and taking away 1.5 · 2²³ rounds to the nearest even integer, in vector instructions of every machine.
-    const ROUND: f32 = 12_582_912.0;
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    for (integer, value) in integers.iter_mut().zip(block) {
-        let scaled = value * inverse;
-        let scaled = if scaled < least { least } else { scaled };
-        let scaled = if scaled > most { most } else { scaled };
-        *integer = (scaled + ROUND) - ROUND;
+/// `f32::max` without its rules for NaN, which are two more instructions.
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+fn smaller(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
+}
+
+/// What values are multiplied by to be multiples of `scale`; zero where it is too small to divide by.
+fn inverse(scale: f16) -> f32 {
+    if scale.to_f32() == 0.0 {
+        0.0
+    } else {
+        1.0 / scale.to_f32()
     }
+}
+
+/// 1.5 · 2²³: adding it to a small float rounds that to the nearest even integer, in vector instructions of every
+/// machine. The sum's low bits are the integer's; taking it away again leaves the integer as a float.
+const ROUND: f32 = 12_582_912.0;
+
+/// `value` cut to `range`.
+fn cut(value: f32, [least, most]: [f32; 2]) -> f32 {
+    smaller(larger(value, least), most)
+}
+
+/// `block · inverse` rounded to integers within `range`, the low byte of each.
+fn round_block(block: &[f32; QUANT_BLOCK], inverse: f32, range: [f32; 2]) -> [u8; QUANT_BLOCK] {
+    block.map(|value| (cut(value * inverse, range) + ROUND).to_bits() as u8)
 }
 
 /// The q4 scale of those tried that leaves the least squared error.
@@ -98,18 +131,20 @@ fn q4_scale(block: &[f32; QUANT_BLOCK]) -> f16 {
     if largest == 0.0 {
         return f16::ZERO;
     }
-    let mut integers = [0.0; QUANT_BLOCK];
-    let (mut best, mut best_gain) = (0.0, -1.0);
-    for target in Q4_TARGETS {
-        round_block(block, largest / target, Q4_RANGE, &mut integers);
-        let (mut products, mut squares) = ([0.0; 8], [0.0; 8]);
-        for (values, integers) in block.chunks_exact(8).zip(integers.chunks_exact(8)) {
-            for lane in 0..8 {
-                products[lane] += values[lane] * integers[lane];
-                squares[lane] += integers[lane] * integers[lane];
-            }
+    // All targets side by side, in the lanes of vectors.
+    let inverses = Q4_TARGETS.map(|target| target / largest);
+    let (mut products, mut squares) = ([0.0; Q4_TARGETS.len()], [0.0; Q4_TARGETS.len()]);
+    for &value in block {
+        let integers = inverses.map(|inverse| cut(value * inverse, Q4_RANGE) + ROUND - ROUND);
+        for (product, integer) in products.iter_mut().zip(integers) {
+            *product += value * integer;
         }
-        let (product, square): (f32, f32) = (products.iter().sum(), squares.iter().sum());
+        for (square, integer) in squares.iter_mut().zip(integers) {
+            *square += integer * integer;
+        }
+    }
+    let (mut best, mut best_gain) = (0.0, -1.0);
+    for (product, square) in products.into_iter().zip(squares) {
         // By the best scale for these integers, the squared error is Σ w² less this.
         let gain = product * product / square;
         if gain > best_gain {
@@ -176,9 +211,8 @@ mod tests {
             let mut values = [0.0; 32];
             block.convert_to_f32_slice(&mut values);
             let scale = largest(&values) / -8.0;
-            let mut integers = [0.0; 32];
-            round_block(&values, scale, Q4_RANGE, &mut integers);
-            plain.extend(integers.map(|integer| integer * scale));
+            let integers = round_block(&values, 1.0 / scale, Q4_RANGE);
+            plain.extend(integers.map(|integer| f32::from(integer as i8) * scale));
         }
         let (ours, plain) = (
             relative_error(&halves, &back),

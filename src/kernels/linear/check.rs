@@ -42,6 +42,7 @@ pub(crate) fn checks(gpu: &Gpu, format: WeightFormat) -> Vec<Check> {
             checks.push(Check {
                 finding,
                 what: "linear layers",
+                is_experimental: matches!(variant, LinearVariant::Cooperative(_)),
                 expected: expected.clone(),
                 record: Box::new(move |program| {
                     let x = Activation::external(&gpu.storage_with("x", &x)?, rows, IN_FEATURES);

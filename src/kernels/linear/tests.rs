@@ -146,7 +146,7 @@ fn tolerance(variant: LinearVariant) -> f64 {
 
 #[test]
 fn matmul_equals_its_twin_at_odd_sizes() {
-    for gpu in gpus() {
+    for (index, gpu) in gpus().into_iter().enumerate() {
         for (format, m, n, k) in [
             (F16, 1, 1, 8),
             (F16, 3, 5, 24),
@@ -162,6 +162,9 @@ fn matmul_equals_its_twin_at_odd_sizes() {
             (Q4, 17, 33, 32),
             (Q4, 65, 129, 1056),
         ] {
+            if index > 0 && m > 1000 {
+                continue; // the largest tiles take long to compile where fragments are emulated
+            }
             let case = Case::new(format, m, n, k);
             for variant in variants(gpu, m) {
                 let ours = case.run(gpu, variant, Activate::Identity, false, true);

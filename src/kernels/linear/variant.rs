@@ -88,10 +88,10 @@ pub enum LinearVariant {
     Vector,
     /// `matvec_subgroup`: up to [`MATVEC_ROWS`] rows, reduction by subgroup operations.
     VectorSubgroup {
-        /// Lanes of the widest subgroup.
+        /// Lanes of the widest subgroup; without fixed `splits` those of a workgroup.
         lanes: u32,
         /// Subgroups that share eight columns, each with its slice of K; 0 where the driver chooses how wide subgroups
-        /// are: a workgroup of `lanes` then has one or more.
+        /// are: all those of a workgroup then share them.
         splits: u32,
         /// Columns of a subgroup: 8, or 4 where that many would leave a large GPU without enough subgroups.
         columns: u32,
@@ -126,7 +126,8 @@ impl std::fmt::Display for LinearVariant {
 }
 
 /// Subgroups up to this wide are vector units of a CPU, where workgroup memory is ordinary memory and staging tiles in
-/// it costs more than it saves; wider ones share weights through it.
+/// it costs more than it saves; wider ones share weights through it. Register tiles are for narrow ones alone: 32×8 sums
+/// a lane do not fit the registers of a GPU, and no kernel takes longer to compile.
 const NARROW_LANES: u32 = 16;
 
 /// Subgroups that share the columns of a matrix–vector product, and how many columns those are; the one to take unmeasured
@@ -161,11 +162,15 @@ fn vector_candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVari
             .filter(|(splits, _)| splits * lanes <= capabilities.invocations)
             .map(|(splits, columns)| subgroup(lanes, splits, columns))
             .chain([Vector])
-            .chain(register(lanes))
             .collect(),
-        Some((least, lanes)) if least > NARROW_LANES => {
-            vec![subgroup(lanes, 0, 8), subgroup(lanes, 0, 4), Vector]
-        }
+        // All subgroups of a workgroup share its columns, however many they are.
+        Some((least, lanes)) if least > NARROW_LANES => [(1, 8), (2, 8), (4, 8), (1, 4)]
+            .into_iter()
+            .map(|(times, columns)| (times * lanes, columns))
+            .filter(|&(workgroup, _)| workgroup <= capabilities.invocations)
+            .map(|(workgroup, columns)| subgroup(workgroup, 0, columns))
+            .chain([Vector])
+            .collect(),
         _ => vec![Vector],
     }
 }
@@ -200,7 +205,6 @@ fn matrix_candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVari
         .into_iter()
         .map(Cooperative)
         .chain(tiles(rows))
-        .chain(fixed.into_iter().flat_map(register))
         .collect()
 }
 

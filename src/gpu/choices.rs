@@ -5,6 +5,7 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// Findings by name. What they mean is the kernels' business; here they are words.
 ///
@@ -15,6 +16,8 @@ pub struct Choices {
     found: Mutex<BTreeMap<String, String>>,
     file: Option<PathBuf>,
     grown: AtomicBool,
+    /// Time that measuring took since the start.
+    spent: Mutex<Duration>,
 }
 
 impl Choices {
@@ -29,6 +32,7 @@ impl Choices {
             found: Mutex::new(found),
             file,
             grown: AtomicBool::new(false),
+            spent: Mutex::default(),
         }
     }
 
@@ -58,6 +62,17 @@ impl Choices {
         if let Err(error) = written {
             log::debug!("choice of kernels {} not written: {error}", file.display());
         }
+    }
+
+    /// Notes that finding something out took so long.
+    pub fn spend(&self, time: Duration) {
+        *self.spent.lock().unwrap_or_else(PoisonError::into_inner) += time;
+    }
+
+    /// How long it has taken since the device was opened.
+    #[must_use]
+    pub fn spent(&self) -> Duration {
+        *self.spent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says that this process is about to find things out, until the result is dropped.

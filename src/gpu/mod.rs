@@ -5,6 +5,7 @@ mod buffer;
 mod choices;
 mod device;
 mod error;
+mod pace;
 mod pipeline;
 mod poll;
 mod profile;

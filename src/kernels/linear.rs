@@ -21,7 +21,7 @@ pub use cooperative::CooperativeTile;
 #[cfg(test)]
 pub(crate) use passes::{ADD_RANGES, ROUND_TO_F16};
 pub use tune::{chosen, tune};
-pub(crate) use variant::KERNELS;
+pub(crate) use variant::{KERNELS, NARROW_LANES};
 pub use variant::{LinearVariant, candidates};
 
 /// The activation functions, put before the kernels that have one.

@@ -86,8 +86,9 @@ impl Decoder<'_> {
             self.model.language_model.vocabulary(),
         );
         let tail = self.session.candidate_tail(self.gpu, key)?;
-        let commands = self.encode(|encoder| tail.encode(&prefill.program, encoder));
-        self.gpu.submit([commands]);
+        let mut encoder = prefill.program.begin(self.gpu);
+        tail.encode_behind(&mut encoder);
+        self.gpu.submit([encoder.finish()]);
         let scores = tail.read(self.gpu).await?;
         self.timings.prefill += started.elapsed();
         let each_its_row = jobs.iter_mut().zip(scores.chunks(1)).enumerate();
@@ -154,9 +155,7 @@ impl Decoder<'_> {
                 encode_steps(1, encoder);
             })
         };
-        let mut commands = device
-            .take_ahead(key)
-            .unwrap_or_else(|| encode_first(self));
+        let mut commands = device.take_ahead(key).unwrap_or_else(|| encode_first(self));
         for steps in groups_after_the_first(window) {
             self.gpu.submit([commands]);
             commands = self.encode(|encoder| encode_steps(steps, encoder));

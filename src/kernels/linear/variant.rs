@@ -128,7 +128,7 @@ impl std::fmt::Display for LinearVariant {
 /// Subgroups up to this wide are vector units of a CPU, where workgroup memory is ordinary memory and staging tiles in
 /// it costs more than it saves; wider ones share weights through it. Register tiles are for narrow ones alone: 32×8 sums
 /// a lane do not fit the registers of a GPU, and no kernel takes longer to compile.
-const NARROW_LANES: u32 = 16;
+pub(crate) const NARROW_LANES: u32 = 16;
 
 /// Subgroups that share the columns of a matrix–vector product, and how many columns those are; the one to take unmeasured
 /// first. With one subgroup there are too few loads under way on a large GPU; four columns double the subgroups, and halve the

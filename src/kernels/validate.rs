@@ -26,6 +26,8 @@ fn others() -> Vec<&'static Kernel> {
         &gather_rows::GATHER_ROWS,
         &layer_norm::LAYER_NORM,
         &layer_norm::LAYER_NORM_VEC4,
+        &linear::ADD_RANGES,
+        &linear::ROUND_TO_F16,
         &log_softmax::LOG_SOFTMAX,
         &max_over_queries::MAX_OVER_QUERIES,
         &mean_rows::MEAN_ROWS,
@@ -168,7 +170,7 @@ fn every_shader_with_an_entry_point_belongs_to_a_kernel() {
 fn every_variant_of_every_gpu_is_valid_and_fits_its_workgroup_memory() {
     let mut compiled = BTreeSet::new();
     for capabilities in imagined_gpus() {
-        for rows in [1, 3, 8, 32, 257, 2056] {
+        for rows in [1, 3, 8, 12, 32, 40, 64, 257, 2056] {
             for variant in candidates(&capabilities, rows) {
                 for format in WeightFormat::ALL {
                     let shape = variant.shape(rows, format);

@@ -10,8 +10,8 @@ warm. First our program runs, as a process of its own, and ends before any model
 CUDA where there is one, else on the CPU:
 
 * `eager`: attention written out, a growing cache;
-* `sdpa`: torch's fused attention;
-* `compiled`: sdpa, a static cache and torch.compile of the decoder's step, the vision model and the Q-Former.
+* `compiled`: torch's fused attention, a static cache and torch.compile of the decoder's step, the vision model and the Q-Former;
+* `sdpa`: the fused attention alone.
 
 A mode that fails is reported, and the others go on. The JSON file is written anew after every measurement.
 Needs weights-tools/requirements.txt, and a C++ compiler for `compiled` on a CPU.
@@ -34,11 +34,14 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOOLS = REPOSITORY / "weights-tools"
-MODES = ["eager", "sdpa", "compiled"]
+MODES = ["eager", "compiled", "sdpa"]  # in this order, should the time run out
 
 # Logits of a float32 run may differ by this much from those of another order of summation; a choice between two
 # tokens that are closer may go either way.
 GAP_ALLOWED = 1e-2
+
+# Our program as it runs by itself, and without 16-bit products: the second is what is held against float32.
+OUR_PATHS = {"as it runs": [], "without f16 products": ["--disable", "f16"]}
 
 # What our program reports about a run with -v.
 OUR_TIMINGS = re.compile(
@@ -92,12 +95,12 @@ def make_pictures(folder, count):
 
 # Our program
 
-def run_ours(args, checkpoint, paths, batch, prompt=None, least=None, most=None):
+def run_ours(args, checkpoint, paths, batch, prompt=None, least=None, most=None, further=()):
     """Captions `paths` in one process: their tokens, and what -v says."""
     command = [args.binary, "caption", *paths, "--model", checkpoint, "--prompt", args.prompt if prompt is None else prompt,
                "--json", "-v", "--beams", "1", "--batch-size", batch,
                "--max-new-tokens", args.tokens if most is None else most,
-               "--min-new-tokens", args.tokens if least is None else least, *args.ours_args.split()]
+               "--min-new-tokens", args.tokens if least is None else least, *args.ours_args.split(), *further]
     started = time.time()
     run = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     seconds = time.time() - started
@@ -247,27 +250,31 @@ def check_reference(args, checkpoint, work):
 
 
 def check_tokens(peer, args, pictures, ours, dtype):
-    """Each picture by itself: equal tokens, or how far apart the logits are where the first differs."""
+    """Each picture by itself: equal tokens, or how far apart the logits are where the first differs.
+
+    `ours` has our tokens of all pictures for each of OUR_PATHS that ran."""
     sys.path.insert(0, str(TOOLS))
     from reference_dump import preprocess
     image_config = json.loads((peer.checkpoint / "preprocessor_config.json").read_text())
     size = peer.model.config.vision_config.image_size
     results = []
-    for path, our_tokens in zip(pictures, ours):
+    for number, path in enumerate(pictures):
         encoded = peer.encode([path], args.prompt)
         # Pillow's pixels: the processor resizes with torchvision where that is installed, a grey level off.
         encoded["pixel_values"] = preprocess(path, size, image_config)[2][None].to(peer.device, peer.dtype)
         output = peer.generate(encoded, args.tokens, return_dict_in_generate=True, output_logits=True)
         theirs = output.sequences[0, encoded["input_ids"].shape[1]:].tolist()
-        result = {"image": path.name, "ours": our_tokens, "theirs": theirs, "dtype": dtype}
-        differing = [step for step, pair in enumerate(zip(our_tokens, theirs)) if pair[0] != pair[1]]
-        result["equal"] = our_tokens == theirs
-        if differing:
-            step = differing[0]
-            logits = output.logits[step][0].float()
-            result |= {"first_difference": step, "gap": (logits[theirs[step]] - logits[our_tokens[step]]).item()}
-        result["ok"] = result["equal"] or result.get("gap", float("inf")) < GAP_ALLOWED
-        results.append(result)
+        for name, tokens in ours.items():
+            result = {"image": path.name, "path": name, "ours": tokens[number], "theirs": theirs, "dtype": dtype}
+            result["equal"] = tokens[number] == theirs
+            differing = [step for step, pair in enumerate(zip(tokens[number], theirs)) if pair[0] != pair[1]]
+            if differing:
+                step = differing[0]
+                logits = output.logits[step][0].float()
+                gap = (logits[theirs[step]] - logits[tokens[number][step]]).item()
+                result |= {"first_difference": step, "gap": gap}
+            result["ok"] = result["equal"] or result.get("gap", float("inf")) < GAP_ALLOWED
+            results.append(result)
     return results
 
 
@@ -296,7 +303,8 @@ def print_checks(checks):
         if not check["equal"]:
             verdict = (f"differ from token {check.get('first_difference')}, logits {check.get('gap', float('nan')):.2e} apart"
                        f" ({'a tie' if check['ok'] else 'MORE THAN ROUNDING'})")
-        print(f"tokens of {check['image']} beside transformers' {check['dtype']}: {verdict}")
+        path = f", {check['path']}" if "path" in check else ""
+        print(f"tokens of {check['image']}{path}, beside transformers' {check['dtype']}: {verdict}")
 
 
 def environment(args, checkpoint):
@@ -339,6 +347,7 @@ def main():
             args.json.write_text(json.dumps(report, indent=1) + "\n")
 
     pictures = make_pictures(work / "pictures", max([*args.batch, args.check_images]))
+    checked = pictures[:args.check_images]
     ours, check_failed = None, False
     if not args.no_ours:
         for batch in args.batch:
@@ -354,7 +363,9 @@ def main():
                 check_failed = True
         elif not args.no_check:
             try:
-                ours, _ = run_ours(args, checkpoint, pictures[:args.check_images], args.check_images)
+                ours = {}
+                for name, further in OUR_PATHS.items():
+                    ours[name], _ = run_ours(args, checkpoint, checked, args.check_images, further=further)
             except Exception as error:
                 print(last_line(error), file=sys.stderr)
                 check_failed = True
@@ -364,7 +375,8 @@ def main():
     print_checks(report["checks"])
     print_table(report["rows"])
     failed = any("error" in row for row in report["rows"])
-    wrong = not all(check["ok"] for check in report["checks"])
+    # 16-bit products may turn closer choices than float32's rounding: reported, but no failure.
+    wrong = not all(check["ok"] for check in report["checks"] if check.get("path") != "as it runs")
     sys.exit(1 if failed or wrong or not done or check_failed else 0)
 
 
@@ -387,7 +399,7 @@ def run_transformers(args, checkpoint, pictures, ours, note):
     if ours is not None:
         try:
             peer = Peer(checkpoint, device, check_dtype, "eager")
-            note("checks", check_tokens(peer, args, pictures, ours, check_dtype))
+            note("checks", check_tokens(peer, args, pictures[:args.check_images], ours, check_dtype))
             peer.close()
         except Exception as error:
             print(f"the check: {last_line(error)}", file=sys.stderr)

@@ -1,10 +1,17 @@
 #!/usr/bin/env bash
-# What a real GPU has to show, in one call and under ten minutes: is it right there, and how fast?
+# What a real GPU has to show: is it right there, and how fast?
 #
 #   benches/gpu.sh [--binary FILE] [--out DIR] [--total SECONDS] [--checkpoint DIR] [--small] [STEP…]
 #
-# Steps (all, if none is named): devices parity captions variants quant kernels model profile compare peers. Each has
-# its own time limit and runs whatever became of the others. DIR (or $OUT, else target/gpu) gets eight files at most:
+# Steps (all, if none is named): checkpoint devices parity captions variants quant kernels model profile peers compare.
+# Each has its own time limit and runs whatever became of the others; --total ends them all. Where a call may take ten
+# minutes at most, three calls one after the other do it:
+#
+#   benches/gpu.sh --total 570 checkpoint devices parity captions variants quant kernels
+#   benches/gpu.sh --total 570 model profile peers
+#   benches/gpu.sh --total 570 compare
+#
+# DIR (or $OUT, else target/gpu) gets eight files at most:
 #
 #   summary.txt   a line a step: ok, FAILED or skipped, seconds, what it found
 #   gpu.log       all that the steps printed
@@ -14,14 +21,14 @@
 # Nothing is fetched. Needed: a release build of the program (--binary, or .gl/blip2-wgpu, or target/release/blip2-wgpu).
 # Where the machine has no Vulkan loader, put its Debian package (libvulkan1, and libegl1 libglvnd0 libopengl0 libgl1
 # libglx0, which NVIDIA's driver may ask for) into .gl/; they are unpacked for this run, not into the system.
-# `model`, `profile` and `compare` take the checkpoint of full size: the one given, or one that python3 (with torch, transformers,
-# tokenizers and safetensors) makes while the first steps run. `peers` wants a build of benches/peers as
-# .gl/blip2-wgpu-peers. --small is for trying this script: the tiny checkpoint, the shortest settings.
+# `model`, `profile` and `compare` take the checkpoint of full size: the one given, or target/full, which `checkpoint` has
+# python3 (with torch, transformers, tokenizers and safetensors) make while the next steps run. `peers` wants a build of
+# benches/peers as .gl/blip2-wgpu-peers. --small is for trying this script: the tiny checkpoint, the shortest settings.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
 export OUT=${OUT:-target/gpu} SMALL=""
-total=570 binary="" checkpoint="" steps=()
+total=3600 binary="" checkpoint="" steps=()
 while [ $# -gt 0 ]; do
     case $1 in
         --binary) binary=${2:?}; shift ;;
@@ -34,7 +41,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ ${#steps[@]} -gt 0 ] || steps=(devices parity captions variants quant kernels model profile compare peers)
+[ ${#steps[@]} -gt 0 ] || steps=(checkpoint devices parity captions variants quant kernels model profile peers compare)
 
 PROGRAM=""
 for candidate in "$binary" .gl/blip2-wgpu target/release/blip2-wgpu; do
@@ -62,34 +69,28 @@ if [ -z "${VK_DRIVER_FILES:-}" ] && [ -e $mounted ] && [ -z "$(ls /{usr/share,et
     export VK_DRIVER_FILES=$mounted
 fi
 
-# The checkpoint: made in the background, there once CHECKPOINT/.made is.
-making=""
-CHECKPOINT=$checkpoint
-if [ -z "$CHECKPOINT" ] && [ -n "$SMALL" ]; then
-    CHECKPOINT=tests/data/tiny
-fi
-if [ -z "$CHECKPOINT" ] && [[ " ${steps[*]} " =~ \ (model|profile|compare)\  ]]; then
-    CHECKPOINT=$WORK/full
-    (
-        python3 weights-tools/make_checkpoint.py "$CHECKPOINT" --preset opt-2.7b >"$WORK/making.log" 2>&1
-        echo $? >"$WORK/made"
-    ) &
-    making=$!
-else
-    echo 0 >"$WORK/made"
-fi
-export CHECKPOINT
-cleanup() {
-    [ -z "$making" ] || pkill -P "$making" 2>/dev/null
-    rm -rf "$WORK" # gigabytes, where the checkpoint was made here
+export CHECKPOINT=${checkpoint:-target/full}
+[ -z "$SMALL" ] || [ -n "$checkpoint" ] || CHECKPOINT=tests/data/tiny
+trap 'rm -rf "$WORK"' EXIT
+
+# Begins to make the checkpoint, in a session of its own, which outlives this script; CHECKPOINT/made is its last file.
+do_checkpoint() {
+    if [ -e "$CHECKPOINT/config.json" ]; then
+        echo "found $CHECKPOINT"
+        return
+    fi
+    mkdir -p "$(dirname "$CHECKPOINT")"
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    setsid bash -c 'python3 weights-tools/make_checkpoint.py "$CHECKPOINT" --preset opt-2.7b && touch "$CHECKPOINT/made"' \
+        >"$CHECKPOINT.log" 2>&1 </dev/null &
+    echo "found that it is being made"
 }
-trap cleanup EXIT
 
 # Waits for the checkpoint; ends the step where there is none.
 need_checkpoint() {
-    until [ -e "$WORK/made" ]; do sleep 0.5; done
-    [ "$(cat "$WORK/made")" = 0 ] && return
-    echo "skipped, no checkpoint: $(tail -n 1 "$WORK/making.log")"
+    while pgrep -f make_checkpoint.py >/dev/null; do sleep 0.5; done
+    if [ -e "$CHECKPOINT/made" ] || { [ -e "$CHECKPOINT/config.json" ] && [ ! -e "$CHECKPOINT.log" ]; }; then return; fi
+    echo "skipped, no checkpoint: $(tail -n 1 "$CHECKPOINT.log" 2>/dev/null)"
     exit 0
 }
 
@@ -162,7 +163,7 @@ do_quant() {
 }
 
 do_kernels() {
-    local settings=()
+    local settings=(--rounds 3)
     [ -z "$SMALL" ] || settings=(--rounds 1 32x2560)
     "$PROGRAM" bench kernels --json "${settings[@]}" >"$OUT/kernels.json" || return
     echo "found $(wc -l <"$OUT/kernels.json") lines in kernels.json"
@@ -233,15 +234,14 @@ step() {
 export -f need_checkpoint scene_captions kept_captions
 limit_of() {
     case $1 in
+        checkpoint) echo 5 ;;
         devices) echo 20 ;;
-        parity) echo 40 ;;
-        captions | quant) echo 40 ;;
-        variants) echo 60 ;;
-        kernels) echo 100 ;;
-        model) echo 180 ;;
-        profile) echo 40 ;;
-        compare) echo 240 ;;
-        peers) echo 120 ;;
+        parity | variants) echo 90 ;; # the first to compile and to choose kernels
+        captions | quant) echo 60 ;;
+        kernels | peers) echo 200 ;;
+        model) echo 300 ;;
+        profile) echo 60 ;;
+        compare) echo 560 ;;
     esac
 }
 for name in "${steps[@]}"; do

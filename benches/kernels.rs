@@ -30,9 +30,9 @@ fn main() {
     for case in ceilings(&gpu).into_iter().chain(cases(&gpu)) {
         // Elements a second are FLOPs a second.
         group.throughput(if case.flops > 0.0 {
-            Throughput::Elements(case.flops as u64)
+            Throughput::Elements(case.flops as u64 * case.repeats as u64)
         } else {
-            Throughput::Bytes(case.bytes as u64)
+            Throughput::Bytes(case.bytes as u64 * case.repeats as u64)
         });
         group.bench_function(case.name(), |bencher| {
             // Here, not outside: only what the filter lets through is made.

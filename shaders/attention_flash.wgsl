@@ -1,5 +1,5 @@
-// attention_flash: attention without a causal mask, out = softmax(q · kᵀ * scale) · v, for GPUs with subgroups of 32 and
-// more, where attention.wgsl loads too much for what it multiplies. The contract of attention.wgsl, but HEAD_DIM and
+// attention_flash: attention without a causal mask, out = softmax(q · kᵀ * scale) · v, for GPUs, where attention.wgsl
+// loads too much for what it multiplies. The contract of attention.wgsl, but HEAD_DIM and
 // every stride and offset are multiples of 4 (q, k, v and out are read as vec4s). Works on any GPU: no subgroup
 // operations, no f16.
 //
@@ -14,7 +14,7 @@
 // workgroup memory in slices of 32 dimensions. A thread has 4 × 4 scores (8 loads for 64 multiply-adds), then the
 // outputs of its 4 queries in every eighth vec4 of the head (2 loads for 16, in registers all the while).
 // Workgroup memory: 6.5 KiB + 144 bytes a query, 15.5 KiB at most.
-// Called by kernels/attention.rs where the narrowest subgroup has 32 lanes.
+// Called by kernels/attention.rs where subgroups are not known to be narrow (up to 16 lanes: a CPU's).
 // Unmeasured on a GPU.
 
 override HEAD_DIM: u32 = 64u;

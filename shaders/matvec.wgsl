@@ -1,7 +1,7 @@
 // matvec: y = activation(x · wᵀ + bias) [+ y] for 1 to 8 rows, for any GPU: shared memory, no subgroups, no f16 feature.
 //
-// Tile: 8 columns (rows of the weight) a workgroup of 64, which walks along K together; 16 KiB of workgroup memory.
-// M is at most ROWS.
+// Tile: 8 columns (rows of the weight) a workgroup of 64, which walks along K together; 2 KiB of workgroup memory times
+// ROWS. M is at most ROWS.
 // Grid: (ceil(N / 8), 1, 1).
 // A sum's order depends on K alone, not on M or ROWS: a row has the same bits alone and among eight.
 // Called by kernels/linear.rs for decode steps and beams, where subgroups are missing or vary in size.
@@ -10,17 +10,18 @@
 // Measured: 10240×2560, 4.4 GB/s of weight for 1 row, 1.7 for 8
 // (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine).
 
-override ROWS: u32 = 1u; // 1 to 8
+override ROWS: u32 = 1u; // 1, 2, 4 or 8
 
 const WORKGROUP_SIZE: u32 = 64u;
 
-// The sum of each thread for each (column, row) of the tile.
-var<workgroup> partial: array<f32, WORKGROUP_SIZE * 64u>;
+// The sum of each thread for each (column, row) of the tile. Its size decides how many workgroups a GPU runs at once.
+override OUTPUTS: u32 = 8u * ROWS;
+var<workgroup> partial: array<f32, WORKGROUP_SIZE * OUTPUTS>;
 
-// Where a thread keeps its sum for an output = 8 · column + row: shuffled so that neither writing one output from all
-// threads nor reading one thread's outputs from all threads meets in a memory bank.
-fn partial_at(thread: u32, output: u32) -> u32 {
-    return thread * 64u + (output ^ (thread % 32u));
+// Where a thread keeps its sum for a row and a column: shuffled so that neither writing one output from all threads nor
+// reading one thread's outputs from all threads meets in a memory bank.
+fn partial_at(thread: u32, row: u32, column: u32) -> u32 {
+    return thread * OUTPUTS + ((column * ROWS + row) ^ (thread % min(OUTPUTS, 32u)));
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -251,92 +252,94 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
 
-    partial[partial_at(thread, 0u)] = sum_0_0;
-    partial[partial_at(thread, 8u)] = sum_0_1;
-    partial[partial_at(thread, 16u)] = sum_0_2;
-    partial[partial_at(thread, 24u)] = sum_0_3;
-    partial[partial_at(thread, 32u)] = sum_0_4;
-    partial[partial_at(thread, 40u)] = sum_0_5;
-    partial[partial_at(thread, 48u)] = sum_0_6;
-    partial[partial_at(thread, 56u)] = sum_0_7;
+    partial[partial_at(thread, 0u, 0u)] = sum_0_0;
+    partial[partial_at(thread, 0u, 1u)] = sum_0_1;
+    partial[partial_at(thread, 0u, 2u)] = sum_0_2;
+    partial[partial_at(thread, 0u, 3u)] = sum_0_3;
+    partial[partial_at(thread, 0u, 4u)] = sum_0_4;
+    partial[partial_at(thread, 0u, 5u)] = sum_0_5;
+    partial[partial_at(thread, 0u, 6u)] = sum_0_6;
+    partial[partial_at(thread, 0u, 7u)] = sum_0_7;
     if (ROWS > 1u) {
-        partial[partial_at(thread, 1u)] = sum_1_0;
-        partial[partial_at(thread, 9u)] = sum_1_1;
-        partial[partial_at(thread, 17u)] = sum_1_2;
-        partial[partial_at(thread, 25u)] = sum_1_3;
-        partial[partial_at(thread, 33u)] = sum_1_4;
-        partial[partial_at(thread, 41u)] = sum_1_5;
-        partial[partial_at(thread, 49u)] = sum_1_6;
-        partial[partial_at(thread, 57u)] = sum_1_7;
+        partial[partial_at(thread, 1u, 0u)] = sum_1_0;
+        partial[partial_at(thread, 1u, 1u)] = sum_1_1;
+        partial[partial_at(thread, 1u, 2u)] = sum_1_2;
+        partial[partial_at(thread, 1u, 3u)] = sum_1_3;
+        partial[partial_at(thread, 1u, 4u)] = sum_1_4;
+        partial[partial_at(thread, 1u, 5u)] = sum_1_5;
+        partial[partial_at(thread, 1u, 6u)] = sum_1_6;
+        partial[partial_at(thread, 1u, 7u)] = sum_1_7;
     }
     if (ROWS > 2u) {
-        partial[partial_at(thread, 2u)] = sum_2_0;
-        partial[partial_at(thread, 10u)] = sum_2_1;
-        partial[partial_at(thread, 18u)] = sum_2_2;
-        partial[partial_at(thread, 26u)] = sum_2_3;
-        partial[partial_at(thread, 34u)] = sum_2_4;
-        partial[partial_at(thread, 42u)] = sum_2_5;
-        partial[partial_at(thread, 50u)] = sum_2_6;
-        partial[partial_at(thread, 58u)] = sum_2_7;
+        partial[partial_at(thread, 2u, 0u)] = sum_2_0;
+        partial[partial_at(thread, 2u, 1u)] = sum_2_1;
+        partial[partial_at(thread, 2u, 2u)] = sum_2_2;
+        partial[partial_at(thread, 2u, 3u)] = sum_2_3;
+        partial[partial_at(thread, 2u, 4u)] = sum_2_4;
+        partial[partial_at(thread, 2u, 5u)] = sum_2_5;
+        partial[partial_at(thread, 2u, 6u)] = sum_2_6;
+        partial[partial_at(thread, 2u, 7u)] = sum_2_7;
     }
     if (ROWS > 3u) {
-        partial[partial_at(thread, 3u)] = sum_3_0;
-        partial[partial_at(thread, 11u)] = sum_3_1;
-        partial[partial_at(thread, 19u)] = sum_3_2;
-        partial[partial_at(thread, 27u)] = sum_3_3;
-        partial[partial_at(thread, 35u)] = sum_3_4;
-        partial[partial_at(thread, 43u)] = sum_3_5;
-        partial[partial_at(thread, 51u)] = sum_3_6;
-        partial[partial_at(thread, 59u)] = sum_3_7;
+        partial[partial_at(thread, 3u, 0u)] = sum_3_0;
+        partial[partial_at(thread, 3u, 1u)] = sum_3_1;
+        partial[partial_at(thread, 3u, 2u)] = sum_3_2;
+        partial[partial_at(thread, 3u, 3u)] = sum_3_3;
+        partial[partial_at(thread, 3u, 4u)] = sum_3_4;
+        partial[partial_at(thread, 3u, 5u)] = sum_3_5;
+        partial[partial_at(thread, 3u, 6u)] = sum_3_6;
+        partial[partial_at(thread, 3u, 7u)] = sum_3_7;
     }
     if (ROWS > 4u) {
-        partial[partial_at(thread, 4u)] = sum_4_0;
-        partial[partial_at(thread, 12u)] = sum_4_1;
-        partial[partial_at(thread, 20u)] = sum_4_2;
-        partial[partial_at(thread, 28u)] = sum_4_3;
-        partial[partial_at(thread, 36u)] = sum_4_4;
-        partial[partial_at(thread, 44u)] = sum_4_5;
-        partial[partial_at(thread, 52u)] = sum_4_6;
-        partial[partial_at(thread, 60u)] = sum_4_7;
+        partial[partial_at(thread, 4u, 0u)] = sum_4_0;
+        partial[partial_at(thread, 4u, 1u)] = sum_4_1;
+        partial[partial_at(thread, 4u, 2u)] = sum_4_2;
+        partial[partial_at(thread, 4u, 3u)] = sum_4_3;
+        partial[partial_at(thread, 4u, 4u)] = sum_4_4;
+        partial[partial_at(thread, 4u, 5u)] = sum_4_5;
+        partial[partial_at(thread, 4u, 6u)] = sum_4_6;
+        partial[partial_at(thread, 4u, 7u)] = sum_4_7;
     }
     if (ROWS > 5u) {
-        partial[partial_at(thread, 5u)] = sum_5_0;
-        partial[partial_at(thread, 13u)] = sum_5_1;
-        partial[partial_at(thread, 21u)] = sum_5_2;
-        partial[partial_at(thread, 29u)] = sum_5_3;
-        partial[partial_at(thread, 37u)] = sum_5_4;
-        partial[partial_at(thread, 45u)] = sum_5_5;
-        partial[partial_at(thread, 53u)] = sum_5_6;
-        partial[partial_at(thread, 61u)] = sum_5_7;
+        partial[partial_at(thread, 5u, 0u)] = sum_5_0;
+        partial[partial_at(thread, 5u, 1u)] = sum_5_1;
+        partial[partial_at(thread, 5u, 2u)] = sum_5_2;
+        partial[partial_at(thread, 5u, 3u)] = sum_5_3;
+        partial[partial_at(thread, 5u, 4u)] = sum_5_4;
+        partial[partial_at(thread, 5u, 5u)] = sum_5_5;
+        partial[partial_at(thread, 5u, 6u)] = sum_5_6;
+        partial[partial_at(thread, 5u, 7u)] = sum_5_7;
     }
     if (ROWS > 6u) {
-        partial[partial_at(thread, 6u)] = sum_6_0;
-        partial[partial_at(thread, 14u)] = sum_6_1;
-        partial[partial_at(thread, 22u)] = sum_6_2;
-        partial[partial_at(thread, 30u)] = sum_6_3;
-        partial[partial_at(thread, 38u)] = sum_6_4;
-        partial[partial_at(thread, 46u)] = sum_6_5;
-        partial[partial_at(thread, 54u)] = sum_6_6;
-        partial[partial_at(thread, 62u)] = sum_6_7;
+        partial[partial_at(thread, 6u, 0u)] = sum_6_0;
+        partial[partial_at(thread, 6u, 1u)] = sum_6_1;
+        partial[partial_at(thread, 6u, 2u)] = sum_6_2;
+        partial[partial_at(thread, 6u, 3u)] = sum_6_3;
+        partial[partial_at(thread, 6u, 4u)] = sum_6_4;
+        partial[partial_at(thread, 6u, 5u)] = sum_6_5;
+        partial[partial_at(thread, 6u, 6u)] = sum_6_6;
+        partial[partial_at(thread, 6u, 7u)] = sum_6_7;
     }
     if (ROWS > 7u) {
-        partial[partial_at(thread, 7u)] = sum_7_0;
-        partial[partial_at(thread, 15u)] = sum_7_1;
-        partial[partial_at(thread, 23u)] = sum_7_2;
-        partial[partial_at(thread, 31u)] = sum_7_3;
-        partial[partial_at(thread, 39u)] = sum_7_4;
-        partial[partial_at(thread, 47u)] = sum_7_5;
-        partial[partial_at(thread, 55u)] = sum_7_6;
-        partial[partial_at(thread, 63u)] = sum_7_7;
+        partial[partial_at(thread, 7u, 0u)] = sum_7_0;
+        partial[partial_at(thread, 7u, 1u)] = sum_7_1;
+        partial[partial_at(thread, 7u, 2u)] = sum_7_2;
+        partial[partial_at(thread, 7u, 3u)] = sum_7_3;
+        partial[partial_at(thread, 7u, 4u)] = sum_7_4;
+        partial[partial_at(thread, 7u, 5u)] = sum_7_5;
+        partial[partial_at(thread, 7u, 6u)] = sum_7_6;
+        partial[partial_at(thread, 7u, 7u)] = sum_7_7;
     }
     workgroupBarrier();
 
-    // Thread 8c + r adds up column c of row r.
-    if (thread % 8u < ROWS) {
+    // Thread ROWS · c + r adds up column c of row r.
+    if (thread < OUTPUTS) {
+        let row = thread % ROWS;
+        let own_column = thread / ROWS;
         var total = 0.0;
         for (var i = 0u; i < WORKGROUP_SIZE; i++) {
-            total += partial[partial_at(i, thread)];
+            total += partial[partial_at(i, row, own_column)];
         }
-        store(thread % 8u, column + thread / 8u, total);
+        store(row, column + own_column, total);
     }
 }

@@ -1,26 +1,28 @@
 // matvec_subgroup: y = activation(x · wᵀ + bias) [+ y] for 1 to 8 rows: the weights are read once for all of them.
 //
-// Tile: 8 columns (rows of the weight) a subgroup. The lanes walk along K together, 16 bytes of weight a lane and column.
+// Tile: COLUMNS columns (rows of the weight) a subgroup: 8, or 4, which makes twice as many subgroups of half the
+// registers. The lanes walk along K together, 16 bytes of weight a lane and column.
 // With SPLITS above 1 that many subgroups of a workgroup share a tile, each with its slice of K, and add up in workgroup
 // memory: more loads under way where there are few columns for a large GPU. SPLITS 0: all subgroups share one tile,
 // however many the driver makes of the workgroup.
 // Works with any subgroup size; WORKGROUP_SIZE is a multiple of it times SPLITS, at most 8 splits. M is at most ROWS.
-// Grid: (ceil(N / (8 · WORKGROUP_SIZE / subgroup size / splits)), 1, 1).
-// A sum's order depends on K, the subgroup size and SPLITS, not on M or ROWS: a row has the same bits alone and among
-// eight.
+// Grid: (ceil(N / (COLUMNS · WORKGROUP_SIZE / subgroup size / splits)), 1, 1).
+// A sum's order depends on K, the subgroup size and SPLITS, not on M, ROWS or COLUMNS: a row has the same bits alone
+// and among eight.
 // Called by kernels/linear.rs for decode steps and beams, where subgroups have more than 16 lanes.
 // Prepended: linear.wgsl, which has the shapes and bindings, and a weights_*.wgsl.
 //
 // Measured: 10240×2560, 7.8 GB/s of weight for 1 row, 2.7 for 8
-// (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine). Splits are unmeasured on a GPU.
+// (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine). Splits and 4 columns are unmeasured on a GPU.
 
 override ROWS: u32 = 1u; // 1 to 8
 override WORKGROUP_SIZE: u32 = 8u;
 override SPLITS: u32 = 1u; // 0 to 8
+override COLUMNS: u32 = 8u; // 4 or 8
 
 // What each split's sums are, where there are several: [tile · splits + split, row, column].
 const MOST_SUBGROUPS: u32 = 16u;
-override SUMS: u32 = select(MOST_SUBGROUPS * ROWS * 8u, 1u, SPLITS == 1u);
+override SUMS: u32 = select(MOST_SUBGROUPS * ROWS * COLUMNS, 1u, SPLITS == 1u);
 var<workgroup> sums: array<f32, SUMS>;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -33,7 +35,7 @@ fn main(
 ) {
     let splits = select(SPLITS, subgroups, SPLITS == 0u);
     let split = subgroup % splits;
-    let column = (group.x * (subgroups / splits) + subgroup / splits) * 8u;
+    let column = (group.x * (subgroups / splits) + subgroup / splits) * COLUMNS;
     let elements = params.in_features / WEIGHT_K;
     let x_stride = params.in_features / 4u;
     let last_row = params.rows - 1u;
@@ -128,13 +130,20 @@ fn main(
         var h_1 = weight[w_at_1 + element];
         var h_2 = weight[w_at_2 + element];
         var h_3 = weight[w_at_3 + element];
-        var h_4 = weight[w_at_4 + element];
-        var h_5 = weight[w_at_5 + element];
-        var h_6 = weight[w_at_6 + element];
-        var h_7 = weight[w_at_7 + element];
+        var h_4 = vec4<u32>();
+        var h_5 = vec4<u32>();
+        var h_6 = vec4<u32>();
+        var h_7 = vec4<u32>();
+        if (COLUMNS > 4u) {
+            h_4 = weight[w_at_4 + element];
+            h_5 = weight[w_at_5 + element];
+            h_6 = weight[w_at_6 + element];
+            h_7 = weight[w_at_7 + element];
+        }
         let scales = eight_scales(params.out_features, params.in_features, min(column, last_column), element * WEIGHT_K);
-        let low_scale = low_scales(scales);
         let high_scale = high_scales(scales);
+        // Scales come by eight columns: four may be the last of them.
+        let low_scale = select(low_scales(scales), high_scale, COLUMNS == 4u && column % 8u == 4u);
 
         for (var piece = 0u; piece < WEIGHT_K / 8u; piece++) {
             let a_0 = first_four(h_0);
@@ -168,10 +177,12 @@ fn main(
             sum_0_1 += low_scale.y * (dot(a_1, xa_0) + dot(b_1, xb_0));
             sum_0_2 += low_scale.z * (dot(a_2, xa_0) + dot(b_2, xb_0));
             sum_0_3 += low_scale.w * (dot(a_3, xa_0) + dot(b_3, xb_0));
-            sum_0_4 += high_scale.x * (dot(a_4, xa_0) + dot(b_4, xb_0));
-            sum_0_5 += high_scale.y * (dot(a_5, xa_0) + dot(b_5, xb_0));
-            sum_0_6 += high_scale.z * (dot(a_6, xa_0) + dot(b_6, xb_0));
-            sum_0_7 += high_scale.w * (dot(a_7, xa_0) + dot(b_7, xb_0));
+            if (COLUMNS > 4u) {
+                sum_0_4 += high_scale.x * (dot(a_4, xa_0) + dot(b_4, xb_0));
+                sum_0_5 += high_scale.y * (dot(a_5, xa_0) + dot(b_5, xb_0));
+                sum_0_6 += high_scale.z * (dot(a_6, xa_0) + dot(b_6, xb_0));
+                sum_0_7 += high_scale.w * (dot(a_7, xa_0) + dot(b_7, xb_0));
+            }
             if (ROWS > 1u) {
                 let xa_1 = x[x_at_1 + unit];
                 let xb_1 = x[x_at_1 + unit + 1u];
@@ -179,10 +190,12 @@ fn main(
                 sum_1_1 += low_scale.y * (dot(a_1, xa_1) + dot(b_1, xb_1));
                 sum_1_2 += low_scale.z * (dot(a_2, xa_1) + dot(b_2, xb_1));
                 sum_1_3 += low_scale.w * (dot(a_3, xa_1) + dot(b_3, xb_1));
-                sum_1_4 += high_scale.x * (dot(a_4, xa_1) + dot(b_4, xb_1));
-                sum_1_5 += high_scale.y * (dot(a_5, xa_1) + dot(b_5, xb_1));
-                sum_1_6 += high_scale.z * (dot(a_6, xa_1) + dot(b_6, xb_1));
-                sum_1_7 += high_scale.w * (dot(a_7, xa_1) + dot(b_7, xb_1));
+                if (COLUMNS > 4u) {
+                    sum_1_4 += high_scale.x * (dot(a_4, xa_1) + dot(b_4, xb_1));
+                    sum_1_5 += high_scale.y * (dot(a_5, xa_1) + dot(b_5, xb_1));
+                    sum_1_6 += high_scale.z * (dot(a_6, xa_1) + dot(b_6, xb_1));
+                    sum_1_7 += high_scale.w * (dot(a_7, xa_1) + dot(b_7, xb_1));
+                }
             }
             if (ROWS > 2u) {
                 let xa_2 = x[x_at_2 + unit];
@@ -191,10 +204,12 @@ fn main(
                 sum_2_1 += low_scale.y * (dot(a_1, xa_2) + dot(b_1, xb_2));
                 sum_2_2 += low_scale.z * (dot(a_2, xa_2) + dot(b_2, xb_2));
                 sum_2_3 += low_scale.w * (dot(a_3, xa_2) + dot(b_3, xb_2));
-                sum_2_4 += high_scale.x * (dot(a_4, xa_2) + dot(b_4, xb_2));
-                sum_2_5 += high_scale.y * (dot(a_5, xa_2) + dot(b_5, xb_2));
-                sum_2_6 += high_scale.z * (dot(a_6, xa_2) + dot(b_6, xb_2));
-                sum_2_7 += high_scale.w * (dot(a_7, xa_2) + dot(b_7, xb_2));
+                if (COLUMNS > 4u) {
+                    sum_2_4 += high_scale.x * (dot(a_4, xa_2) + dot(b_4, xb_2));
+                    sum_2_5 += high_scale.y * (dot(a_5, xa_2) + dot(b_5, xb_2));
+                    sum_2_6 += high_scale.z * (dot(a_6, xa_2) + dot(b_6, xb_2));
+                    sum_2_7 += high_scale.w * (dot(a_7, xa_2) + dot(b_7, xb_2));
+                }
             }
             if (ROWS > 3u) {
                 let xa_3 = x[x_at_3 + unit];
@@ -203,10 +218,12 @@ fn main(
                 sum_3_1 += low_scale.y * (dot(a_1, xa_3) + dot(b_1, xb_3));
                 sum_3_2 += low_scale.z * (dot(a_2, xa_3) + dot(b_2, xb_3));
                 sum_3_3 += low_scale.w * (dot(a_3, xa_3) + dot(b_3, xb_3));
-                sum_3_4 += high_scale.x * (dot(a_4, xa_3) + dot(b_4, xb_3));
-                sum_3_5 += high_scale.y * (dot(a_5, xa_3) + dot(b_5, xb_3));
-                sum_3_6 += high_scale.z * (dot(a_6, xa_3) + dot(b_6, xb_3));
-                sum_3_7 += high_scale.w * (dot(a_7, xa_3) + dot(b_7, xb_3));
+                if (COLUMNS > 4u) {
+                    sum_3_4 += high_scale.x * (dot(a_4, xa_3) + dot(b_4, xb_3));
+                    sum_3_5 += high_scale.y * (dot(a_5, xa_3) + dot(b_5, xb_3));
+                    sum_3_6 += high_scale.z * (dot(a_6, xa_3) + dot(b_6, xb_3));
+                    sum_3_7 += high_scale.w * (dot(a_7, xa_3) + dot(b_7, xb_3));
+                }
             }
             if (ROWS > 4u) {
                 let xa_4 = x[x_at_4 + unit];
@@ -215,10 +232,12 @@ fn main(
                 sum_4_1 += low_scale.y * (dot(a_1, xa_4) + dot(b_1, xb_4));
                 sum_4_2 += low_scale.z * (dot(a_2, xa_4) + dot(b_2, xb_4));
                 sum_4_3 += low_scale.w * (dot(a_3, xa_4) + dot(b_3, xb_4));
-                sum_4_4 += high_scale.x * (dot(a_4, xa_4) + dot(b_4, xb_4));
-                sum_4_5 += high_scale.y * (dot(a_5, xa_4) + dot(b_5, xb_4));
-                sum_4_6 += high_scale.z * (dot(a_6, xa_4) + dot(b_6, xb_4));
-                sum_4_7 += high_scale.w * (dot(a_7, xa_4) + dot(b_7, xb_4));
+                if (COLUMNS > 4u) {
+                    sum_4_4 += high_scale.x * (dot(a_4, xa_4) + dot(b_4, xb_4));
+                    sum_4_5 += high_scale.y * (dot(a_5, xa_4) + dot(b_5, xb_4));
+                    sum_4_6 += high_scale.z * (dot(a_6, xa_4) + dot(b_6, xb_4));
+                    sum_4_7 += high_scale.w * (dot(a_7, xa_4) + dot(b_7, xb_4));
+                }
             }
             if (ROWS > 5u) {
                 let xa_5 = x[x_at_5 + unit];
@@ -227,10 +246,12 @@ fn main(
                 sum_5_1 += low_scale.y * (dot(a_1, xa_5) + dot(b_1, xb_5));
                 sum_5_2 += low_scale.z * (dot(a_2, xa_5) + dot(b_2, xb_5));
                 sum_5_3 += low_scale.w * (dot(a_3, xa_5) + dot(b_3, xb_5));
-                sum_5_4 += high_scale.x * (dot(a_4, xa_5) + dot(b_4, xb_5));
-                sum_5_5 += high_scale.y * (dot(a_5, xa_5) + dot(b_5, xb_5));
-                sum_5_6 += high_scale.z * (dot(a_6, xa_5) + dot(b_6, xb_5));
-                sum_5_7 += high_scale.w * (dot(a_7, xa_5) + dot(b_7, xb_5));
+                if (COLUMNS > 4u) {
+                    sum_5_4 += high_scale.x * (dot(a_4, xa_5) + dot(b_4, xb_5));
+                    sum_5_5 += high_scale.y * (dot(a_5, xa_5) + dot(b_5, xb_5));
+                    sum_5_6 += high_scale.z * (dot(a_6, xa_5) + dot(b_6, xb_5));
+                    sum_5_7 += high_scale.w * (dot(a_7, xa_5) + dot(b_7, xb_5));
+                }
             }
             if (ROWS > 6u) {
                 let xa_6 = x[x_at_6 + unit];
@@ -239,10 +260,12 @@ fn main(
                 sum_6_1 += low_scale.y * (dot(a_1, xa_6) + dot(b_1, xb_6));
                 sum_6_2 += low_scale.z * (dot(a_2, xa_6) + dot(b_2, xb_6));
                 sum_6_3 += low_scale.w * (dot(a_3, xa_6) + dot(b_3, xb_6));
-                sum_6_4 += high_scale.x * (dot(a_4, xa_6) + dot(b_4, xb_6));
-                sum_6_5 += high_scale.y * (dot(a_5, xa_6) + dot(b_5, xb_6));
-                sum_6_6 += high_scale.z * (dot(a_6, xa_6) + dot(b_6, xb_6));
-                sum_6_7 += high_scale.w * (dot(a_7, xa_6) + dot(b_7, xb_6));
+                if (COLUMNS > 4u) {
+                    sum_6_4 += high_scale.x * (dot(a_4, xa_6) + dot(b_4, xb_6));
+                    sum_6_5 += high_scale.y * (dot(a_5, xa_6) + dot(b_5, xb_6));
+                    sum_6_6 += high_scale.z * (dot(a_6, xa_6) + dot(b_6, xb_6));
+                    sum_6_7 += high_scale.w * (dot(a_7, xa_6) + dot(b_7, xb_6));
+                }
             }
             if (ROWS > 7u) {
                 let xa_7 = x[x_at_7 + unit];
@@ -251,10 +274,12 @@ fn main(
                 sum_7_1 += low_scale.y * (dot(a_1, xa_7) + dot(b_1, xb_7));
                 sum_7_2 += low_scale.z * (dot(a_2, xa_7) + dot(b_2, xb_7));
                 sum_7_3 += low_scale.w * (dot(a_3, xa_7) + dot(b_3, xb_7));
-                sum_7_4 += high_scale.x * (dot(a_4, xa_7) + dot(b_4, xb_7));
-                sum_7_5 += high_scale.y * (dot(a_5, xa_7) + dot(b_5, xb_7));
-                sum_7_6 += high_scale.z * (dot(a_6, xa_7) + dot(b_6, xb_7));
-                sum_7_7 += high_scale.w * (dot(a_7, xa_7) + dot(b_7, xb_7));
+                if (COLUMNS > 4u) {
+                    sum_7_4 += high_scale.x * (dot(a_4, xa_7) + dot(b_4, xb_7));
+                    sum_7_5 += high_scale.y * (dot(a_5, xa_7) + dot(b_5, xb_7));
+                    sum_7_6 += high_scale.z * (dot(a_6, xa_7) + dot(b_6, xb_7));
+                    sum_7_7 += high_scale.w * (dot(a_7, xa_7) + dot(b_7, xb_7));
+                }
             }
         }
     }
@@ -303,44 +328,54 @@ fn main(
         let total_1 = subgroupAdd(c_1);
         let total_2 = subgroupAdd(c_2);
         let total_3 = subgroupAdd(c_3);
-        let total_4 = subgroupAdd(c_4);
-        let total_5 = subgroupAdd(c_5);
-        let total_6 = subgroupAdd(c_6);
-        let total_7 = subgroupAdd(c_7);
+        var total_4 = 0.0;
+        var total_5 = 0.0;
+        var total_6 = 0.0;
+        var total_7 = 0.0;
+        if (COLUMNS > 4u) {
+            total_4 = subgroupAdd(c_4);
+            total_5 = subgroupAdd(c_5);
+            total_6 = subgroupAdd(c_6);
+            total_7 = subgroupAdd(c_7);
+        }
         if (SPLITS != 1u) {
             if (lane == 0u) {
-                let at = (subgroup * ROWS + row) * 8u;
+                let at = (subgroup * ROWS + row) * COLUMNS;
                 sums[at] = total_0;
                 sums[at + 1u] = total_1;
                 sums[at + 2u] = total_2;
                 sums[at + 3u] = total_3;
-                sums[at + 4u] = total_4;
-                sums[at + 5u] = total_5;
-                sums[at + 6u] = total_6;
-                sums[at + 7u] = total_7;
+                if (COLUMNS > 4u) {
+                    sums[at + 4u] = total_4;
+                    sums[at + 5u] = total_5;
+                    sums[at + 6u] = total_6;
+                    sums[at + 7u] = total_7;
+                }
             }
         } else if (lane == 0u) {
             store(row, column, total_0);
             store(row, column + 1u, total_1);
             store(row, column + 2u, total_2);
             store(row, column + 3u, total_3);
-            store(row, column + 4u, total_4);
-            store(row, column + 5u, total_5);
-            store(row, column + 6u, total_6);
-            store(row, column + 7u, total_7);
+            if (COLUMNS > 4u) {
+                store(row, column + 4u, total_4);
+                store(row, column + 5u, total_5);
+                store(row, column + 6u, total_6);
+                store(row, column + 7u, total_7);
+            }
         }
     }
 
     if (SPLITS != 1u) {
         workgroupBarrier();
-        // The lanes of all splits of a tile share its rows · 8 values.
-        let first = (subgroup - split) * ROWS * 8u;
-        for (var at = split * lanes + lane; at < rows * 8u; at += splits * lanes) {
+        // The lanes of all splits of a tile share its rows · COLUMNS values.
+        let first = (subgroup - split) * ROWS * COLUMNS;
+        for (var at = split * lanes + lane; at < rows * COLUMNS; at += splits * lanes) {
             var sum = 0.0;
             for (var part = 0u; part < splits; part++) {
-                sum += sums[first + part * ROWS * 8u + at];
+                sum += sums[first + part * ROWS * COLUMNS + at];
             }
-            store(at / 8u, column + at % 8u, sum);
+            store(at / COLUMNS, column + at % COLUMNS, sum);
         }
     }
 }

@@ -6,7 +6,7 @@ use blip2_wgpu::generate::GenerationOverrides;
 use blip2_wgpu::gpu::{Gpu, GpuOptions};
 use blip2_wgpu::image::Rgb8Image;
 use blip2_wgpu::model::Blip2Config;
-use blip2_wgpu::task::{Budget, Forecast, TextUse, Work};
+use blip2_wgpu::task::{Budget, Forecast, ImageFeaturizer, TextUse, Work};
 use blip2_wgpu::weights::Checkpoint;
 use blip2_wgpu::{Blip2, CaptionOptions, Error, OpenOptions, Preset, Retriever};
 
@@ -132,6 +132,54 @@ fn matching_takes_what_was_planned() {
         forecast(&gpu, "tiny-itm", 2, 8, 1),
         &gpu,
     );
+}
+
+/// Opens the image side of a generative checkpoint, which may take `memory` bytes for two images.
+fn open_featurizer(gpu: &Gpu, memory: u64) -> Result<ImageFeaturizer, Error> {
+    let options = OpenOptions {
+        device: Some(gpu.clone()),
+        memory: Some(memory),
+        work: Work {
+            batch_size: Some(2),
+            ..Work::default()
+        },
+        ..OpenOptions::default()
+    };
+    pollster::block_on(ImageFeaturizer::open(data("tiny"), options, &mut |_, _| {}))
+}
+
+#[test]
+fn image_features_alone_take_what_was_planned() {
+    let gpu = pollster::block_on(Gpu::open(&GpuOptions::default())).expect("a device");
+    let Err(Error::Memory(shortage)) = open_featurizer(&gpu, 1000) else {
+        panic!("a thousand bytes were enough");
+    };
+    let needed = shortage.plan.total();
+    assert!(open_featurizer(&gpu, needed - 1).is_err());
+    let mut model = open_featurizer(&gpu, needed).expect("exactly enough");
+    pollster::block_on(model.encode_batch(&images())).expect("features");
+    check("image features, batch 2", needed, &gpu);
+}
+
+#[test]
+fn a_retrieval_model_opens_with_what_it_needs_and_no_less() {
+    let open = |memory| {
+        let options = OpenOptions {
+            memory: Some(memory),
+            work: Work {
+                batch_size: Some(2),
+                ..Work::default()
+            },
+            ..OpenOptions::default()
+        };
+        pollster::block_on(Retriever::open(data("tiny-itm"), options))
+    };
+    let Err(Error::Memory(shortage)) = open(1000) else {
+        panic!("a thousand bytes were enough");
+    };
+    let needed = shortage.plan.total();
+    assert!(matches!(open(needed - 1), Err(Error::Memory(_))));
+    open(needed).expect("exactly enough");
 }
 
 /// Opens a model that may take `memory` bytes for `batch` images.

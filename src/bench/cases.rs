@@ -27,6 +27,8 @@ const VOCABULARY: usize = 50272;
 const SQUARE: [usize; 3] = [256, 1024, 1024];
 
 const MIB: u64 = 1 << 20;
+/// Bytes that no cache holds.
+const NO_CACHE: usize = 256 << 20;
 
 /// How a kernel's bytes move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +59,8 @@ pub struct Case {
     pub cooperative: bool,
     /// What it is the ceiling of, if it is one.
     pub ceiling: Option<Ceiling>,
+    /// How often it is recorded: products of few rows once for each of several weights, so that none comes from a cache.
+    pub repeats: usize,
     record: Box<Record>,
 }
 
@@ -82,6 +86,7 @@ impl Case {
             traffic: Traffic::Read,
             cooperative: false,
             ceiling: None,
+            repeats: 1,
             record: Box::new(record),
         }
     }
@@ -111,7 +116,13 @@ impl Case {
         name.trim_end().to_owned()
     }
 
-    /// Records it.
+    /// Whether it is another variant of the same: what is measured in turns.
+    #[must_use]
+    pub fn is_like(&self, other: &Self) -> bool {
+        (self.kernel, &self.shape) == (other.kernel, &other.shape)
+    }
+
+    /// Records it, `repeats` times.
     ///
     /// # Errors
     /// No room on the device.
@@ -129,8 +140,7 @@ impl Case {
 pub fn ceilings(gpu: &Gpu) -> Vec<Case> {
     let largest = gpu.capabilities().max_binding_bytes;
     let copied = (64 * MIB).min(largest / 16 * 16);
-    // More than any cache holds.
-    let read = (256 * MIB).min(largest) / READ_BYTES * READ_BYTES;
+    let read = (NO_CACHE as u64).min(largest) / READ_BYTES * READ_BYTES;
     let is_cpu = gpu.info().device_type == wgpu::DeviceType::Cpu;
     let threads = 1 << 20;
     let steps: u32 = if is_cpu { 16 } else { 256 };
@@ -197,27 +207,34 @@ pub fn ceilings(gpu: &Gpu) -> Vec<Case> {
 #[must_use]
 pub fn cases(gpu: &Gpu) -> Vec<Case> {
     let mut all = Vec::new();
-    let mut add = |rows, weight| {
-        // Quantised weights are for what waits for its weights; more rows wait for arithmetic.
-        let formats: &[_] = if rows <= PREFILL_ROWS[0] {
-            &WeightFormat::ALL
-        } else {
-            &[WeightFormat::F16]
-        };
-        for &format in formats {
-            all.extend(products(gpu, rows, format, weight));
+    all.extend(products(
+        gpu,
+        SQUARE[0],
+        WeightFormat::F16,
+        [SQUARE[1], SQUARE[2]],
+    ));
+    // The most telling ones first, should the time run out; the shapes of one weight together, which is made once.
+    for weight in OPT_WEIGHTS.into_iter().chain([[VOCABULARY, 2560]]) {
+        for format in WeightFormat::ALL {
+            for rows in DECODE_ROWS {
+                all.extend(products(gpu, rows, format, weight));
+            }
         }
-    };
-    add(SQUARE[0], [SQUARE[1], SQUARE[2]]);
-    for (rows, weights) in [
-        (VIT_ROWS.as_slice(), VIT_WEIGHTS.as_slice()),
-        (&PREFILL_ROWS, &OPT_WEIGHTS),
-        (&DECODE_ROWS, &OPT_WEIGHTS),
-        (&DECODE_ROWS, &[[VOCABULARY, 2560]]),
-    ] {
-        for &rows in rows {
-            for &weight in weights {
-                add(rows, weight);
+    }
+    for weight in VIT_WEIGHTS {
+        for rows in VIT_ROWS {
+            all.extend(products(gpu, rows, WeightFormat::F16, weight));
+        }
+    }
+    for weight in OPT_WEIGHTS {
+        for (format, rows) in [
+            (WeightFormat::F16, PREFILL_ROWS.as_slice()),
+            // Quantised weights are for what waits for its weights; more rows wait for arithmetic.
+            (WeightFormat::Q8, &PREFILL_ROWS[..1]),
+            (WeightFormat::Q4, &PREFILL_ROWS[..1]),
+        ] {
+            for &rows in rows {
+                all.extend(products(gpu, rows, format, weight));
             }
         }
     }
@@ -250,20 +267,24 @@ fn products(
         2 * rows * out_features * in_features,
         format.part_bytes(out_features, in_features) as usize,
     );
+    // A model's next layer has another weight: what waits for its weights must not find the last one's in a cache.
+    let layers = if rows <= PREFILL_ROWS[1] {
+        NO_CACHE.div_ceil(work.1)
+    } else {
+        1
+    };
     let case = |variant: LinearVariant| {
         let shape = format!("{rows}x{out_features}x{in_features} {format}");
         let case = Case::new(kernel, shape, work, move |inputs, program| {
-            let layer = inputs.layer(format, [out_features, in_features])?;
-            linear_with(
-                program,
-                variant,
-                &inputs.activation(rows, in_features)?,
-                &layer,
-            );
+            let x = inputs.activation(rows, in_features)?;
+            for layer in inputs.layers(format, [out_features, in_features], layers)? {
+                linear_with(program, variant, &x, &layer);
+            }
             Ok(())
         });
         Case {
             cooperative: matches!(variant, LinearVariant::Cooperative(_)),
+            repeats: layers,
             ..case.variant(variant.to_string())
         }
     };
@@ -332,8 +353,7 @@ fn best(rows: usize) -> Case {
     let shape = format!("{rows}x{VOCABULARY}");
     let work = (0, rows * VOCABULARY * 4);
     Case::new("argmax", shape, work, move |inputs, program| {
-        let choices = inputs.gpu().storage("choices", 16 * rows as u64)?;
-        argmax(program, &inputs.activation(rows, VOCABULARY)?, &choices);
+        argmax(program, &inputs.activation(rows, VOCABULARY)?);
         Ok(())
     })
 }

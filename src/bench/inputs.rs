@@ -15,7 +15,8 @@ const PIECE: usize = 8 << 20;
 pub struct Inputs {
     gpu: Gpu,
     activations: HashMap<[usize; 2], Activation>,
-    layers: HashMap<(WeightFormat, [usize; 2]), Linear>,
+    /// Those asked for last: they are large.
+    layers: (Option<(WeightFormat, [usize; 2])>, Vec<Linear>),
 }
 
 impl Inputs {
@@ -25,7 +26,7 @@ impl Inputs {
         Self {
             gpu: gpu.clone(),
             activations: HashMap::new(),
-            layers: HashMap::new(),
+            layers: (None, Vec::new()),
         }
     }
 
@@ -53,20 +54,32 @@ impl Inputs {
         Ok(activation)
     }
 
-    /// A layer of weights `[out_features, in_features]` without bias; quantised ones, scales included, are the bits of a
-    /// pattern of halves, as good as any for a timing.
+    /// `count` layers of weights `[out_features, in_features]` without bias; quantised ones, scales included, are the bits
+    /// of a pattern of halves, as good as any for a timing.
     ///
     /// # Errors
     /// No room on the device.
-    pub fn layer(
+    pub fn layers(
         &mut self,
+        format: WeightFormat,
+        shape: [usize; 2],
+        count: usize,
+    ) -> Result<Vec<Linear>, GpuError> {
+        if self.layers.0 != Some((format, shape)) {
+            self.layers = (Some((format, shape)), Vec::new());
+        }
+        while self.layers.1.len() < count {
+            let layer = self.layer(format, shape)?;
+            self.layers.1.push(layer);
+        }
+        Ok(self.layers.1[..count].to_vec())
+    }
+
+    fn layer(
+        &self,
         format: WeightFormat,
         [out_features, in_features]: [usize; 2],
     ) -> Result<Linear, GpuError> {
-        let key = (format, [out_features, in_features]);
-        if let Some(layer) = self.layers.get(&key) {
-            return Ok(layer.clone());
-        }
         let weight = self
             .gpu
             .weight_matrix("weight", format, out_features, in_features)?;
@@ -76,9 +89,7 @@ impl Inputs {
         for part in &weight.parts {
             self.fill(&part.buffer, bytemuck::cast_slice(&values));
         }
-        let layer = Linear { weight, bias: None };
-        self.layers.insert(key, layer.clone());
-        Ok(layer)
+        Ok(Linear { weight, bias: None })
     }
 
     /// A buffer of `bytes` bytes, none of which is zero: pages that nobody wrote may all be the same one.

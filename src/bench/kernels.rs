@@ -10,10 +10,8 @@ use super::cases::{Case, Traffic, cases, ceilings};
 
 /// A round repeats a case for about this long, in one submit.
 const ROUND_TIME: Duration = Duration::from_millis(30);
-/// A case that takes longer than this …
+/// A case that takes longer than this, seconds, is measured once.
 const SLOW: f64 = 1.0;
-/// … is measured in this many rounds at most.
-const SLOW_ROUNDS: usize = 3;
 
 /// What bounds a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -121,15 +119,21 @@ impl Measurement {
         case.record(inputs, &mut program)?;
         let program = program.finish(&ActivationPool::default())?;
         let mut once = replay(&gpu, &program, 1).await?.as_secs_f64();
-        if once < SLOW {
+        let is_slow = once > SLOW;
+        if !is_slow {
             once = replay(&gpu, &program, 1).await?.as_secs_f64(); // now without first-time costs
         }
+        let repeats = case.repeats as f64;
         Ok(Self {
             case,
             program,
             replays: ((ROUND_TIME.as_secs_f64() / once) as usize).clamp(1, 200),
-            times: Vec::new(),
-            most_rounds: if once < SLOW { usize::MAX } else { SLOW_ROUNDS },
+            times: if is_slow {
+                vec![once / repeats]
+            } else {
+                Vec::new()
+            },
+            most_rounds: if is_slow { 1 } else { usize::MAX },
         })
     }
 
@@ -140,7 +144,8 @@ impl Measurement {
     pub async fn round(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
         if self.times.len() < self.most_rounds {
             let time = replay(gpu, &self.program, self.replays).await?;
-            self.times.push(time.as_secs_f64() / self.replays as f64);
+            let runs = self.replays * self.case.repeats;
+            self.times.push(time.as_secs_f64() / runs as f64);
         }
         Ok(())
     }
@@ -213,8 +218,9 @@ impl KernelRow {
     }
 }
 
-/// Measures the ceilings and the cases whose name contains one of `filter`'s words (all, if there is none), in `rounds`
-/// rounds in which they take turns, so that drift hits all alike. `progress` hears of how many are prepared.
+/// Measures the ceilings and then the cases whose name contains one of `filter`'s words (all, if there is none), each in
+/// `rounds` rounds in which its variants take turns, so that drift hits all alike. `found` gets a row as soon as it is
+/// known: on a small device all of them take their time.
 ///
 /// # Errors
 /// No room on the device for the shapes, or one that fails.
@@ -222,31 +228,55 @@ pub async fn measure_kernels(
     gpu: &Gpu,
     filter: &[String],
     rounds: usize,
-    progress: &mut dyn FnMut(usize, usize),
-) -> Result<Vec<KernelRow>, GpuError> {
+    found: &mut dyn FnMut(KernelRow),
+) -> Result<(), GpuError> {
+    let mut inputs = Inputs::new(gpu);
+    let limits = measure_in_turns(ceilings(gpu), &mut inputs, rounds).await?;
+    let ceilings = Ceilings::of(&limits);
+    for limit in &limits {
+        found(KernelRow::new(limit, &ceilings));
+    }
+    drop(limits);
     let mut wanted = cases(gpu);
     wanted.retain(|case| {
         let name = case.name();
         filter.is_empty() || filter.iter().any(|word| name.contains(word.as_str()))
     });
-    let all: Vec<Case> = ceilings(gpu).into_iter().chain(wanted).collect();
-    let count = all.len();
-    let mut inputs = Inputs::new(gpu);
-    let mut measurements = Vec::with_capacity(count);
-    for case in all {
-        measurements.push(Measurement::new(case, &mut inputs).await?);
-        progress(measurements.len(), count);
+    let mut wanted = wanted.into_iter().peekable();
+    while let Some(first) = wanted.next() {
+        let mut alike = vec![first];
+        while let Some(next) = wanted.next_if(|next| next.is_like(&alike[0])) {
+            alike.push(next);
+        }
+        for measurement in measure_in_turns(alike, &mut inputs, rounds).await? {
+            found(KernelRow::new(&measurement, &ceilings));
+        }
+    }
+    Ok(())
+}
+
+async fn measure_in_turns(
+    cases: Vec<Case>,
+    inputs: &mut Inputs,
+    rounds: usize,
+) -> Result<Vec<Measurement>, GpuError> {
+    let gpu = inputs.gpu().clone();
+    // All in one program first: their pipelines are then compiled on all cores.
+    let mut program = ProgramBuilder::new(&gpu, "bench");
+    for case in &cases {
+        case.record(inputs, &mut program)?;
+    }
+    drop(program.finish(&ActivationPool::default())?);
+    let mut measurements = Vec::with_capacity(cases.len());
+    for case in cases {
+        measurements.push(Measurement::new(case, inputs).await?);
     }
     for _ in 0..rounds.max(1) {
         for measurement in &mut measurements {
-            measurement.round(gpu).await?;
+            measurement.round(&gpu).await?;
         }
     }
-    let ceilings = Ceilings::of(&measurements);
-    let rows = measurements
-        .iter()
-        .map(|measurement| KernelRow::new(measurement, &ceilings));
-    Ok(rows.collect())
+    Ok(measurements)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::Error;
 use crate::model::{Blip2Config, config::Head};
 use crate::task::{
-    ImageFeatures, ImageFeaturizer, OpenOptions, Preset, Retriever, TextFeatures, TextUse,
+    ImageFeatures, ImageFeaturizer, OpenOptions, Preset, Retriever, TextFeatures, TextUse, Work,
 };
 
 use super::Shared;
@@ -216,6 +216,11 @@ impl Encoder {
             gpu: shared.gpu_options()?,
             image_size,
             quant: shared.quant(),
+            memory: shared.memory,
+            work: Work {
+                batch_size: args.batch_size.0,
+                ..Work::default()
+            },
             ..OpenOptions::default()
         };
         let mut progress = load_progress(output);
@@ -227,7 +232,7 @@ impl Encoder {
     fn batch_size(&self, asked: Option<usize>) -> usize {
         match self {
             Self::Retriever(model) => model.batch_size(asked),
-            Self::Featurizer(model) => asked.unwrap_or(8).clamp(1, model.max_batch()),
+            Self::Featurizer(model) => model.batch_size(asked),
         }
     }
 

@@ -254,10 +254,25 @@ impl Gpu {
         buffer: &wgpu::Buffer,
         count: usize,
     ) -> Result<Vec<T>, GpuError> {
+        self.read_from(buffer, 0, count).await
+    }
+
+    /// Reads `count` values of a buffer from its value `first` on; values of four bytes and more.
+    ///
+    /// # Errors
+    /// Any error the device reported meanwhile.
+    pub async fn read_from<T: bytemuck::Pod>(
+        &self,
+        buffer: &wgpu::Buffer,
+        first: usize,
+        count: usize,
+    ) -> Result<Vec<T>, GpuError> {
+        let start = (first * size_of::<T>()) as u64;
         let bytes = (count * size_of::<T>()) as u64;
         let readback = Readback::new(self, bytes)?;
         let mut encoder = self.device().create_command_encoder(&Default::default());
-        readback.record(&mut encoder, buffer, 0, bytes);
+        let copied = bytes.next_multiple_of(4);
+        encoder.copy_buffer_to_buffer(buffer, start, &readback.buffer, 0, copied);
         self.submit([encoder.finish()]);
         readback.read(self, count).await
     }

@@ -1,9 +1,11 @@
 //! What was found out about a device's kernels, such as which of them is fastest where: kept between runs.
 
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// Findings by name. What they mean is the kernels' business; here they are words.
 ///
@@ -14,6 +16,8 @@ pub struct Choices {
     found: Mutex<BTreeMap<String, String>>,
     file: Option<PathBuf>,
     grown: AtomicBool,
+    /// Time that measuring took since the start.
+    spent: Mutex<Duration>,
 }
 
 impl Choices {
@@ -28,6 +32,7 @@ impl Choices {
             found: Mutex::new(found),
             file,
             grown: AtomicBool::new(false),
+            spent: Mutex::default(),
         }
     }
 
@@ -45,7 +50,7 @@ impl Choices {
 
     /// Writes the file if anything is new, beside its place and then renamed: a reader never sees half of it. One that
     /// cannot be written only costs the next start the same work: logged, not an error.
-    pub(super) fn save(&self) {
+    pub fn save(&self) {
         let Some(file) = &self.file else { return };
         if !self.grown.swap(false, Ordering::Relaxed) {
             return;
@@ -59,8 +64,56 @@ impl Choices {
         }
     }
 
+    /// Notes that finding something out took so long.
+    pub fn spend(&self, time: Duration) {
+        *self.spent.lock().unwrap_or_else(PoisonError::into_inner) += time;
+    }
+
+    /// How long it has taken since the device was opened.
+    #[must_use]
+    pub fn spent(&self) -> Duration {
+        *self.spent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that this process is about to find things out, until the result is dropped.
+    #[must_use]
+    pub fn claim(&self) -> Claim {
+        let lock = self.file.as_deref().and_then(|file| {
+            let lock = file.with_extension("lock");
+            std::fs::create_dir_all(lock.parent()?).ok()?;
+            File::create(lock).ok()
+        });
+        // Where nothing is kept, or files have no locks, no other process is known of.
+        let others = lock.as_ref().map(File::try_lock);
+        Claim {
+            is_first: !matches!(others, Some(Err(TryLockError::WouldBlock))),
+            _lock: lock,
+        }
+    }
+
+    /// The file that keeps the findings, if one does.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A process's word that it is finding things out: see [`Choices::claim`]. It ends with the process, however that ends.
+#[derive(Debug)]
+pub struct Claim {
+    is_first: bool,
+    _lock: Option<File>,
+}
+
+impl Claim {
+    /// Whether no other process had claimed the same before. What is unfinished in the file was then left by one that died.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.is_first
     }
 }
 
@@ -104,5 +157,18 @@ mod tests {
             Choices::open(Some(file)).get("b").as_deref(),
             Some("register")
         );
+    }
+
+    #[test]
+    fn only_one_at_a_time_is_first() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("choices.json");
+        let (one, other) = (Choices::open(Some(file.clone())), Choices::open(Some(file)));
+        let claim = one.claim();
+        assert!(claim.is_first());
+        assert!(!other.claim().is_first());
+        drop(claim);
+        assert!(other.claim().is_first());
+        assert!(Choices::default().claim().is_first());
     }
 }

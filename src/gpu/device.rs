@@ -125,7 +125,7 @@ impl Capabilities {
             f16: features.contains(wgpu::Features::SHADER_F16),
             subgroups: features
                 .contains(wgpu::Features::SUBGROUP)
-                .then_some((info.subgroup_min_size, info.subgroup_max_size)),
+                .then(|| subgroup_lanes(info)),
             cooperative_matrices: Vec::new(),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES),
             pipeline_cache: features.contains(wgpu::Features::PIPELINE_CACHE),
@@ -408,6 +408,17 @@ impl Gpu {
     }
 }
 
+/// The least and greatest lanes a subgroup. Metal does not say: wgpu reports 4 and 64 for all it runs on (wgpu-hal
+/// 30, `metal/mod.rs`), but the GPUs of Apple's own make have 32 threads a SIMD-group (Apple, *Metal Feature Set Tables*
+/// and *Metal Shading Language Specification*; `threadExecutionWidth` is 32 on all of them). Where that were wrong, the
+/// self-check would find the kernels wrong that rely on it.
+fn subgroup_lanes(info: &wgpu::AdapterInfo) -> (u32, u32) {
+    if info.backend == wgpu::Backend::Metal && info.name.starts_with("Apple") {
+        return (32, 32);
+    }
+    (info.subgroup_min_size, info.subgroup_max_size)
+}
+
 /// The features we use where they are; what is not used is not requested. `SHADER_F16` serves cooperative matrices alone:
 /// f16 weights are unpacked from `u32`.
 fn wanted_features(
@@ -456,17 +467,7 @@ fn report_errors_into(
     let adapter = info.name.clone();
     let slot = Arc::clone(failure);
     device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-        let error = match error {
-            wgpu::Error::OutOfMemory { .. } => GpuError::OutOfMemory {
-                adapter: adapter.clone(),
-                doing: String::new(),
-            },
-            other => GpuError::Internal {
-                doing: String::new(),
-                message: one_line(&other),
-            },
-        };
-        keep_first(&slot, error);
+        keep_first(&slot, error_of(&error, &adapter, String::new()));
     }));
     let slot = Arc::clone(failure);
     device.set_device_lost_callback(move |reason, message| {
@@ -481,6 +482,20 @@ fn report_errors_into(
     });
 }
 
+/// wgpu's `error` as ours.
+pub(super) fn error_of(error: &wgpu::Error, adapter: &str, doing: String) -> GpuError {
+    match error {
+        wgpu::Error::OutOfMemory { .. } => GpuError::OutOfMemory {
+            adapter: adapter.into(),
+            doing,
+        },
+        other => GpuError::Internal {
+            doing,
+            message: one_line(other),
+        },
+    }
+}
+
 /// `error`'s message without line breaks.
 pub(super) fn one_line(error: &impl std::fmt::Display) -> String {
     error
@@ -488,4 +503,22 @@ pub(super) fn one_line(error: &impl std::fmt::Display) -> String {
         .split_whitespace()
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn apples_own_gpus_have_subgroups_of_32() {
+        let lanes = |name: &str, backend| {
+            let mut info = wgpu::AdapterInfo::new(wgpu::DeviceType::Other, backend);
+            info.name = name.into();
+            (info.subgroup_min_size, info.subgroup_max_size) = (4, 64);
+            subgroup_lanes(&info)
+        };
+        assert_eq!(lanes("Apple M3 Pro", wgpu::Backend::Metal), (32, 32));
+        assert_eq!(lanes("AMD Radeon Pro 5500M", wgpu::Backend::Metal), (4, 64));
+        assert_eq!(lanes("Apple M1 (G13G B1)", wgpu::Backend::Vulkan), (4, 64));
+    }
 }

@@ -44,7 +44,7 @@ pub enum GpuError {
     },
     /// The device has not enough memory.
     #[error(
-        "out of GPU memory on '{adapter}' while {doing}; use a smaller batch or fewer beams, or another adapter"
+        "out of GPU memory on '{adapter}' while {doing}; use a smaller batch, fewer beams or weights in q8, or another adapter"
     )]
     OutOfMemory {
         /// The adapter's name.

@@ -5,6 +5,7 @@ mod buffer;
 mod choices;
 mod device;
 mod error;
+mod pace;
 mod pipeline;
 mod poll;
 mod profile;
@@ -16,7 +17,7 @@ mod weight_format;
 
 pub use adapter::{AdapterChoice, AdapterReport, Backend, list_adapters};
 pub use buffer::{Matrix, MatrixPart, Readback, Vector};
-pub use choices::Choices;
+pub use choices::{Choices, Claim};
 pub use device::{Capabilities, Disabled, Gpu, GpuOptions};
 pub use error::GpuError;
 pub use pipeline::{Access, Constants, Kernel};

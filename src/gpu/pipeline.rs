@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 
-use super::GpuOptions;
 use super::choices::write_whole;
+use super::device::error_of;
+use super::{GpuError, GpuOptions};
 
 /// How a kernel uses one of its bindings. Binding 0 is always the uniform with its parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +63,10 @@ impl PipelineKey {
 /// All pipelines of a device.
 #[derive(Debug)]
 pub(super) struct PipelineStore {
-    compiled: Mutex<HashMap<PipelineKey, Compiled>>,
+    /// What the driver refused is kept, too: asked again, it would refuse it again.
+    compiled: Mutex<HashMap<PipelineKey, Result<Compiled, GpuError>>>,
+    /// The adapter's name, for errors.
+    adapter: String,
     checked: bool,
     cache: Option<wgpu::PipelineCache>,
     cache_file: Option<PathBuf>,
@@ -83,6 +89,7 @@ impl PipelineStore {
             .map(|file| open_disk_cache(device, file));
         Self {
             compiled: Mutex::default(),
+            adapter: info.name.clone(),
             checked: options.checked,
             cache,
             cache_file,
@@ -131,12 +138,15 @@ impl PipelineStore {
     }
 
     /// The pipeline of `kernel` with `constants`, compiled now if need be.
+    ///
+    /// # Errors
+    /// wgpu or the driver refused it; the error names the kernel.
     pub(super) fn get(
         &self,
         device: &wgpu::Device,
         kernel: &'static Kernel,
         constants: &Constants,
-    ) -> Compiled {
+    ) -> Result<Compiled, GpuError> {
         let key = PipelineKey::new(kernel, constants);
         if let Some(compiled) = self.lock().get(&key) {
             return compiled.clone();
@@ -166,11 +176,33 @@ impl PipelineStore {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PipelineKey, Compiled>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PipelineKey, Result<Compiled, GpuError>>> {
         self.compiled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn compile(&self, device: &wgpu::Device, kernel: &Kernel, constants: &Constants) -> Compiled {
+    /// Compiles, and catches what goes wrong: left to the device, an error would not say which kernel it was about.
+    fn compile(
+        &self,
+        device: &wgpu::Device,
+        kernel: &Kernel,
+        constants: &Constants,
+    ) -> Result<Compiled, GpuError> {
+        use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
+        let scopes = [Validation, Internal, OutOfMemory].map(|it| device.push_error_scope(it));
+        let compiled = self.compile_unguarded(device, kernel, constants);
+        let caught = scopes.into_iter().rev().filter_map(caught_by).last();
+        caught.map_or(Ok(compiled), |error| {
+            let doing = format!("compiling kernel {} {constants:?}", kernel.name);
+            Err(error_of(&error, &self.adapter, doing))
+        })
+    }
+
+    fn compile_unguarded(
+        &self,
+        device: &wgpu::Device,
+        kernel: &Kernel,
+        constants: &Constants,
+    ) -> Compiled {
         let module = self.shader_module(device, kernel);
         let layout = bind_group_layout(device, kernel);
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
@@ -208,6 +240,15 @@ impl PipelineStore {
         unsafe {
             device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
         }
+    }
+}
+
+/// The error that a scope of this thread has caught. Natively it is there at once.
+fn caught_by(scope: wgpu::ErrorScopeGuard) -> Option<wgpu::Error> {
+    let popped = pin!(scope.pop());
+    match popped.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(error) => error,
+        Poll::Pending => None,
     }
 }
 

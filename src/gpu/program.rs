@@ -4,7 +4,9 @@
 //! program is finished their lifetimes are known and buffers are shared between those that never live together.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
+use super::pace::Pace;
 use super::pipeline::Constants;
 use super::timestamps::Timestamps;
 use super::{Access, Gpu, GpuError, Kernel, Matrix};
@@ -120,6 +122,8 @@ pub struct ProgramBuilder<'gpu> {
     taps: Vec<Tap>,
     keeps: Keeps,
     products: Option<Vec<Product>>,
+    /// Of all products so far.
+    flops: f64,
     failure: Option<GpuError>,
 }
 
@@ -156,6 +160,7 @@ impl<'gpu> ProgramBuilder<'gpu> {
             taps: Vec::new(),
             keeps: Keeps::default(),
             products: None,
+            flops: 0.0,
             failure: None,
         }
     }
@@ -252,8 +257,9 @@ impl<'gpu> ProgramBuilder<'gpu> {
         });
     }
 
-    /// Remembers that `rows` rows are multiplied by `weight`, if products are collected.
+    /// Remembers that `rows` rows are multiplied by `weight`.
     pub(crate) fn note_product(&mut self, rows: usize, weight: &Matrix) {
+        self.flops += 2.0 * rows as f64 * weight.rows as f64 * weight.columns as f64;
         if let Some(products) = &mut self.products {
             products.push(Product {
                 rows,
@@ -326,6 +332,22 @@ impl<'gpu> ProgramBuilder<'gpu> {
         slots
     }
 
+    /// Compiles what is missing for `programs`, all of it at once. What the driver refuses is said when they are finished.
+    pub fn compile_all(programs: &[Self]) {
+        let Some(first) = programs.first() else {
+            return;
+        };
+        let wanted: Vec<_> = programs.iter().flat_map(Self::kernels_wanted).collect();
+        let gpu = first.gpu;
+        gpu.pipelines().compile_all(gpu.device(), &wanted);
+    }
+
+    fn kernels_wanted(&self) -> impl Iterator<Item = (&'static Kernel, Constants)> {
+        self.dispatches
+            .iter()
+            .map(|dispatch| (dispatch.kernel, dispatch.constants.clone()))
+    }
+
     /// Plans the activations, compiles what is missing and makes the bind groups.
     ///
     /// # Errors
@@ -342,16 +364,13 @@ impl<'gpu> ProgramBuilder<'gpu> {
             return Ok(Program {
                 name: self.name,
                 steps: Vec::new(),
+                pace: Arc::new(Pace::guess(self.flops)),
                 timestamps: None,
                 activation_bytes: plan.slots.iter().sum(),
                 taps: self.taps,
             });
         }
-        let wanted: Vec<_> = self
-            .dispatches
-            .iter()
-            .map(|dispatch| (dispatch.kernel, dispatch.constants.clone()))
-            .collect();
+        let wanted: Vec<_> = self.kernels_wanted().collect();
         self.gpu.pipelines().compile_all(device, &wanted);
         self.gpu.count_objects(1 + self.dispatches.len());
         let steps = self
@@ -362,7 +381,7 @@ impl<'gpu> ProgramBuilder<'gpu> {
                 let compiled =
                     self.gpu
                         .pipelines()
-                        .get(device, dispatch.kernel, &dispatch.constants);
+                        .get(device, dispatch.kernel, &dispatch.constants)?;
                 let params = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                     buffer: &uniforms,
                     offset: (index * UNIFORM_ALIGNMENT) as u64,
@@ -379,7 +398,7 @@ impl<'gpu> ProgramBuilder<'gpu> {
                     .zip(0..)
                     .map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource })
                     .collect();
-                Step {
+                Ok(Step {
                     kernel: dispatch.kernel.name,
                     pipeline: compiled.pipeline.clone(),
                     bind_group: device.create_bind_group(&wgpu::BindGroupDescriptor {
@@ -388,13 +407,14 @@ impl<'gpu> ProgramBuilder<'gpu> {
                         entries: &entries,
                     }),
                     grid: dispatch.grid,
-                }
+                })
             })
-            .collect();
+            .collect::<Result<Vec<_>, GpuError>>()?;
         self.gpu.check(self.name)?;
         Ok(Program {
             name: self.name,
             steps,
+            pace: Arc::new(Pace::guess(self.flops)),
             timestamps: self.gpu.timestamps().cloned(),
             activation_bytes: plan.slots.iter().sum(),
             taps: self.taps,
@@ -519,6 +539,7 @@ impl Step {
 pub struct Program {
     name: &'static str,
     steps: Vec<Step>,
+    pace: Arc<Pace>,
     /// Only while a profile is taken.
     timestamps: Option<Arc<Timestamps>>,
     activation_bytes: u64,
@@ -586,11 +607,50 @@ impl Program {
         &self.steps
     }
 
+    #[cfg(test)]
+    pub(super) fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
     /// Encodes and submits the program.
     pub fn run(&self, gpu: &Gpu) {
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        self.encode(&mut encoder);
-        gpu.submit([encoder.finish()]);
+        gpu.submit([self.begin(gpu).finish()]);
+    }
+
+    /// Submits the program but for its end, which the result holds: what is to follow it may be recorded behind. Short
+    /// programs are all end. Those that took long the last time go out in several submits of equally many dispatches, lest
+    /// the system should take the device for a hung one.
+    #[must_use]
+    pub fn begin(&self, gpu: &Gpu) -> wgpu::CommandEncoder {
+        let started = Instant::now();
+        let new_encoder = || gpu.device().create_command_encoder(&Default::default());
+        let each = self.steps.len().div_ceil(self.pace.submits()).max(1);
+        let mut encoder = new_encoder();
+        for (index, steps) in self.steps.chunks(each).enumerate() {
+            if index > 0 {
+                let full = std::mem::replace(&mut encoder, new_encoder());
+                gpu.submit([full.finish()]);
+            }
+            self.encode_steps(steps, &mut encoder);
+        }
+        let pace = Arc::clone(&self.pace);
+        encoder.on_submitted_work_done(move || pace.note(started.elapsed()));
+        encoder
+    }
+
+    /// Records some of the dispatches.
+    fn encode_steps(&self, steps: &[Step], encoder: &mut wgpu::CommandEncoder) {
+        if let Some(timestamps) = &self.timestamps {
+            timestamps.encode(self.name, steps, encoder);
+            return;
+        }
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some(self.name),
+            timestamp_writes: None,
+        });
+        for step in steps {
+            step.encode(&mut pass);
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::gpu::{
 };
 
 use super::self_check::{Check, finding, is_wrong, scattered};
-use super::{groups, word};
+use super::{NARROW_LANES, groups, word};
 
 static ATTENTION: Kernel = Kernel {
     name: "attention",
@@ -60,7 +60,7 @@ pub enum AttentionVariant {
     Shared,
     /// Outer products in the registers of one subgroup; heads and strides are multiples of 4.
     Tile,
-    /// Tiles in workgroup memory and registers, for wide subgroups; heads and strides are multiples of 4.
+    /// Tiles in workgroup memory and registers, for GPUs; heads and strides are multiples of 4.
     Flash {
         /// Queries of a workgroup: 32, or 64, which reads keys and values half as often.
         queries: u32,
@@ -179,17 +179,18 @@ impl std::fmt::Display for AttentionVariant {
 }
 
 /// The attention kernels of a device, where heads and strides are multiples of four, the one to take first. A workgroup of
-/// [`AttentionVariant::Tile`] has eight lanes: on a device with wider subgroups most of each would idle.
+/// [`AttentionVariant::Tile`] has eight lanes: on a device with wider subgroups most of each would idle. Flash needs no
+/// subgroups and suits every GPU; narrow subgroups are a CPU's, and so is an adapter that says nothing of them here.
 #[must_use]
 pub fn attention_candidates(capabilities: &Capabilities) -> Vec<AttentionVariant> {
     use AttentionVariant::{Flash, Shared, Tile};
     match capabilities.subgroups {
         Some((8, 8)) => vec![Tile, Shared],
-        Some((32.., _)) => cooperative(capabilities)
+        Some((_, ..=NARROW_LANES)) => vec![Shared],
+        _ => cooperative(capabilities)
             .into_iter()
             .chain([Flash { queries: 64 }, Flash { queries: 32 }, Shared])
             .collect(),
-        _ => vec![Shared],
     }
 }
 
@@ -233,31 +234,42 @@ fn name_of(gpu: &Gpu, variant: AttentionVariant) -> String {
     )
 }
 
-/// A self-check of every kernel that `gpu` offers: two batch items, of which one has masked keys.
+/// Cases of the self-check: size of a head, tokens of each of two batch items, and those of them that count as keys. The
+/// heads are the ViT's and the Q-Former's; the last one is for devices with too little workgroup memory for these.
+const CASES: [(usize, usize, [u32; 2]); 3] =
+    [(88, 37, [37, 20]), (64, 70, [70, 33]), (24, 37, [37, 20])];
+
+/// A self-check of every kernel that `gpu` offers: two heads, two batch items, of which one has masked keys.
 pub(super) fn checks(gpu: &Gpu) -> Vec<Check> {
-    const TOKENS: usize = 37;
-    const LENGTHS: [u32; 2] = [37, 20];
-    let heads = Heads { count: 2, dim: 24 };
-    let width = heads.width();
-    let qkv = scattered(LENGTHS.len() * TOKENS * 3 * width, 3);
-    let expected = self_attention_reference(&qkv, TOKENS, &LENGTHS, heads);
-    let candidates = attention_candidates(gpu.capabilities());
-    let check = |variant| {
-        let (gpu, qkv) = (gpu.clone(), qkv.clone());
-        Check {
-            finding: name_of(&gpu, variant),
-            what: "attention",
-            expected: expected.clone(),
-            record: Box::new(move |program| {
-                let buffer = gpu.storage_with("qkv", &qkv)?;
-                let qkv = Activation::external(&buffer, LENGTHS.len() * TOKENS, 3 * width);
-                let key_lengths = gpu.storage_with("key_lengths", &LENGTHS)?;
-                let inputs = self_attention_inputs(&qkv, &key_lengths, LENGTHS.len(), heads);
-                Ok(attention_with(program, &inputs, variant))
-            }),
+    let mut checks = Vec::new();
+    for (dim, tokens, lengths) in CASES {
+        let heads = Heads { count: 2, dim };
+        let width = heads.width();
+        let qkv = scattered(lengths.len() * tokens * 3 * width, 3);
+        let expected = self_attention_reference(&qkv, tokens, &lengths, heads);
+        for variant in attention_candidates(gpu.capabilities()) {
+            let finding = name_of(gpu, variant);
+            let is_done = dim == 24 && checks.iter().any(|it: &Check| it.finding == finding);
+            if is_done || !variant.suits_memory(gpu.capabilities(), heads) {
+                continue;
+            }
+            let (gpu, qkv) = (gpu.clone(), qkv.clone());
+            checks.push(Check {
+                finding,
+                what: "attention",
+                is_experimental: matches!(variant, AttentionVariant::Cooperative { .. }),
+                expected: expected.clone(),
+                record: Box::new(move |program| {
+                    let buffer = gpu.storage_with("qkv", &qkv)?;
+                    let qkv = Activation::external(&buffer, lengths.len() * tokens, 3 * width);
+                    let key_lengths = gpu.storage_with("key_lengths", &lengths)?;
+                    let inputs = self_attention_inputs(&qkv, &key_lengths, lengths.len(), heads);
+                    Ok(attention_with(program, &inputs, variant))
+                }),
+            });
         }
-    };
-    candidates.into_iter().map(check).collect()
+    }
+    checks
 }
 
 /// Some columns of an activation: q, k or v within a fused projection.
@@ -524,7 +536,7 @@ mod tests {
             };
             let variants = if is_in_fours(&inputs) {
                 let mut variants = attention_candidates(gpu.capabilities());
-                // Correct everywhere, if offered to wide subgroups alone.
+                // Correct everywhere, if not offered to narrow subgroups.
                 for queries in [32, 64] {
                     let flash = AttentionVariant::Flash { queries };
                     if !variants.contains(&flash) {
@@ -614,5 +626,20 @@ mod tests {
     #[test]
     fn large_scores_do_not_overflow() {
         check(1, 35, 170, Heads { count: 1, dim: 64 }, &[170], 12.0);
+    }
+    #[test]
+    fn only_narrow_subgroups_go_without_flash() {
+        let first = |subgroups| {
+            let mut capabilities = gpus()[0].capabilities().clone();
+            capabilities.subgroups = subgroups;
+            capabilities.cooperative_matrices.clear();
+            attention_candidates(&capabilities)[0]
+        };
+        assert_eq!(first(Some((8, 8))), AttentionVariant::Tile);
+        assert_eq!(first(Some((4, 4))), AttentionVariant::Shared);
+        // Intel's GPUs, AMD's, Metal's as wgpu has them, and those that have no subgroups.
+        for subgroups in [Some((8, 32)), Some((32, 64)), Some((4, 64)), None] {
+            assert_eq!(first(subgroups), AttentionVariant::Flash { queries: 64 });
+        }
     }
 }

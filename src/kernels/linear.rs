@@ -14,7 +14,7 @@ pub(crate) use check::checks;
 pub(crate) use check::{CHECKED_ROWS, usable};
 pub use cooperative::CooperativeTile;
 pub use tune::{chosen, tune};
-pub(crate) use variant::KERNELS;
+pub(crate) use variant::{KERNELS, NARROW_LANES};
 pub use variant::{LinearVariant, candidates};
 
 /// The activation functions, put before the kernels that have one.

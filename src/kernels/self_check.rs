@@ -1,8 +1,10 @@
 //! Whether the kernels compute rightly on this device: each variant of linear layers and attention runs once on a small
 //! case that a mistake would show in (shapes are not square, operands do not commute), and is left out if it fails.
 //!
-//! Drivers do miscompile: a variant that is wrong on one of them must not cost the answer, only its speed. Verdicts are
-//! kept with the device's other findings ([`crate::gpu::Choices`]), so that a start pays for them once a driver.
+//! Drivers do miscompile, refuse what is valid, and hang: a variant that one of them cannot run must not cost the answer,
+//! only its speed. Each variant therefore runs by itself. Verdicts are kept with the device's other findings
+//! ([`crate::gpu::Choices`]), so that a start pays for them once a driver; of experimental variants it is written down
+//! beforehand that they are being tried, so that the next start knows which one a process died of.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::LazyLock;
@@ -17,7 +19,15 @@ use super::{attention, copy, linear};
 const TOLERANCE: f64 = 2e-3;
 
 const RIGHT: &str = "right";
+/// Wrong, refused or fatal.
 const WRONG: &str = "wrong";
+/// Being checked; where it is left over, the process died of it or the device was lost.
+const TRYING: &str = "trying";
+/// There was no room to check it: the next start tries again.
+const NO_ROOM: &str = "no room";
+
+/// Counts the changes of the cases: what has passed others has passed nothing.
+const CASES_VERSION: u32 = 2;
 
 type Record = dyn Fn(&mut ProgramBuilder) -> Result<Activation, GpuError> + Send + Sync;
 
@@ -27,6 +37,8 @@ pub(super) struct Check {
     pub finding: String,
     /// What it is for, in an error message.
     pub what: &'static str,
+    /// Whether it uses what drivers are new to: cooperative matrices.
+    pub is_experimental: bool,
     /// What it must give.
     pub expected: Vec<f32>,
     /// Records the case.
@@ -36,7 +48,7 @@ pub(super) struct Check {
 /// Runs every variant that `gpu` offers for weights in `formats` and that has no verdict yet.
 ///
 /// # Errors
-/// No variant of a kernel is right, or the device failed.
+/// No variant of a kernel is right, or the device was lost: the next start leaves out what it was lost with.
 pub async fn self_check(gpu: &Gpu, formats: &[WeightFormat]) -> Result<(), GpuError> {
     let mut checks = Vec::new();
     for &format in formats {
@@ -46,17 +58,20 @@ pub async fn self_check(gpu: &Gpu, formats: &[WeightFormat]) -> Result<(), GpuEr
     run_new(gpu, &checks).await?;
     for check in &checks {
         let same = |other: &&Check| other.what == check.what;
-        if checks
-            .iter()
-            .filter(same)
-            .all(|check| is_wrong(gpu, &check.finding))
-        {
-            return Err(GpuError::WrongKernels {
-                adapter: gpu.info().name.clone(),
-                what: check.what.into(),
+        let mut alike = checks.iter().filter(same);
+        if alike.clone().all(|check| is_wrong(gpu, &check.finding)) {
+            let adapter = gpu.info().name.clone();
+            let what = check.what;
+            return Err(if alike.any(|check| verdict_is(gpu, check, NO_ROOM)) {
+                let doing = format!("checking the kernels for {what}");
+                GpuError::OutOfMemory { adapter, doing }
+            } else {
+                let what = what.into();
+                GpuError::WrongKernels { adapter, what }
             });
         }
     }
+    gpu.choices().save();
     Ok(())
 }
 
@@ -65,6 +80,7 @@ pub async fn self_check(gpu: &Gpu, formats: &[WeightFormat]) -> Result<(), GpuEr
 pub(super) fn finding(gpu: &Gpu, kernel: &Kernel, variant: &str) -> String {
     static TEXTS: LazyLock<u64> = LazyLock::new(|| {
         let mut hasher = DefaultHasher::new();
+        CASES_VERSION.hash(&mut hasher);
         let linear = linear::KERNELS.iter().copied().flatten();
         for kernel in linear.chain(attention::KERNELS.iter().copied()) {
             kernel.wgsl.hash(&mut hasher);
@@ -77,52 +93,172 @@ pub(super) fn finding(gpu: &Gpu, kernel: &Kernel, variant: &str) -> String {
 
 /// Whether a variant has failed its check. One that was never checked has not.
 pub(super) fn is_wrong(gpu: &Gpu, finding: &str) -> bool {
-    gpu.choices().get(finding).as_deref() == Some(WRONG)
+    gpu.choices()
+        .get(finding)
+        .is_some_and(|verdict| verdict != RIGHT)
 }
 
-/// Runs the checks without a verdict in one program and keeps what they show.
+fn verdict_is(gpu: &Gpu, check: &Check, verdict: &str) -> bool {
+    gpu.choices().get(&check.finding).as_deref() == Some(verdict)
+}
+
+/// Runs the checks without a verdict and keeps what they show.
+///
+/// # Errors
+/// The device was lost.
 async fn run_new(gpu: &Gpu, checks: &[Check]) -> Result<(), GpuError> {
-    let new: Vec<_> = checks
-        .iter()
-        .filter(|check| gpu.choices().get(&check.finding).is_none())
-        .collect();
-    if new.is_empty() {
+    let is_open = |check: &&Check| {
+        let verdict = gpu.choices().get(&check.finding);
+        !matches!(verdict.as_deref(), Some(RIGHT | WRONG))
+    };
+    if !checks.iter().any(|check| is_open(&check)) {
         return Ok(());
     }
-    let mut program = ProgramBuilder::new(gpu, "self-check");
-    let mut results = Vec::new();
-    for check in &new {
-        let result = (check.record)(&mut program)?;
-        let bytes = (check.expected.len() * 4) as u64;
-        let target = gpu.storage("self-check", bytes)?;
-        copy(&mut program, &result, &target);
-        results.push((target, bytes, Readback::new(gpu, bytes)?));
+    gpu.check("starting the self-check")?;
+    let claim = gpu.choices().claim();
+    if claim.is_first() {
+        leave_out_unfinished(gpu, checks);
     }
-    let program = program.finish(&ActivationPool::default())?;
-    let mut encoder = gpu.device().create_command_encoder(&Default::default());
-    program.encode(&mut encoder);
-    for (target, bytes, readback) in &results {
-        readback.record(&mut encoder, target, 0, *bytes);
+    let open: Vec<&Check> = checks.iter().filter(is_open).collect();
+    let (experimental, plain): (Vec<_>, Vec<_>) = by_finding(open)
+        .into_iter()
+        .partition(|it| it[0].is_experimental);
+    let cases: Vec<Case> = plain.iter().map(|it| Case::record(gpu, it)).collect();
+    let mut programs = Vec::new();
+    let mut targets = Vec::new();
+    for case in cases {
+        programs.push(case.program);
+        targets.push(case.targets);
     }
-    gpu.submit([encoder.finish()]);
-    for (check, (_, _, readback)) in new.into_iter().zip(&results) {
-        let ours: Vec<f32> = readback.read(gpu, check.expected.len()).await?;
-        let error = relative_error(&ours, &check.expected);
-        let is_right = is_close(error);
-        if !is_right {
-            log::warn!(
-                "kernel {} is wrong on {} (relative error {error:.1e}) and is left out",
-                check.finding,
-                gpu.info().name
-            );
-        }
-        // Several cases may be one finding's: all of them must be right.
-        if !is_wrong(gpu, &check.finding) {
-            let verdict = if is_right { RIGHT } else { WRONG };
-            gpu.choices().set(check.finding.clone(), verdict.into());
-        }
+    ProgramBuilder::compile_all(&programs);
+    for ((checks, program), targets) in plain.iter().zip(programs).zip(targets) {
+        conclude(
+            gpu,
+            checks,
+            Case { program, targets }.largest_error(gpu, checks).await,
+        )?;
+    }
+    for checks in &experimental {
+        let name = &checks[0].finding;
+        gpu.choices().set(name.clone(), TRYING.into());
+        gpu.choices().save();
+        conclude(
+            gpu,
+            checks,
+            Case::record(gpu, checks).largest_error(gpu, checks).await,
+        )?;
     }
     Ok(())
+}
+
+/// Counts the checks that a process of old never finished as failed: it may have died of them.
+fn leave_out_unfinished(gpu: &Gpu, checks: &[Check]) {
+    for check in checks.iter().filter(|it| verdict_is(gpu, it, TRYING)) {
+        let remedy = gpu.choices().file().map_or_else(String::new, |file| {
+            format!("; delete {} to have it tried again", file.display())
+        });
+        log::warn!(
+            "kernel {} was being checked on {} when an earlier run ended, and is left out{remedy}",
+            check.finding,
+            gpu.info().name
+        );
+        gpu.choices().set(check.finding.clone(), WRONG.into());
+    }
+}
+
+/// The checks of each finding: all of them must be right.
+fn by_finding(checks: Vec<&Check>) -> Vec<Vec<&Check>> {
+    let mut groups: Vec<Vec<&Check>> = Vec::new();
+    for check in checks {
+        match groups.iter_mut().find(|it| it[0].finding == check.finding) {
+            Some(group) => group.push(check),
+            None => groups.push(vec![check]),
+        }
+    }
+    groups
+}
+
+/// Keeps what the checks of a finding have shown.
+///
+/// # Errors
+/// The device was lost: nothing can follow.
+fn conclude(gpu: &Gpu, checks: &[&Check], shown: Result<f64, GpuError>) -> Result<(), GpuError> {
+    let name = &checks[0].finding;
+    let (verdict, problem) = match &shown {
+        Ok(error) if is_close(*error) => (RIGHT, None),
+        Ok(error) => (WRONG, Some(format!("wrong (relative error {error:.1e})"))),
+        Err(error @ GpuError::OutOfMemory { .. }) => {
+            (NO_ROOM, Some(format!("unchecked ({error})")))
+        }
+        Err(error) => (WRONG, Some(format!("unusable ({error})"))),
+    };
+    if let Some(problem) = problem {
+        let adapter = &gpu.info().name;
+        log::warn!("kernel {name} is {problem} on {adapter} and is left out");
+    }
+    gpu.choices().set(name.clone(), verdict.into());
+    match shown {
+        Err(GpuError::Lost { reason }) => {
+            gpu.choices().save();
+            let reason = format!("{reason} (with kernel {name}, which the next run leaves out)");
+            Err(GpuError::Lost { reason })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The checks of a finding in a program of their own.
+struct Case<'gpu> {
+    program: ProgramBuilder<'gpu>,
+    /// Where each one's result goes, and its bytes.
+    targets: Vec<(wgpu::Buffer, u64)>,
+}
+
+impl<'gpu> Case<'gpu> {
+    /// An error is the program's: it comes out when that is finished.
+    fn record(gpu: &'gpu Gpu, checks: &[&Check]) -> Self {
+        let mut program = ProgramBuilder::new(gpu, "self-check");
+        let mut targets = Vec::new();
+        for check in checks {
+            let bytes = (check.expected.len() * 4) as u64;
+            let recorded = (check.record)(&mut program)
+                .and_then(|result| Ok((result, gpu.storage("self-check", bytes)?)));
+            match recorded {
+                Ok((result, target)) => {
+                    copy(&mut program, &result, &target);
+                    targets.push((target, bytes));
+                }
+                Err(error) => program.fail(error),
+            }
+        }
+        Self { program, targets }
+    }
+
+    /// Runs the checks and compares. A NaN is the largest error of all.
+    async fn largest_error(self, gpu: &Gpu, checks: &[&Check]) -> Result<f64, GpuError> {
+        let program = self.program.finish(&ActivationPool::default())?;
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        program.encode(&mut encoder);
+        let mut readbacks = Vec::new();
+        for (target, bytes) in &self.targets {
+            let readback = Readback::new(gpu, *bytes)?;
+            readback.record(&mut encoder, target, 0, *bytes);
+            readbacks.push(readback);
+        }
+        gpu.submit([encoder.finish()]);
+        let mut largest = 0.0;
+        for (check, readback) in checks.iter().zip(readbacks) {
+            let ours: Vec<f32> = readback.read(gpu, check.expected.len()).await?;
+            let error = relative_error(&ours, &check.expected);
+            if error.is_nan() || error > largest {
+                largest = error;
+            }
+            if error.is_nan() {
+                break;
+            }
+        }
+        Ok(largest)
+    }
 }
 
 /// Whether a relative error is a right kernel's; a NaN is not.
@@ -175,8 +311,8 @@ mod tests {
                 checks.extend(linear::checks(&gpu, format));
             }
             assert!(
-                checks.len() >= 3,
-                "two kernels of linear layers and one of attention"
+                checks.len() >= 6,
+                "two cases of two kernels of linear layers and of one of attention"
             );
             for check in checks {
                 assert_eq!(
@@ -199,7 +335,9 @@ mod tests {
         checks[0].expected.swap(0, 1);
         pollster::block_on(run_new(&gpu, &checks)).expect("it runs");
         assert!(is_wrong(&gpu, &first));
-        assert!(!is_wrong(&gpu, &checks[1].finding));
+        let others = checks.iter().filter(|check| check.finding != first);
+        assert!(others.clone().count() > 2);
+        assert!(others.map(|it| &it.finding).all(|it| !is_wrong(&gpu, it)));
         let rows = linear::CHECKED_ROWS[0];
         let usable = linear::usable(&gpu, rows, WeightFormat::F16);
         assert_eq!(usable.len() + 1, candidates(gpu.capabilities(), rows).len());
@@ -211,6 +349,104 @@ mod tests {
         let error = pollster::block_on(self_check(&gpu, &[WeightFormat::F16]))
             .expect_err("nothing is right");
         assert!(error.to_string().contains("linear layers"), "{error}");
+    }
+
+    /// A check of an invented kernel that puts `workgroup_size` threads into a workgroup.
+    fn invented(gpu: &Gpu, name: &str, kernel: &'static Kernel) -> Check {
+        let gpu = gpu.clone();
+        Check {
+            finding: name.into(),
+            what: "inventions",
+            is_experimental: true,
+            expected: vec![7.0; 4],
+            record: Box::new(move |program| {
+                let y = program.activation(1, 4);
+                let x = gpu.storage("x", 16)?;
+                let operands = vec![(&x).into(), y.operand()];
+                program.dispatch(kernel, vec![], &[0_u32; 4], operands, [1, 1, 1]);
+                Ok(y)
+            }),
+        }
+    }
+
+    static SEVENS: Kernel = Kernel {
+        name: "sevens",
+        wgsl: &[
+            "@group(0) @binding(0) var<uniform> params: vec4<u32>;
+            @group(0) @binding(1) var<storage, read> x: array<f32>;
+            @group(0) @binding(2) var<storage, read_write> y: array<f32>;
+            @compute @workgroup_size(",
+            "4",
+            ") fn main(@builtin(local_invocation_index) i: u32) {
+                if (i < 4u) { y[i] = 7.0 + x[i] * f32(params.x); }
+            }",
+        ],
+        bindings: &[crate::gpu::READ, crate::gpu::WRITE],
+    };
+
+    /// More threads than any device allows: the pipeline is refused.
+    static REFUSED: Kernel = Kernel {
+        name: "refused",
+        wgsl: &[SEVENS.wgsl[0], "1000000", SEVENS.wgsl[2]],
+        bindings: SEVENS.bindings,
+    };
+
+    #[test]
+    fn a_refused_kernel_is_left_out_and_the_others_are_checked() {
+        let gpu = fresh_gpu(true);
+        let checks = [
+            invented(&gpu, "first", &REFUSED),
+            invented(&gpu, "second", &SEVENS),
+            Check {
+                is_experimental: false,
+                ..invented(&gpu, "third", &REFUSED)
+            },
+        ];
+        pollster::block_on(run_new(&gpu, &checks)).expect("nothing that matters failed");
+        let verdicts = checks.each_ref().map(|it| gpu.choices().get(&it.finding));
+        let wanted = [WRONG, RIGHT, WRONG].map(|it| Some(it.to_owned()));
+        assert_eq!(verdicts, wanted);
+        // No error is left behind for whoever comes next, and who uses it all the same learns its name.
+        gpu.check("testing").expect("all errors were caught");
+        let case = Case::record(&gpu, &[&checks[0]]);
+        let error = case.program.finish(&ActivationPool::default());
+        let error = error.expect_err("refused again").to_string();
+        assert!(error.contains("kernel refused"), "{error}");
+    }
+
+    #[test]
+    fn what_a_process_died_of_is_left_out() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let options = GpuOptions {
+            cache_dir: Some(folder.path().into()),
+            ..GpuOptions::default()
+        };
+        let open = || pollster::block_on(Gpu::open(&options)).expect("as before");
+        let gpu = open();
+        for name in ["died", "sevens"] {
+            gpu.choices().set(name.into(), TRYING.into());
+        }
+        gpu.choices().save();
+
+        // While another process is at it, nobody has died: everything is checked again.
+        let claim = gpu.choices().claim();
+        let other = open();
+        let checks = [invented(&other, "sevens", &SEVENS)];
+        pollster::block_on(run_new(&other, &checks)).expect("it runs");
+        assert_eq!(other.choices().get("sevens").as_deref(), Some(RIGHT));
+        drop((claim, gpu));
+
+        let next = open();
+        let checks = [
+            invented(&next, "died", &SEVENS),
+            invented(&next, "new", &SEVENS),
+        ];
+        pollster::block_on(run_new(&next, &checks)).expect("it runs");
+        assert!(is_wrong(&next, "died"));
+        assert!(!is_wrong(&next, "new"));
+        // That something is tried is on disk before it runs.
+        let kept = std::fs::read_to_string(next.choices().file().expect("a folder"));
+        assert!(kept.expect("written").contains(r#""new": "trying""#));
     }
 
     #[test]

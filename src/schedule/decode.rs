@@ -25,12 +25,21 @@ pub(super) struct DeviceRows {
     tables: Tables,
     /// Steps of the next greedy window.
     window: usize,
+    /// The next step of the same jobs, encoded while the device was busy with the one before.
+    ahead: Option<(TailKey, wgpu::CommandBuffer)>,
 }
 
 impl DeviceRows {
     /// Notes that other jobs are active now.
     pub(super) fn forget(&mut self) {
         self.tables = Tables::Stale;
+        self.ahead = None;
+    }
+
+    /// The step that was encoded ahead, if it is one that ends in the tail of `key`.
+    fn take_ahead(&mut self, key: TailKey) -> Option<wgpu::CommandBuffer> {
+        let (ahead, commands) = self.ahead.take()?;
+        (ahead == key).then_some(commands)
     }
 }
 
@@ -77,9 +86,10 @@ impl Decoder<'_> {
             self.model.language_model.vocabulary(),
         );
         let tail = self.session.candidate_tail(self.gpu, key)?;
-        let mut encoder = self.new_encoder();
-        prefill.program.encode(&mut encoder);
-        let scores = tail.submit_and_read(self.gpu, encoder).await?;
+        let mut encoder = prefill.program.begin(self.gpu);
+        tail.encode_behind(&mut encoder);
+        self.gpu.submit([encoder.finish()]);
+        let scores = tail.read(self.gpu).await?;
         self.timings.prefill += started.elapsed();
         let each_its_row = jobs.iter_mut().zip(scores.chunks(1)).enumerate();
         let ended = each_its_row.filter_map(|(index, (job, row))| ended(index, job, row, events));
@@ -115,7 +125,8 @@ impl Decoder<'_> {
         Ok(ended)
     }
 
-    /// Greedy: argmax, stop rule and the next input stay on the device; the host reads what was chosen.
+    /// Greedy: argmax, stop rule and the next input stay on the device; the host reads what was chosen. The device has its
+    /// first step while the host encodes the others, and the first of the next window is encoded while it is busy.
     async fn greedy_window(
         &mut self,
         jobs: &mut [Job],
@@ -134,11 +145,27 @@ impl Decoder<'_> {
         }
         let longest = jobs.iter().map(Job::tokens_left).max().unwrap_or(1);
         let window = device.window.clamp(1, longest.min(MAX_WINDOW));
-        let mut encoder = self.new_encoder();
-        tail.begin(&mut encoder);
-        let steps = (0..window).flat_map(|_| [&*program, tail.program()]);
-        Program::encode_all(steps, &mut encoder);
-        let chosen = tail.submit_and_read(self.gpu, encoder, window).await?;
+        let encode_steps = |steps, encoder: &mut _| {
+            let steps = (0..steps).flat_map(|_| [&*program, tail.program()]);
+            Program::encode_all(steps, encoder);
+        };
+        let encode_first = |decoder: &Self| {
+            decoder.encode(|encoder| {
+                tail.begin(encoder);
+                encode_steps(1, encoder);
+            })
+        };
+        let mut commands = device.take_ahead(key).unwrap_or_else(|| encode_first(self));
+        for steps in groups_after_the_first(window) {
+            self.gpu.submit([commands]);
+            commands = self.encode(|encoder| encode_steps(steps, encoder));
+        }
+        let copy = self.encode(|encoder| tail.copy_chosen(encoder, window));
+        self.gpu.submit([commands, copy]);
+        if longest > window && self.encodes_ahead() {
+            device.ahead = Some((key, encode_first(self)));
+        }
+        let chosen = tail.read(self.gpu, window).await?;
         self.timings.steps += window;
         let mut all_ended = Vec::new();
         for (index, job) in jobs.iter_mut().enumerate() {
@@ -183,9 +210,13 @@ impl Decoder<'_> {
         }
         self.write_inputs(&table_rows, rows);
         let rows_of_jobs: Vec<usize> = jobs.iter().map(|job| job.running().count()).collect();
-        let mut encoder = self.new_encoder();
-        program.encode(&mut encoder);
-        let scores = tail.submit_and_read(self.gpu, encoder).await?;
+        let encode = |decoder: &Self| decoder.encode(|encoder| tail.encode(&program, encoder));
+        let commands = device.take_ahead(key).unwrap_or_else(|| encode(self));
+        self.gpu.submit([commands]);
+        if jobs.iter().any(|job| job.tokens_left() > 1) && self.encodes_ahead() {
+            device.ahead = Some((key, encode(self)));
+        }
+        let scores = tail.read(self.gpu).await?;
         self.timings.steps += 1;
         let mut rest = scores.as_slice();
         let mut all_ended = Vec::new();
@@ -216,11 +247,32 @@ impl Decoder<'_> {
         self.gpu.write(&self.session.row_info, 0, &row_info);
     }
 
-    fn new_encoder(&self) -> wgpu::CommandEncoder {
-        self.gpu
-            .device()
-            .create_command_encoder(&Default::default())
+    /// The commands that `record` puts into an encoder.
+    fn encode(&self, record: impl FnOnce(&mut wgpu::CommandEncoder)) -> wgpu::CommandBuffer {
+        let device = self.gpu.device();
+        let mut encoder = device.create_command_encoder(&Default::default());
+        record(&mut encoder);
+        encoder.finish()
     }
+
+    /// Whether a step may be encoded before it is known to be needed: the profiler waits for the times of all it has seen.
+    fn encodes_ahead(&self) -> bool {
+        self.gpu.profiler().is_none()
+    }
+}
+
+/// Sizes of the groups that the steps of a window are submitted in, after the first step, which goes alone: each about
+/// twice the one before, so that the device is never out of work while the host encodes (which takes it less than half
+/// as long as the device), in few submits.
+fn groups_after_the_first(window: usize) -> impl Iterator<Item = usize> {
+    let mut left = window.saturating_sub(1);
+    let mut size = 1;
+    std::iter::from_fn(move || {
+        size *= 2;
+        let group = if left < 2 * size { left } else { size };
+        left -= group;
+        (group > 0).then_some(group)
+    })
 }
 
 /// Has `job` choose from its rows' scores; says so if it has ended thereby.
@@ -247,6 +299,18 @@ fn next_window(window: usize, elapsed: Duration) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_window_goes_out_in_growing_groups() {
+        let groups = |window| groups_after_the_first(window).collect::<Vec<_>>();
+        assert!(groups(1).is_empty());
+        assert_eq!(groups(2), [1]);
+        assert_eq!(groups(5), [2, 2]);
+        assert_eq!(groups(8), [2, 5]);
+        for window in 1..40 {
+            assert_eq!(1 + groups(window).iter().sum::<usize>(), window);
+        }
+    }
 
     #[test]
     fn windows_grow_for_fast_devices_and_shrink_for_slow_ones() {

@@ -97,8 +97,7 @@ impl VisualEncoder {
         let _qformer_phase = gpu.phase("Q-Former");
         let after_vit = Instant::now();
         timings.vit += after_vit - started;
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        self.qformer.encode(&mut encoder);
+        let mut encoder = self.qformer.begin(gpu);
         let bytes = self.visual_bytes;
         for (index, &place) in (0_u64..).zip(places) {
             let target = place as u64 * bytes;

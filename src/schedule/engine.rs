@@ -11,6 +11,7 @@ use crate::kernels::tune;
 use crate::model::Blip2Model;
 
 use super::encode::{Pixels, VisualEncoder};
+use super::images::max_images;
 use super::plan::outlines;
 use super::queue::{Queue, Request};
 use super::session::{Prompt, Session, Shape};
@@ -120,12 +121,10 @@ impl Engine {
         self.pool.bytes()
     }
 
-    /// Most images that one binding's limit allows at once.
+    /// Most images that the device's limits allow at once.
     #[must_use]
     pub fn max_batch(&self) -> usize {
-        let limit = self.gpu.capabilities().max_binding_bytes;
-        let most = limit / self.model.vit.widest_activation_bytes().max(1);
-        usize::try_from(most).unwrap_or(usize::MAX).max(1)
+        max_images(&self.gpu, &self.model.vit)
     }
 
     /// Whether image, prompt and new tokens fit the language model's positions.

@@ -198,10 +198,21 @@ impl ImageProgram {
     }
 }
 
-/// Most images that one binding's limit allows at once.
+/// Most images that the device's limits allow at once.
 pub(super) fn max_images(gpu: &Gpu, vit: &Vit) -> usize {
-    let limit = gpu.capabilities().max_binding_bytes;
-    let most = limit / vit.widest_activation_bytes().max(1);
+    let limits = [
+        gpu.capabilities().max_binding_bytes,
+        gpu.device()
+            .limits()
+            .max_compute_workgroups_per_dimension
+            .into(),
+    ];
+    most_images(limits, [vit.widest_activation_bytes(), vit.tokens() as u64])
+}
+
+/// Images whose widest activation fits one binding, and whose tokens, each a workgroup of a norm, one dimension of a grid.
+fn most_images([binding_bytes, workgroups]: [u64; 2], [widest_bytes, tokens]: [u64; 2]) -> usize {
+    let most = (binding_bytes / widest_bytes.max(1)).min(workgroups / tokens.max(1));
     usize::try_from(most).unwrap_or(usize::MAX).max(1)
 }
 
@@ -234,7 +245,7 @@ impl ImageEncoder {
         &self.gpu
     }
 
-    /// Most images that one binding's limit allows at once.
+    /// Most images that the device's limits allow at once.
     #[must_use]
     pub fn max_images(&self) -> usize {
         max_images(&self.gpu, &self.vit)
@@ -268,5 +279,21 @@ impl ImageEncoder {
             retrieval,
         }
         .shapes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_images_as_bindings_and_grids_allow() {
+        // ViT-g at 224 and 364 pixels: the widest activation is that within its MLP.
+        let image = |tokens: u64| [tokens * 6144 * 4, tokens];
+        let (large, grid) = (2 << 30, 65535);
+        assert_eq!(most_images([large, grid], image(257)), 255);
+        assert_eq!(most_images([large, grid], image(677)), 96);
+        assert_eq!(most_images([128 << 20, grid], image(257)), 21);
+        assert_eq!(most_images([1, grid], image(257)), 1);
     }
 }

@@ -126,7 +126,7 @@ impl Matcher {
         ImageParts::of(&self.model).shapes()
     }
 
-    /// Most images that one binding's limit allows at once.
+    /// Most images that the device's limits allow at once.
     #[must_use]
     pub fn max_images(&self) -> usize {
         max_images(&self.gpu, &self.model.vit)

@@ -7,10 +7,10 @@ use crate::Error;
 use crate::generate::{GenerationOptions, MAX_BEAMS};
 use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, ProgramBuilder};
 use crate::kernels::{Pages, row_rules_words};
-use crate::model::{Blip2Model, InputRows, PromptEnds};
+use crate::model::{Blip2Model, InputRows, PromptEnds, QFormer, Vit};
 
 use super::encode::VisualEncoder;
-use super::images::max_images;
+use super::images::{ImageParts, max_images, rehearse_images};
 use super::job::{Job, cache_rows_of, sequences_of};
 use super::queue::{MAX_BATCH, MAX_PREFILL_ROWS};
 use super::session::{Prompt, Session, Shape};
@@ -62,6 +62,33 @@ impl MemoryPlan {
             weights,
             activations: all - cache,
             cache,
+            largest_buffer,
+        })
+    }
+
+    /// What encoding `batch` images at a time takes beside `weights` bytes of them, without a language model.
+    ///
+    /// # Errors
+    /// More than a dispatch of this device can do.
+    pub fn of_images(
+        gpu: &Gpu,
+        vit: &Vit,
+        qformer: &QFormer,
+        weights: u64,
+        batch: usize,
+    ) -> Result<Self, GpuError> {
+        let gpu = gpu.rehearsal();
+        let parts = ImageParts {
+            vit,
+            qformer,
+            retrieval: None,
+        };
+        rehearse_images(&gpu, parts, batch, &ActivationPool::default())?;
+        let [activations, largest_buffer] = gpu.rehearsed_bytes();
+        Ok(Self {
+            weights,
+            activations,
+            cache: 0,
             largest_buffer,
         })
     }

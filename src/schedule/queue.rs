@@ -3,6 +3,13 @@
 //! A request waits, has its image encoded (once, however many ask about it), is prefilled, and is decoded beside whatever
 //! else is there; when it ends, its rows and cache go to the next. What a request gets does not depend on its company:
 //! every row follows its own rules, and no kernel mixes rows.
+//!
+//! How exactly that holds is the kernels' affair, as the number of rows, which is the company's, decides between them. On
+//! narrow subgroups a row has the same bits in any company. On wide ones products of up to
+//! [`MATVEC_ROWS`](crate::kernels::MATVEC_ROWS) rows add up in another order than those of more; and with cooperative
+//! matrices these also round their inputs to f16 (and, from some number of rows on, split sums otherwise), so that a token
+//! may be another where two are nearly as likely. [`Disabled::f16`](crate::gpu::Disabled) leaves cooperative matrices out:
+//! all is f32 then, and what remains is the order of sums.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -66,16 +66,15 @@ impl GreedyTail {
     pub(super) fn record(gpu: &Gpu, session: &Session, key: TailKey) -> Result<Self, GpuError> {
         let rows = key.rows;
         let chosen_bytes = 8 * (1 + MAX_WINDOW * rows) as u64;
-        let choices = gpu.storage("choices", 16 * rows as u64)?;
         let chosen = gpu.storage("chosen", chosen_bytes)?;
         let mut program = ProgramBuilder::new(gpu, "greedy");
         let (logits, tables) = session.logits(&key);
         record_processors(&mut program, session, &key, &logits, tables);
-        argmax(&mut program, &logits, &choices);
+        let bests = argmax(&mut program, &logits);
         advance(
             &mut program,
             &Advance {
-                choices: &choices,
+                bests: &bests,
                 rules: &tables.rules,
                 rules_stride: session.shape.rules_stride,
                 row_info: &session.row_info,
@@ -105,18 +104,21 @@ impl GreedyTail {
         &self.program
     }
 
-    /// Submits `encoder`, which holds `steps` steps, and reads `(token, log-probability)` of each step and row. Rows
-    /// that are finished, and those beyond the running ones, hold nothing of meaning.
-    pub(super) async fn submit_and_read(
+    /// Ends a window of `steps` steps: what they chose is copied to where [`Self::read`] finds it.
+    pub(super) fn copy_chosen(&self, encoder: &mut wgpu::CommandEncoder, steps: usize) {
+        let pairs = 1 + steps * self.rows;
+        self.readback
+            .record(encoder, &self.chosen, 0, 8 * pairs as u64);
+    }
+
+    /// Reads `(token, log-probability)` of each step and row of a submitted window of `steps`. Rows that are finished, and
+    /// those beyond the running ones, hold nothing of meaning.
+    pub(super) async fn read(
         &self,
         gpu: &Gpu,
-        mut encoder: wgpu::CommandEncoder,
         steps: usize,
     ) -> Result<Vec<Vec<(u32, f32)>>, Error> {
         let pairs = 1 + steps * self.rows;
-        self.readback
-            .record(&mut encoder, &self.chosen, 0, 8 * pairs as u64);
-        gpu.submit([encoder.finish()]);
         let pairs: Vec<[u32; 2]> = self.readback.read(gpu, pairs).await?;
         let row = |&[token, bits]: &[u32; 2]| (token, f32::from_bits(bits));
         let steps = pairs[1..].chunks(self.rows);
@@ -190,13 +192,19 @@ impl CandidateTail {
         })
     }
 
-    /// Submits `encoder`, which ends in logits, and reads each row's best tokens.
-    pub(super) async fn submit_and_read(
-        &self,
-        gpu: &Gpu,
-        mut encoder: wgpu::CommandEncoder,
-    ) -> Result<Vec<RowScores>, Error> {
-        self.program.encode(&mut encoder);
+    /// Records `program`, which ends in logits, and the tail behind it, as far as [`Self::read`] needs it.
+    pub(super) fn encode(&self, program: &Program, encoder: &mut wgpu::CommandEncoder) {
+        Program::encode_all([program, &self.program], encoder);
+        self.encode_copies(encoder);
+    }
+
+    /// Records the tail alone, behind a program that ends in logits.
+    pub(super) fn encode_behind(&self, encoder: &mut wgpu::CommandEncoder) {
+        self.program.encode(encoder);
+        self.encode_copies(encoder);
+    }
+
+    fn encode_copies(&self, encoder: &mut wgpu::CommandEncoder) {
         match &self.source {
             CandidateSource::Top {
                 k,
@@ -204,10 +212,21 @@ impl CandidateTail {
                 log_sum_exp,
             } => {
                 let top_bytes = (self.rows * k * 8) as u64;
-                self.readback.record(&mut encoder, top, 0, top_bytes);
+                self.readback.record(encoder, top, 0, top_bytes);
                 self.readback
-                    .record(&mut encoder, log_sum_exp, top_bytes, self.rows as u64 * 4);
-                gpu.submit([encoder.finish()]);
+                    .record(encoder, log_sum_exp, top_bytes, self.rows as u64 * 4);
+            }
+            CandidateSource::All { vocabulary, scores } => {
+                let bytes = (self.rows * vocabulary * 4) as u64;
+                self.readback.record(encoder, scores, 0, bytes);
+            }
+        }
+    }
+
+    /// Reads each row's best tokens of the step submitted last.
+    pub(super) async fn read(&self, gpu: &Gpu) -> Result<Vec<RowScores>, Error> {
+        match &self.source {
+            CandidateSource::Top { k, .. } => {
                 let words: Vec<u32> = self.readback.read(gpu, self.rows * (2 * k + 1)).await?;
                 let (top, sums) = words.split_at(self.rows * k * 2);
                 let entry = |entry: &[u32]| (entry[0], f32::from_bits(entry[1]));
@@ -217,12 +236,8 @@ impl CandidateTail {
                 };
                 Ok(top.chunks(k * 2).zip(sums).map(row).collect())
             }
-            CandidateSource::All { vocabulary, scores } => {
-                let count = self.rows * vocabulary;
-                self.readback
-                    .record(&mut encoder, scores, 0, count as u64 * 4);
-                gpu.submit([encoder.finish()]);
-                let scores: Vec<f32> = self.readback.read(gpu, count).await?;
+            CandidateSource::All { vocabulary, .. } => {
+                let scores: Vec<f32> = self.readback.read(gpu, self.rows * vocabulary).await?;
                 Ok(scores.chunks(*vocabulary).map(RowScores::of_all).collect())
             }
         }

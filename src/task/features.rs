@@ -2,15 +2,21 @@
 
 use std::path::Path;
 
+use rayon::prelude::*;
+
 use crate::Error;
 use crate::gpu::Gpu;
 use crate::image::{Preprocessor, Rgb8Image};
 use crate::model::{Blip2Config, QFormer, Vit};
-use crate::schedule::{ImageEncoder, ImageShapes};
+use crate::schedule::{ImageEncoder, ImageShapes, MemoryPlan};
 use crate::weights::{Checkpoint, Uploader};
 
+use super::memory::Planner;
 use super::source::{folder_of, run_size};
 use super::{ImageFeatures, OpenOptions};
+
+/// Images at a time where none are asked for and there is room.
+const DEFAULT_BATCH: usize = 8;
 
 /// The image side of a checkpoint on a device: what transformers' `get_image_features` (without the projection) and
 /// `get_qformer_features` give.
@@ -18,6 +24,19 @@ use super::{ImageFeatures, OpenOptions};
 pub struct ImageFeaturizer {
     preprocessor: Preprocessor,
     encoder: ImageEncoder,
+    /// Images at a time where none are asked for.
+    batch: usize,
+}
+
+/// The image encoder and the Q-Former of a checkpoint, for images of `side` pixels.
+async fn image_side(
+    uploader: &mut Uploader<'_>,
+    config: &Blip2Config,
+    side: usize,
+) -> Result<(Vit, QFormer), Error> {
+    let vit = Vit::load(uploader, &config.vision, side).await?;
+    let qformer = QFormer::load(uploader, &config.qformer, config.num_query_tokens).await?;
+    Ok((vit, qformer))
 }
 
 impl ImageFeaturizer {
@@ -41,14 +60,31 @@ impl ImageFeaturizer {
         let checkpoint = Checkpoint::open(path)?;
         let gpu = options.open_device(&checkpoint).await?;
         let _phase = gpu.phase("load");
-        let mut uploader = Uploader::new(&gpu, &checkpoint, progress).quantised(options.quant);
-        let vit = Vit::load(&mut uploader, &config.vision, side).await?;
-        let qformer =
-            QFormer::load(&mut uploader, &config.qformer, config.num_query_tokens).await?;
-        uploader.finish().await?;
+        let mut ignore = |_, _| {};
+        let mut outline =
+            Uploader::outline(&gpu, &checkpoint, &mut ignore)?.quantised(options.quant);
+        let planned = image_side(&mut outline, &config, side).await?;
+        let planner = Planner::new(&gpu, &options, DEFAULT_BATCH, &outline);
+        let plan = |batch, weights| {
+            let (vit, qformer) = &planned;
+            Ok(MemoryPlan::of_images(&gpu, vit, qformer, weights, batch)?)
+        };
+        let batch = planner.batch(&plan)?;
+        let mut uploader = Uploader::new(&gpu, &checkpoint, progress)
+            .quantised(options.quant)
+            .expecting(outline);
+        let loaded = async {
+            let model = image_side(&mut uploader, &config, side).await?;
+            uploader.finish().await?;
+            Ok::<_, Error>(model)
+        };
+        let (vit, qformer) = loaded
+            .await
+            .map_err(|error| planner.explain(error, batch, &plan))?;
         Ok(Self {
             preprocessor,
             encoder: ImageEncoder::new(gpu, vit, qformer),
+            batch,
         })
     }
 
@@ -58,10 +94,11 @@ impl ImageFeaturizer {
         self.encoder.gpu()
     }
 
-    /// Most images that the device takes at a time.
+    /// Images encoded at a time, if so many are `asked` for.
     #[must_use]
-    pub fn max_batch(&self) -> usize {
-        self.encoder.max_images()
+    pub fn batch_size(&self, asked: Option<usize>) -> usize {
+        let most = self.encoder.max_images();
+        asked.unwrap_or(self.batch).clamp(1, most)
     }
 
     /// Rows and columns of what an image becomes.
@@ -79,9 +116,16 @@ impl ImageFeaturizer {
         &mut self,
         images: &[Rgb8Image],
     ) -> Result<Vec<ImageFeatures>, Error> {
+        let prepare = |image| {
+            let _phase = self
+                .gpu()
+                .profiler()
+                .map(|it| it.worker_phase("preprocess"));
+            self.preprocessor.apply(image)
+        };
         let pixels = images
-            .iter()
-            .map(|image| self.preprocessor.apply(image))
+            .par_iter()
+            .map(prepare)
             .collect::<Result<Vec<_>, _>>()?;
         self.encoder.encode(&pixels).await
     }

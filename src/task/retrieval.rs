@@ -9,6 +9,8 @@ mod text;
 
 use std::path::Path;
 
+use rayon::prelude::*;
+
 use crate::Error;
 use crate::gpu::{Gpu, WeightFormat};
 use crate::image::{Preprocessor, Rgb8Image};
@@ -235,6 +237,8 @@ impl Retriever {
 
     /// An image as the model takes it, `[3, size, size]`.
     fn pixels(&self, image: &Rgb8Image) -> Result<Vec<f32>, Error> {
+        let profiler = self.gpu().profiler();
+        let _phase = profiler.map(|it| it.worker_phase("preprocess"));
         Ok(self.preprocessor.apply(image)?)
     }
 
@@ -256,7 +260,7 @@ impl Retriever {
         images: &[Rgb8Image],
     ) -> Result<Vec<ImageFeatures>, Error> {
         let pixels = images
-            .iter()
+            .par_iter()
             .map(|image| self.pixels(image))
             .collect::<Result<Vec<_>, _>>()?;
         self.encode_pixels(&pixels).await

@@ -20,13 +20,6 @@ pub(in crate::cli) struct Args {
 
 pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
     let gpu = Gpu::open(&shared.gpu_options()?).await?;
-    let mut progress = |done: usize, all: usize| {
-        if done == all {
-            output.detail(&format!("{all} kernels are ready to be measured"));
-        }
-    };
-    let rows = measure_kernels(&gpu, &args.filter, usize::from(args.rounds), &mut progress).await?;
-    gpu.save_pipelines();
     if !output.json {
         let info = gpu.info();
         output.line(&format!(
@@ -38,13 +31,15 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
             "kernel", "shape", "variant", "median ms", "GFLOP/s", "GB/s"
         ));
     }
-    for row in &rows {
+    let mut found = |row: KernelRow| {
         output.line(&if output.json {
-            json(row, &gpu).to_string()
+            json(&row, &gpu).to_string()
         } else {
-            line(row)
+            line(&row)
         });
-    }
+    };
+    measure_kernels(&gpu, &args.filter, usize::from(args.rounds), &mut found).await?;
+    gpu.save_pipelines();
     Ok(true)
 }
 

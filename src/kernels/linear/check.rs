@@ -5,14 +5,15 @@ use half::f16;
 use crate::gpu::{Activation, Gpu, QUANT_BLOCK, WeightFormat};
 use crate::kernels::self_check::{Check, finding, is_wrong, scattered};
 
-use super::{Activate, Linear, LinearVariant, candidates, linear_with, reference};
+use super::{Activate, Linear, LinearVariant, MATVEC_ROWS, candidates, record_with, reference};
 
 /// Rows of the cases: one that the matrix–vector kernels take, and one for more than a tile of most others.
 pub(crate) const CHECKED_ROWS: [usize; 2] = [5, 70];
 const OUT_FEATURES: usize = 75;
 const IN_FEATURES: usize = 96;
 
-/// A case for every kernel that `gpu` offers for weights in `format`.
+/// Two cases for every kernel that `gpu` offers for weights in `format`: the bare product, and one with all that may follow
+/// it.
 pub(crate) fn checks(gpu: &Gpu, format: WeightFormat) -> Vec<Check> {
     let Weight {
         values,
@@ -21,8 +22,12 @@ pub(crate) fn checks(gpu: &Gpu, format: WeightFormat) -> Vec<Check> {
     } = Weight::new(format);
     let mut checks: Vec<Check> = Vec::new();
     for rows in CHECKED_ROWS {
+        let ends = [false, true].map(|is_full| End::new(is_full, rows));
         let x = scattered(rows * IN_FEATURES, 2);
-        let expected = reference(&x, &weight, None, IN_FEATURES, Activate::Identity, None);
+        let expected = ends.each_ref().map(|end| {
+            let (bias, old) = (end.bias.as_deref(), end.old.as_deref());
+            reference(&x, &weight, bias, IN_FEATURES, end.activate, old)
+        });
         let mut seen = Vec::new();
         for variant in candidates(gpu.capabilities(), rows) {
             let finding = name_of(gpu, rows, variant, format);
@@ -30,30 +35,66 @@ pub(crate) fn checks(gpu: &Gpu, format: WeightFormat) -> Vec<Check> {
                 continue;
             }
             seen.push(finding.clone());
-            let (gpu, x) = (gpu.clone(), x.clone());
-            let (values, scales) = (values.clone(), scales.clone());
-            checks.push(Check {
-                finding,
-                what: "linear layers",
-                expected: expected.clone(),
-                record: Box::new(move |program| {
-                    let x = Activation::external(&gpu.storage_with("x", &x)?, rows, IN_FEATURES);
-                    let layer = Linear {
-                        weight: gpu.weight_matrix_with(
-                            "weight",
-                            format,
-                            [OUT_FEATURES, IN_FEATURES],
-                            &values,
-                            &scales,
-                        )?,
-                        bias: None,
-                    };
-                    Ok(linear_with(program, variant, &x, &layer))
-                }),
-            });
+            for (end, expected) in ends.iter().zip(&expected) {
+                let (gpu, x, end) = (gpu.clone(), x.clone(), end.clone());
+                let (values, scales) = (values.clone(), scales.clone());
+                checks.push(Check {
+                    finding: finding.clone(),
+                    what: if rows <= MATVEC_ROWS {
+                        "linear layers of few rows"
+                    } else {
+                        "linear layers of many rows"
+                    },
+                    is_experimental: matches!(variant, LinearVariant::Cooperative(_)),
+                    expected: expected.clone(),
+                    record: Box::new(move |program| {
+                        let x = gpu.storage_with("x", &x)?;
+                        let x = Activation::external(&x, rows, IN_FEATURES);
+                        let shape = [OUT_FEATURES, IN_FEATURES];
+                        let bias = end.bias.as_deref().map(|it| gpu.vector("bias", it));
+                        let weight =
+                            gpu.weight_matrix_with("weight", format, shape, &values, &scales)?;
+                        let bias = bias.transpose()?;
+                        let layer = Linear { weight, bias };
+                        let y = match &end.old {
+                            Some(old) => {
+                                let old = gpu.storage_with("y", old)?;
+                                Activation::external(&old, rows, OUT_FEATURES)
+                            }
+                            None => program.activation(rows, OUT_FEATURES),
+                        };
+                        let accumulate = end.old.is_some();
+                        record_with(program, variant, &x, &layer, end.activate, &y, accumulate);
+                        Ok(y)
+                    }),
+                });
+            }
         }
     }
     checks
+}
+
+/// What follows a product.
+#[derive(Clone)]
+struct End {
+    activate: Activate,
+    bias: Option<Vec<f32>>,
+    /// What the result is added to.
+    old: Option<Vec<f32>>,
+}
+
+impl End {
+    fn new(is_full: bool, rows: usize) -> Self {
+        Self {
+            activate: if is_full {
+                Activate::GeluErf
+            } else {
+                Activate::Identity
+            },
+            bias: is_full.then(|| scattered(OUT_FEATURES, 4)),
+            old: is_full.then(|| scattered(rows * OUT_FEATURES, 5)),
+        }
+    }
 }
 
 /// The weight of the cases as it is stored, and what that stands for.

@@ -106,8 +106,17 @@ fn variants(gpu: &Gpu, rows: usize) -> Vec<LinearVariant> {
         lanes
             .into_iter()
             .flat_map(|lanes| {
-                [(lanes, 4), (4 * lanes, 0)]
-                    .map(|(lanes, splits)| LinearVariant::VectorSubgroup { lanes, splits })
+                [
+                    (lanes, 4, 8),
+                    (4 * lanes, 0, 8),
+                    (lanes, 1, 4),
+                    (lanes, 2, 4),
+                ]
+                .map(|(lanes, splits, columns)| LinearVariant::VectorSubgroup {
+                    lanes,
+                    splits,
+                    columns,
+                })
             })
             .collect()
     } else {
@@ -291,4 +300,72 @@ fn programs_reuse_pipelines_and_replay() {
     let once = case.twin(Activate::Identity, false, true);
     let twice: Vec<f32> = once.iter().map(|v| 2.0 * v).collect();
     assert_close(&ours, &twice, 1e-5, "two replays add twice");
+}
+
+#[test]
+fn each_width_of_subgroups_has_its_kernels() {
+    use LinearVariant::{Register, VectorSubgroup};
+    let all = |subgroups| {
+        let mut capabilities = gpu().capabilities().clone();
+        capabilities.subgroups = subgroups;
+        capabilities.invocations = 256;
+        [1, 5, 40, 300].map(|rows| candidates(&capabilities, rows))
+    };
+    let has_registers = |variants: &Vec<LinearVariant>| {
+        let mut variants = variants.iter();
+        variants.any(|variant| matches!(variant, Register { .. }))
+    };
+    assert!(all(Some((8, 8))).iter().all(has_registers));
+    for subgroups in [Some((32, 32)), Some((64, 64)), Some((32, 64)), None] {
+        assert!(!all(subgroups).iter().any(has_registers), "{subgroups:?}");
+    }
+    // Where the driver chooses between 32 and 64 lanes: workgroups of one, two and four of the widest.
+    let workgroups: Vec<_> = all(Some((32, 64)))[0]
+        .iter()
+        .filter_map(|variant| match variant {
+            VectorSubgroup {
+                lanes,
+                splits: 0,
+                columns: 8,
+            } => Some(*lanes),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(workgroups, [64, 128, 256]);
+}
+
+#[test]
+fn without_f16_no_kernel_rounds_what_it_multiplies() {
+    use crate::gpu::Disabled;
+    use crate::kernels::{AttentionVariant, attention_candidates};
+    let mut gpu = gpu().capabilities().clone();
+    gpu.f16 = true;
+    gpu.subgroups = Some((32, 32));
+    gpu.workgroup_bytes = 48 << 10;
+    gpu.invocations = 1024;
+    gpu.cooperative_matrices = vec![wgpu::CooperativeMatrixProperties {
+        m_size: 16,
+        n_size: 16,
+        k_size: 16,
+        ab_type: wgpu::CooperativeScalarType::F16,
+        cr_type: wgpu::CooperativeScalarType::F32,
+        saturating_accumulation: false,
+    }];
+    let rounds = |capabilities: &crate::gpu::Capabilities| {
+        let linear = candidates(capabilities, 300);
+        let mut linear = linear.iter();
+        let attention = attention_candidates(capabilities);
+        let mut attention = attention.iter();
+        [
+            linear.any(|it| matches!(it, LinearVariant::Cooperative(_))),
+            attention.any(|it| matches!(it, AttentionVariant::Cooperative { .. })),
+        ]
+    };
+    assert_eq!(rounds(&gpu), [true, true]);
+    let f16 = true;
+    let disabled = Disabled {
+        f16,
+        ..Disabled::default()
+    };
+    assert_eq!(rounds(&gpu.without(disabled)), [false, false]);
 }

@@ -96,11 +96,13 @@ pub enum LinearVariant {
     Vector,
     /// `matvec_subgroup`: up to [`MATVEC_ROWS`] rows, reduction by subgroup operations.
     VectorSubgroup {
-        /// Lanes of the widest subgroup.
+        /// Lanes of the widest subgroup; without fixed `splits` those of a workgroup.
         lanes: u32,
         /// Subgroups that share eight columns, each with its slice of K; 0 where the driver chooses how wide subgroups
-        /// are: a workgroup of `lanes` then has one or more.
+        /// are: all those of a workgroup then share them.
         splits: u32,
+        /// Columns of a subgroup: 8, or 4 where that many would leave a large GPU without enough subgroups.
+        columns: u32,
     },
 }
 
@@ -111,22 +113,35 @@ impl std::fmt::Display for LinearVariant {
             Self::Cooperative(tile) => write!(f, "cooperative {tile}"),
             Self::Register { lanes, height } => write!(f, "register {height}x{}", 8 * lanes),
             Self::Vector => write!(f, "vector"),
-            Self::VectorSubgroup { lanes, splits: 1 } => write!(f, "vector_subgroup {lanes}"),
-            Self::VectorSubgroup { lanes, splits: 0 } => write!(f, "vector_subgroup {lanes} split"),
-            Self::VectorSubgroup { lanes, splits } => {
-                write!(f, "vector_subgroup {lanes} split {splits}")
+            Self::VectorSubgroup {
+                lanes,
+                splits,
+                columns,
+            } => {
+                write!(f, "vector_subgroup {lanes}")?;
+                match splits {
+                    0 => write!(f, " split")?,
+                    1 => {}
+                    _ => write!(f, " split {splits}")?,
+                }
+                match columns {
+                    8 => Ok(()),
+                    _ => write!(f, " {columns} columns"),
+                }
             }
         }
     }
 }
 
 /// Subgroups up to this wide are vector units of a CPU, where workgroup memory is ordinary memory and staging tiles in
-/// it costs more than it saves; wider ones share weights through it.
-const NARROW_LANES: u32 = 16;
+/// it costs more than it saves; wider ones share weights through it. Register tiles are for narrow ones alone: 32×8 sums
+/// a lane do not fit the registers of a GPU, and no kernel takes longer to compile.
+pub(crate) const NARROW_LANES: u32 = 16;
 
-/// Subgroups that share eight columns of a matrix–vector product, the number to take unmeasured first: with one there are
-/// too few loads under way on a large GPU.
-const SPLITS: [u32; 4] = [4, 2, 8, 1];
+/// Subgroups that share the columns of a matrix–vector product, and how many columns those are; the one to take unmeasured
+/// first. With one subgroup there are too few loads under way on a large GPU; four columns double the subgroups, and halve the
+/// registers where there are many rows.
+const SPLITS: [(u32, u32); 6] = [(4, 8), (2, 8), (8, 8), (1, 8), (4, 4), (2, 4)];
 
 /// The kernels that can multiply `rows` rows on a device, the one to take unmeasured first.
 #[must_use]
@@ -141,19 +156,29 @@ pub fn candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVariant
 fn vector_candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVariant> {
     use LinearVariant::{Register, Vector, VectorSubgroup};
     let register = |lanes| register_heights(rows).map(move |height| Register { lanes, height });
-    let subgroup = |lanes, splits| VectorSubgroup { lanes, splits };
+    let subgroup = |lanes, splits, columns| VectorSubgroup {
+        lanes,
+        splits,
+        columns,
+    };
     match capabilities.subgroups {
         Some((least, lanes)) if least == lanes && lanes <= NARROW_LANES => register(lanes)
-            .chain([subgroup(lanes, 1), Vector])
+            .chain([subgroup(lanes, 1, 8), Vector])
             .collect(),
         Some((least, lanes)) if least == lanes => SPLITS
             .into_iter()
-            .filter(|splits| splits * lanes <= capabilities.invocations)
-            .map(|splits| subgroup(lanes, splits))
+            .filter(|(splits, _)| splits * lanes <= capabilities.invocations)
+            .map(|(splits, columns)| subgroup(lanes, splits, columns))
             .chain([Vector])
-            .chain(register(lanes))
             .collect(),
-        Some((least, lanes)) if least > NARROW_LANES => vec![subgroup(lanes, 0), Vector],
+        // All subgroups of a workgroup share its columns, however many they are.
+        Some((least, lanes)) if least > NARROW_LANES => [(1, 8), (2, 8), (4, 8), (1, 4)]
+            .into_iter()
+            .map(|(times, columns)| (times * lanes, columns))
+            .filter(|&(workgroup, _)| workgroup <= capabilities.invocations)
+            .map(|(workgroup, columns)| subgroup(workgroup, 0, columns))
+            .chain([Vector])
+            .collect(),
         _ => vec![Vector],
     }
 }
@@ -175,7 +200,6 @@ fn matrix_candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVari
         .into_iter()
         .map(Cooperative)
         .chain(tiles(rows))
-        .chain(fixed.into_iter().flat_map(register))
         .collect()
 }
 
@@ -257,15 +281,20 @@ impl LinearVariant {
                 tile_rows: MATVEC_ROWS,
                 tile_columns: 8,
             },
-            Self::VectorSubgroup { lanes, splits } => Shape {
+            Self::VectorSubgroup {
+                lanes,
+                splits,
+                columns,
+            } => Shape {
                 kernel: MATVEC_SUBGROUP.of(format),
                 constants: vec![
                     row_constant,
                     ("WORKGROUP_SIZE", f64::from(lanes * splits.max(1))),
                     ("SPLITS", f64::from(splits)),
+                    ("COLUMNS", f64::from(columns)),
                 ],
                 tile_rows: MATVEC_ROWS,
-                tile_columns: 8,
+                tile_columns: columns as usize,
             },
         }
     }

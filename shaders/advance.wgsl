@@ -1,6 +1,6 @@
 // advance: ends a greedy decode step on the GPU, so that the next one can follow without the host.
 //
-//   choice     [rows]  (token, value, log-sum-exp) of argmax over the processed logits
+//   bests      [rows, parts]  (token, value, sum of exp(logit - value)) of argmax over the parts of the processed logits
 //   row_info   (sequence, position) [rows]; position 0xffffffff marks a finished row
 //   row_state  (history length, new tokens) [rows]
 //   tokens     u32 [rows]: input of the next step
@@ -17,17 +17,40 @@ struct Params {
     rows: u32,
     history_stride: u32,
     rules_stride: u32,
+    parts: u32,
+}
+
+// As argmax.wgsl writes it.
+struct Best {
+    token: u32,
+    value: f32,
+    sum: f32,
     pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> choice: array<vec4<u32>>;          // [rows] token, value, lse, -
+@group(0) @binding(1) var<storage, read> bests: array<Best>;                // [rows, parts]
 @group(0) @binding(2) var<storage, read> rules: array<u32>;                 // [rows, rules_stride]
 @group(0) @binding(3) var<storage, read_write> row_info: array<vec2<u32>>;  // [rows]
 @group(0) @binding(4) var<storage, read_write> row_state: array<vec2<u32>>; // [rows]
 @group(0) @binding(5) var<storage, read_write> tokens: array<u32>;          // [rows]
 @group(0) @binding(6) var<storage, read_write> history: array<u32>;         // [rows, history_stride]
 @group(0) @binding(7) var<storage, read_write> chosen: array<vec2<u32>>;    // [1 + window * rows], [0].x counts steps
+
+// The best of a whole row. Of equal values the one of the first part has the lowest token.
+fn best_of_row(row: u32) -> Best {
+    var best = bests[row * params.parts];
+    for (var part = 1u; part < params.parts; part++) {
+        let other = bests[row * params.parts + part];
+        let high = max(best.value, other.value);
+        best.sum = best.sum * exp(best.value - high) + other.sum * exp(other.value - high);
+        if other.value > best.value {
+            best.value = other.value;
+            best.token = other.token;
+        }
+    }
+    return best;
+}
 
 fn is_end(token: u32, rule: u32) -> bool {
     for (var i = 0u; i < rules[rule + RULE_ENDS]; i++) {
@@ -51,8 +74,9 @@ fn main(@builtin(local_invocation_index) thread: u32) {
             chosen[at] = vec2<u32>(0u);
             continue;
         }
-        let token = choice[row].x;
-        let log_probability = bitcast<f32>(choice[row].y) - bitcast<f32>(choice[row].z);
+        let best = best_of_row(row);
+        let token = best.token;
+        let log_probability = -log(best.sum);
         chosen[at] = vec2<u32>(token, bitcast<u32>(log_probability));
 
         let state = row_state[row];

@@ -1,30 +1,31 @@
-// For every row of logits: the largest entry (the lowest token on ties), its value, and the
-// row's log-sum-exp, so that the token's log-probability is value - log_sum_exp.
+// For every part of every row of logits: the largest entry (the lowest token on ties), its value, and the sum of
+// exp(logit - value) over the part. Put together (advance.wgsl), the parts give the row's choice and its log-probability.
 //
-//   logits  [rows, vocab] f32, row r at logits_offset + r * logits_stride
-//   choices [rows] of { token: u32, value: f32, log_sum_exp: f32, pad: u32 }
+//   logits [rows, vocab] f32, dense; part p of a row holds the tokens from p * part_size on
+//   bests  [rows, parts] of { token: u32, value: f32, sum: f32, pad: u32 }
 //
 // NaN never wins; -inf and the masked value -3.4028235e38 count as nothing in the sum.
-// Grid: (rows, 1, 1); one workgroup of 256 a row, one pass. Called by greedy decoding.
-// Measured: 10 rows x 50304 on llvmpipe, CPU time / 2 cores: 0.65 ms.
+// Grid: (rows, parts, 1); one workgroup of 256 a part, one pass. Called by greedy decoding.
+// Measured: 10 rows x 50304 in one part on llvmpipe, CPU time / 2 cores: 0.65 ms. Several parts are for GPUs, where one
+// workgroup a row would leave nearly all of the device idle (unmeasured).
 
 struct Params {
-    rows: u32,
     vocab: u32,
-    logits_stride: u32,
-    logits_offset: u32,
+    part_size: u32,
+    parts: u32,
+    pad: u32,
 }
 
-struct Choice {
+struct Best {
     token: u32,
     value: f32,
-    log_sum_exp: f32,
+    sum: f32,
     pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;
-@group(0) @binding(2) var<storage, read_write> choices: array<Choice>;
+@group(0) @binding(2) var<storage, read_write> bests: array<Best>;
 
 const THREADS: u32 = 256u;
 const LOWEST: f32 = -3.4028235e38;
@@ -38,11 +39,13 @@ fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let row = params.logits_offset + group.x * params.logits_stride;
+    let row = group.x * params.vocab;
+    let first = group.y * params.part_size + thread;
+    let end = min((group.y + 1u) * params.part_size, params.vocab);
     var value = LOWEST;
-    var token = select(params.vocab, thread, thread < params.vocab);
+    var token = select(params.vocab, first, first < end);
     var sum = 0.0;
-    for (var i = thread; i < params.vocab; i += THREADS) {
+    for (var i = first; i < end; i += THREADS) {
         let logit = logits[row + i];
         // One exponential an entry: either the sum shrinks to a new maximum or the entry joins it.
         let e = exp(-abs(logit - value));
@@ -74,6 +77,6 @@ fn main(
         workgroupBarrier();
     }
     if thread == 0u {
-        choices[group.x] = Choice(tokens[0], values[0], values[0] + log(sums[0]), 0u);
+        bests[group.x * params.parts + group.y] = Best(tokens[0], values[0], sums[0], 0u);
     }
 }

@@ -1,23 +1,19 @@
 // Layer normalisation: y = (x - mean) / sqrt(variance + eps) * weight + bias, row by row.
 //
-//   x      [rows, width] f32, row r at x_offset + r * x_stride     (read)
+//   x      [rows, width] f32               (read)
 //   weight [width] f32, bias [width] f32
-//   y      [rows, width] f32, row r at y_offset + r * y_stride     (written; not the buffer of x)
+//   y      [rows, width] f32               (written; not the buffer of x)
 //
 // Grid: (rows, 1, 1); one workgroup of 64 a row. Any width >= 1. The variance is the biased one
 // (divided by width), taken in a second pass around the mean, as PyTorch's LayerNorm.
-// Called by every pre-norm (ViT, OPT) and post-norm (Q-Former).
+// Called by the norms of ViT, Q-Former and OPT whose rows layer_norm_vec4.wgsl cannot keep (kernels/layer_norm.rs).
 // Measured: 257 x 1408 on llvmpipe, CPU time / 2 cores: 2.8 ms; 40 x 2560: 0.7 ms.
 
 struct Params {
-    rows: u32,
     width: u32,
-    x_stride: u32,
-    y_stride: u32,
-    x_offset: u32,
-    y_offset: u32,
     eps: f32,
-    pad: u32,
+    pad_0: u32,
+    pad_1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -50,24 +46,23 @@ fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let x_row = params.x_offset + group.x * params.x_stride;
-    let y_row = params.y_offset + group.x * params.y_stride;
+    let row = group.x * params.width;
 
     var sum = 0.0;
     for (var i = thread; i < params.width; i += THREADS) {
-        sum += x[x_row + i];
+        sum += x[row + i];
     }
     let mean = workgroup_sum(sum, thread) / f32(params.width);
 
     var squares = 0.0;
     for (var i = thread; i < params.width; i += THREADS) {
-        let centred = x[x_row + i] - mean;
+        let centred = x[row + i] - mean;
         squares += centred * centred;
     }
     let variance = workgroup_sum(squares, thread) / f32(params.width);
     let scale = 1.0 / sqrt(variance + params.eps);
 
     for (var i = thread; i < params.width; i += THREADS) {
-        y[y_row + i] = (x[x_row + i] - mean) * scale * weight[i] + bias[i];
+        y[row + i] = (x[row + i] - mean) * scale * weight[i] + bias[i];
     }
 }

@@ -1,5 +1,5 @@
 // linear: what the kernels of linear layers share: parameters, bindings, the end of a sum. Textually put before
-// matmul_tile, matmul_register, matvec and matvec_subgroup, after activate.wgsl; they all compute
+// matmul_tile, matmul_register, matmul_cooperative, matvec and matvec_subgroup, after activate.wgsl; they all compute
 //
 //   y = activate(x · wᵀ + bias) [+ y]
 //
@@ -14,8 +14,8 @@ struct Params {
     y_stride: u32,
     y_offset: u32,
     bias_offset: u32,
+    range: u32,        // of K that a workgroup takes where several share a result: matmul_cooperative alone
     pad_0: u32,
-    pad_1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -5,7 +5,8 @@
 //   y      [rows, width] f32    (written; not the buffer of x)
 //
 // Grid: (rows, 1, 1); one workgroup of 64 a row. Any width >= 1. No mean is taken away and nothing added (Zhang &
-// Sennrich, 2019). factor is 1, but for the output of T5 before v1.1. Called by every norm of T5.
+// Sennrich, 2019). factor is 1, but for the output of T5 before v1.1. Called by the norms
+// of T5 whose rows rms_norm_vec4.wgsl cannot keep.
 // Its cost is that of layer_norm.wgsl less one pass over the row.
 
 struct Params {

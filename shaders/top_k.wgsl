@@ -7,11 +7,12 @@
 //
 // k <= 256. NaN, -inf and the masked value -3.4028235e38 rank last, in order of token, all with the
 // masked value; where k > vocab the rest of the row is token 0xffffffff. The masked count as nothing
-// in the sum. Grid: (rows, 1, 1); one workgroup of 256 a row. Called by beam search and sampling.
+// in the sum. Grid: (rows, 1, 1); one workgroup a row. Called by beam search and sampling.
 //
-// Thread t first finds the best of the tokens t, t + 256, t + 512 …: one coalesced pass. Then, k times,
-// the best of the 256 is written, and all threads together find the next best in its owner's share.
-// Measured: 10 rows x 50304 on llvmpipe, CPU time / 2 cores: k = 20 6 ms, k = 50 13 ms.
+// Thread t first finds the best of the tokens t, t + WORKGROUP_SIZE, …: one coalesced pass. Then, k times,
+// the best of them all is written, and all threads together find the next best in its owner's share.
+// Measured: 10 rows x 50304 on llvmpipe, CPU time / 2 cores: k = 20 6 ms, k = 50 13 ms (256 threads; 1024 on a GPU:
+// unmeasured).
 
 struct Params {
     rows: u32,
@@ -34,12 +35,12 @@ struct Entry {
 @group(0) @binding(2) var<storage, read_write> top: array<Entry>;
 @group(0) @binding(3) var<storage, read_write> log_sum_exp: array<f32>;
 
-const THREADS: u32 = 256u;
+override WORKGROUP_SIZE: u32 = 256u; // a power of two
 const LOWEST: f32 = -3.4028235e38;
 const NONE: Entry = Entry(0xffffffffu, LOWEST);
 
-var<workgroup> entries: array<Entry, THREADS>;
-var<workgroup> sums: array<f32, THREADS>; // of exp(logit - value)
+var<workgroup> entries: array<Entry, WORKGROUP_SIZE>;
+var<workgroup> sums: array<f32, WORKGROUP_SIZE>; // of exp(logit - value)
 
 // The order of the result. Every token differs, so it is strict.
 fn is_before(a: Entry, b: Entry) -> bool {
@@ -51,11 +52,11 @@ fn load(row: u32, token: u32) -> Entry {
     return Entry(token, select(LOWEST, logit, logit > LOWEST));
 }
 
-// The first of the 256 candidates in the order of the result.
+// The first of the candidates in the order of the result.
 fn workgroup_first(candidate: Entry, thread: u32) -> Entry {
     entries[thread] = candidate;
     workgroupBarrier();
-    for (var half = THREADS / 2u; half > 0u; half /= 2u) {
+    for (var half = WORKGROUP_SIZE / 2u; half > 0u; half /= 2u) {
         if thread < half && is_before(entries[thread + half], entries[thread]) {
             entries[thread] = entries[thread + half];
         }
@@ -66,7 +67,7 @@ fn workgroup_first(candidate: Entry, thread: u32) -> Entry {
     return first;
 }
 
-@compute @workgroup_size(THREADS)
+@compute @workgroup_size(WORKGROUP_SIZE)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
@@ -75,7 +76,7 @@ fn main(
 
     var best = NONE;
     var sum = 0.0;
-    for (var token = thread; token < params.vocab; token += THREADS) {
+    for (var token = thread; token < params.vocab; token += WORKGROUP_SIZE) {
         let entry = load(row, token);
         // One exponential an entry: either the sum shrinks to a new maximum or the entry joins it.
         let e = exp(-abs(entry.value - best.value));
@@ -92,7 +93,7 @@ fn main(
     var first = workgroup_first(best, thread);
     sums[thread] = sum * exp(best.value - first.value);
     workgroupBarrier();
-    for (var half = THREADS / 2u; half > 0u; half /= 2u) {
+    for (var half = WORKGROUP_SIZE / 2u; half > 0u; half /= 2u) {
         if thread < half {
             sums[thread] += sums[thread + half];
         }
@@ -107,9 +108,9 @@ fn main(
             top[group.x * params.k + i] = first;
         }
         // The next best of the share that lost its best, by all threads.
-        let owner = first.token % THREADS;
+        let owner = first.token % WORKGROUP_SIZE;
         var next = NONE;
-        for (var token = owner + thread * THREADS; token < params.vocab; token += THREADS * THREADS) {
+        for (var token = owner + thread * WORKGROUP_SIZE; token < params.vocab; token += WORKGROUP_SIZE * WORKGROUP_SIZE) {
             let entry = load(row, token);
             if is_before(first, entry) && is_before(entry, next) {
                 next = entry;

@@ -513,7 +513,9 @@ fn files_that_are_something_else_are_named() {
     for (bytes, part) in [
         (&b"[{\"image_id\": 1, \"cap"[..], "not valid JSON"),
         (b"", "not valid JSON"),
-        (b"\xff\xfe", "cannot be read"),
+        (b"\xff\xfe", "UTF-16"),
+        (b"[\"\xe9\"]", "Latin-1"),
+        (b"{\"images\": [{\"id\": 1}]}", "no caption"),
         (b"5", "a number"),
         (
             b"{\"images\": 5, \"annotations\": []}",

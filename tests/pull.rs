@@ -28,6 +28,8 @@ enum Mood {
     IgnoresRanges,
     /// Sends other bytes than it lists.
     Lies,
+    /// Has so many bytes less than it lists.
+    Short(usize),
     /// Answers with this status.
     Status(u16),
     /// Sends it once the list of files has been asked for twice, and a while later.
@@ -272,7 +274,13 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, other: Option<&str>) -> O
                 .and_then(|()| stream.write_all(&bytes[from..to]))
                 .ok()
         }
-        Mood::Good | Mood::Lies | Mood::WaitsForAnother => {
+        Mood::Short(less) if start >= bytes.len() - less => {
+            send("416 Range Not Satisfiable", "", b"")
+        }
+        Mood::Good | Mood::Lies | Mood::WaitsForAnother | Mood::Short(_) => {
+            if let Mood::Short(less) = mood {
+                bytes.truncate(bytes.len() - less);
+            }
             if mood == Mood::Lies {
                 let last = bytes.len() - 1;
                 bytes[last] ^= 1;
@@ -479,7 +487,13 @@ fn what_another_process_fetches_is_waited_for() {
         lock.unlock().unwrap();
         run.join().unwrap()
     });
-    run.exits(0).says_and(&["another process is fetching it"]);
+    let run = run.exits(0);
+    run.says_and(&["another process is fetching it", "model.safetensors"]);
+    let waits = run
+        .stderr
+        .iter()
+        .filter(|line| line.contains("another process"));
+    assert_eq!(waits.count(), 1, "{run:#?}");
     hub.holds_the_checkpoint();
     let log = hub.log();
     let asked = log.iter().any(|line| line.contains("model.safetensors"));
@@ -513,6 +527,108 @@ fn what_does_not_hash_as_listed_is_refused_and_removed() {
         hub.mood(file, Mood::Good);
         hub.run(&["pull", NAME], &[]).exits(0);
         hub.holds_the_checkpoint();
+    }
+}
+
+#[test]
+fn a_file_shorter_than_listed_is_given_up() {
+    let hub = FakeHub::new();
+    hub.mood("merges.txt", Mood::Short(10));
+    let listed = hub.state.lock().unwrap().files["merges.txt"].len();
+    let run = hub.run(&["pull", NAME], &[]).exits(1);
+    run.says_and(&[
+        "merges.txt",
+        &format!("sends {} bytes where it lists {listed}", listed - 10),
+        "try again",
+    ]);
+}
+
+#[test]
+fn what_python_left_out_is_fetched() {
+    let hub = FakeHub::new();
+    // As `hf_hub_download` leaves it: some files, and the commit.
+    hub.run(&["pull", NAME], &[]).exits(0);
+    let expected = caption(TINY, &[HOUSE]).exits(0).one_json();
+    let leave_out = |names: &[&str]| {
+        std::fs::remove_dir_all(hub.repo().join(".no_exist")).unwrap();
+        for name in names {
+            std::fs::remove_file(hub.snapshot().join(name)).unwrap();
+        }
+        hub.log();
+    };
+    let tokenizer = [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+        "merges.txt",
+    ];
+    let tokenizer: Vec<&str> = tokenizer
+        .into_iter()
+        .filter(|name| Path::new(TINY).join(name).exists())
+        .collect();
+    let captioned = |environment: &[(&str, &str)]| {
+        hub.run(&["caption", "--model", NAME, "--json", HOUSE], environment)
+    };
+    leave_out(&tokenizer);
+    for run in [
+        captioned(&[("HF_HUB_OFFLINE", "1")]),
+        hub.run(&["pull", NAME], &[("HF_HUB_OFFLINE", "1")]),
+    ] {
+        run.exits(1).says_and(&[
+            NAME,
+            "tokenizer is missing",
+            "`blip2-wgpu pull some-one/tiny-blip2`",
+        ]);
+    }
+    assert!(hub.log().is_empty());
+    assert_eq!(captioned(&[]).exits(0).one_json(), expected);
+    hub.holds_the_checkpoint();
+    assert!(
+        hub.log()
+            .iter()
+            .all(|line| !line.contains("model.safetensors"))
+    );
+    // What another program fetched may be whole, but only the hub knows.
+    leave_out(&["generation_config.json"]);
+    let offline = hub
+        .run(&["pull", NAME], &[("HF_HUB_OFFLINE", "1")])
+        .exits(0);
+    offline.says_and(&["warn: ", "generation_config.json", "not known"]);
+    captioned(&[("HF_HUB_OFFLINE", "1")]).exits(0);
+    let gone = captioned(&[("HF_ENDPOINT", "http://127.0.0.1:1")]).exits(0);
+    gone.says_and(&["warn: ", "127.0.0.1", "may not be all"]);
+    assert_eq!(captioned(&[]).exits(0).one_json(), expected);
+    hub.holds_the_checkpoint();
+    // Then it is known.
+    hub.log();
+    captioned(&[]).exits(0);
+    assert!(hub.log().is_empty());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_whole_cache_need_not_be_writable() {
+    let hub = FakeHub::new();
+    hub.run(&["pull", NAME], &[]).exits(0);
+    let reference = hub.repo().join("refs/main");
+    let when = |path: &Path| path.metadata().unwrap().modified().unwrap();
+    // The user of these tests may write anywhere; that nothing was written is what counts.
+    let before = when(&reference);
+    std::thread::sleep(Duration::from_millis(20));
+    hub.run(&["pull", NAME], &[]).exits(0);
+    assert_eq!(when(&reference), before);
+}
+
+#[test]
+fn variables_that_cannot_be_used_are_named() {
+    let hub = FakeHub::new();
+    for (variable, value) in [
+        ("HF_ENDPOINT", "huggingface.co"),
+        ("HF_TOKEN", "hf_a\nhf_b"),
+    ] {
+        hub.run(&["pull", NAME], &[(variable, value)])
+            .exits(1)
+            .one_error(&[variable]);
     }
 }
 

@@ -1,9 +1,11 @@
 //! `blip2-wgpu convert IN OUT`
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::Error;
+#[cfg(unix)]
+use crate::convert::unfinished_folder;
 use crate::convert::{Conversion, ConvertOptions, convert};
 use crate::weights::Format;
 
@@ -68,6 +70,7 @@ pub(super) fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool,
         quant: shared.quant().filter(|format| format.is_quantised()),
         ..ConvertOptions::default()
     };
+    remove_when_stopped(&args.out);
     let mut progress = byte_progress(output, "writing");
     let conversion = convert(&args.input, &args.out, &options, &mut progress)?;
     explain(&conversion, output);
@@ -98,6 +101,36 @@ pub(super) fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool,
     Ok(true)
 }
 
+/// Has Ctrl-C, or the end of the terminal or system, remove what is written so far. Without that the next conversion does.
+#[cfg(unix)]
+fn remove_when_stopped(out: &Path) {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::iterator::Signals;
+
+    let (Some(unfinished), Ok(mut signals)) = (
+        unfinished_folder(out),
+        Signals::new([SIGHUP, SIGINT, SIGTERM]),
+    ) else {
+        return;
+    };
+    std::thread::spawn(move || {
+        for signal in signals.forever() {
+            // The conversion goes on meanwhile and may make a file in it.
+            for _ in 0..10 {
+                let removed = std::fs::remove_dir_all(&unfinished);
+                if removed.is_ok() || !unfinished.exists() {
+                    break;
+                }
+            }
+            // What a shell takes as "ended by this signal".
+            std::process::exit(128 + signal);
+        }
+    });
+}
+
+#[cfg(not(unix))]
+fn remove_when_stopped(_: &Path) {}
+
 /// Says what a user may want to know of the conversion.
 fn explain(conversion: &Conversion, output: &Output) {
     for note in &conversion.notes {
@@ -115,8 +148,8 @@ fn explain(conversion: &Conversion, output: &Output) {
         output.note(&format!("left out: {}{more} ({reason})", names[0]));
     }
     if !conversion.unknown.is_empty() {
-        output.note(&format!(
-            "warning: {} tensors are no part of the model and were left out: {}",
+        output.warning(&format!(
+            "{} tensors are no part of the model and were left out: {}",
             conversion.unknown.len(),
             conversion.unknown.join(", ")
         ));

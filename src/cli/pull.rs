@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::Error;
-use crate::hub::{Hub, HubSettings, Listing, MAIN, RepoName};
+use crate::hub::{Held, Hub, HubSettings, Listing, MAIN, RepoName};
 
 use super::output::{Output, byte_progress};
 
@@ -30,11 +30,25 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, output: &Output) -> Result<bool, Error> {
     let hub = Hub::new(HubSettings::from_environment());
     let repo = RepoName::parse(&args.name)?;
-    if hub.settings().offline
-        && let Some(folder) = hub.cached(&repo, &args.revision)
-    {
-        print(&folder, None, args, output);
-        return Ok(true);
+    if hub.settings().offline {
+        let held = match hub.held(&repo, &args.revision) {
+            Held::Whole { folder } => Some((folder, Vec::new())),
+            Held::Usable {
+                folder, unknown, ..
+            } => Some((folder, unknown)),
+            // Listing it says that nothing may be fetched.
+            Held::Part { .. } | Held::Nothing => None,
+        };
+        if let Some((folder, unknown)) = held {
+            if !unknown.is_empty() {
+                output.warning(&format!(
+                    "{repo}: the cache has what is needed; whether the hub has {} too is not known offline",
+                    unknown.join(", ")
+                ));
+            }
+            print(&folder, None, args, output);
+            return Ok(true);
+        }
     }
     let listing = hub.list(&repo, &args.revision)?;
     let folder = fetch(&hub, &listing, output)?;
@@ -86,14 +100,29 @@ pub(super) fn resolve(model: &Path, output: &Output) -> Result<PathBuf, Error> {
         return Ok(model.to_path_buf());
     };
     let hub = Hub::new(HubSettings::from_environment());
-    if let Some(folder) = hub.cached(&repo, MAIN) {
-        return Ok(folder);
+    match hub.held(&repo, MAIN) {
+        Held::Whole { folder } => Ok(folder),
+        Held::Usable { folder, .. } if hub.settings().offline => Ok(folder),
+        // The rest of what is there, not the hub's newest, of which nothing may be there.
+        Held::Usable { folder, commit, .. } => match hub.list(&repo, &commit) {
+            Ok(listing) => fetch(&hub, &listing, output),
+            Err(error) => {
+                output.warning(&format!(
+                    "{error}; {repo} is used as the cache has it, which may not be all of it"
+                ));
+                Ok(folder)
+            }
+        },
+        Held::Part { commit, .. } if !hub.settings().offline => {
+            fetch(&hub, &hub.list(&repo, &commit)?, output)
+        }
+        Held::Part { .. } | Held::Nothing => {
+            output.note(&format!(
+                "{repo}: no such folder here; looking for the checkpoint of this name"
+            ));
+            fetch(&hub, &hub.list(&repo, MAIN)?, output)
+        }
     }
-    output.note(&format!(
-        "{repo}: no such folder here; looking for the checkpoint of this name"
-    ));
-    let listing = hub.list(&repo, MAIN)?;
-    fetch(&hub, &listing, output)
 }
 
 /// `7489523712` → `7.49 GB`

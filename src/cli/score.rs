@@ -113,6 +113,14 @@ pub(super) fn run(command: &Command, output: &Output) -> Result<bool, Error> {
 fn caption(args: &CaptionArgs, output: &Output) -> Result<bool, Error> {
     let results = Results::read_captions(&args.results)?;
     let data = CaptionData::read(&args.annotations, &args.split)?;
+    if data.texts.is_empty() {
+        let problem = "no caption in it to judge by; pass the annotations, not the images alone";
+        return Err(EvalError::Empty {
+            file: data.file,
+            problem: problem.into(),
+        }
+        .into());
+    }
     let joined = results.join(data.images.iter().map(|image| &image.id), &data.file);
     let all_well = report(&joined, &args.incomplete, output);
     let (mut ids, mut pairs) = (Vec::new(), Vec::new());
@@ -199,7 +207,7 @@ fn retrieval(args: &RetrievalArgs, output: &Output) -> Result<bool, Error> {
         return Err(EvalError::Item {
             file: args.annotations.clone(),
             item: format!("image {image} (counted from 0)"),
-            problem: "has no text; each needs one to be found by".into(),
+            problem: "has no text to be found by; take the image out, or get the file anew".into(),
         }
         .into());
     }

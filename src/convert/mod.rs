@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 pub use error::ConvertError;
 pub use kind::{Family, Kind, Task};
+pub use write::unfinished_folder;
 
 use crate::gpu::WeightFormat;
 use crate::model::Blip2Config;
@@ -82,6 +83,26 @@ pub struct Conversion {
     pub notes: Vec<String>,
 }
 
+/// Names the files that were given and not needed.
+fn note_unused(plan: &mut Plan, options: &ConvertOptions, tokenizer: &Path) {
+    let given = [
+        ("--vit", plan.vit, false),
+        ("--llm", plan.llm, options.llm.as_deref() == Some(tokenizer)),
+    ];
+    for (option, source, of_use) in given {
+        if let Some(source) = source
+            && !of_use
+            && !plan.uses(source)
+        {
+            let path = source.path().display();
+            plan.notes.push(format!(
+                "{option} {path}: not used; all of the model is in {}",
+                plan.source.path().display()
+            ));
+        }
+    }
+}
+
 /// Whether a folder has weights in a format that [`convert`] reads, all shards of them.
 pub fn has_weights(folder: &Path) -> bool {
     Source::open(folder).is_ok()
@@ -99,7 +120,7 @@ pub fn convert(
     options: &ConvertOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Conversion, ConvertError> {
-    write::check_absent(out)?;
+    write::check_place(out)?;
     let source = Source::open(input)?;
     let kind = kind::detect(&source)?;
     let open = |path: &Option<PathBuf>| path.as_deref().map(Source::open).transpose();
@@ -112,6 +133,7 @@ pub fn convert(
     quantise::check(&parsed, &config.file, options)?;
     let format = options.format.or(options.quant.map(|_| Format::F16));
     let mut tensors = plan.tensors(&parsed, format)?;
+    note_unused(&mut plan, options, &tokenizer);
     config.set_dtype(&tensors, &plan, format);
     if let Some(quant) = options.quant {
         tensors = quantise::in_blocks(tensors, quant);

@@ -1,7 +1,7 @@
 //! Which stored tensors the result is made of.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use safetensors::Dtype;
 
@@ -73,7 +73,8 @@ pub struct Plan<'a> {
     pub unknown: Vec<String>,
     /// As in [`super::Conversion`].
     pub notes: Vec<String>,
-    vit: Option<&'a Source>,
+    /// The vision transformer's file, if one was given.
+    pub vit: Option<&'a Source>,
     stored: HashMap<String, Stored<'a>>,
 }
 
@@ -163,6 +164,13 @@ impl<'a> Plan<'a> {
                 .iter()
                 .find_map(|name| self.stored.get(name))
         })
+    }
+
+    /// Whether any tensor of `source` is in the result.
+    pub fn uses(&self, source: &Source) -> bool {
+        let files: HashSet<_> = source.tensors().map(|view| view.file).collect();
+        let mut stored = self.stored.values();
+        stored.any(|stored| stored.used.get() && files.contains(stored.view.file))
     }
 
     fn take(&self, canonical: &str) -> Option<StridedView<'a>> {

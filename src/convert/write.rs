@@ -1,6 +1,6 @@
 //! Writing the result: safetensors files a few megabytes at a time, in a folder that gets its name last.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -26,33 +26,114 @@ pub fn check_absent(out: &Path) -> Result<(), ConvertError> {
     }
 }
 
+/// Refuses an `out` that cannot be made.
+pub fn check_place(out: &Path) -> Result<(), ConvertError> {
+    check_absent(out)?;
+    let folder = parent(out);
+    if folder.is_dir() {
+        return Ok(());
+    }
+    Err(ConvertError::refused(
+        folder,
+        "is no folder that is there",
+        format!("make it first: {} is to lie in it", out.display()),
+    ))
+}
+
+/// The folder that `out` lies in.
+fn parent(out: &Path) -> &Path {
+    match out.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Between the name of `OUT` and the number of the process that writes it.
+const UNFINISHED: &str = ".unfinished-";
+
+/// A file in an unfinished folder, locked as long as its process writes there.
+const LOCK: &str = ".lock";
+
+/// Where this process writes what is to become `out`; `None` where that is no name of a folder.
+pub fn unfinished_folder(out: &Path) -> Option<PathBuf> {
+    let mut name = out.file_name()?.to_owned();
+    name.push(format!("{UNFINISHED}{}", std::process::id()));
+    Some(out.with_file_name(name))
+}
+
+/// Removes what conversions into `out` left that were stopped before they could do so themselves.
+fn remove_leftovers(out: &Path) {
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    let start = format!("{name}{UNFINISHED}");
+    for entry in std::fs::read_dir(parent(out))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(&start));
+        let Some(process) = process.and_then(|process| process.parse::<u32>().ok()) else {
+            continue;
+        };
+        let path = entry.path();
+        if !is_abandoned(&path, process) {
+            continue;
+        }
+        let path = path.display();
+        match std::fs::remove_dir_all(entry.path()) {
+            Ok(()) => log::warn!("{path}: removed; a conversion that was stopped had left it"),
+            Err(error) => log::warn!(
+                "{path}: left by a conversion that was stopped ({error}); remove it, it only takes room"
+            ),
+        }
+    }
+}
+
+/// Whether nobody writes to an unfinished folder any more.
+fn is_abandoned(path: &Path, process: u32) -> bool {
+    // Where there are no locks, or none was taken yet: does the process live?
+    let gone =
+        || cfg!(target_os = "linux") && !Path::new("/proc").join(process.to_string()).exists();
+    match File::open(path.join(LOCK)).map(|lock| lock.try_lock()) {
+        Ok(Ok(())) => true,
+        Ok(Err(TryLockError::WouldBlock)) => false,
+        Ok(Err(TryLockError::Error(_))) | Err(_) => gone(),
+    }
+}
+
 /// A folder under a name of its own until it is whole. Dropped before, it is removed.
 #[derive(Debug)]
 pub struct Unfinished {
     out: PathBuf,
     path: PathBuf,
+    lock: Option<File>,
     finished: bool,
 }
 
 impl Unfinished {
-    /// Makes the folder beside `out`.
+    /// Makes the folder beside `out`, and removes what earlier conversions have left there.
     pub fn create(out: &Path) -> Result<Self, ConvertError> {
-        let Some(name) = out.file_name() else {
+        let Some(path) = unfinished_folder(out) else {
             return Err(ConvertError::refused(
                 out,
                 "names no folder to make",
                 "name a new one",
             ));
         };
-        let mut unfinished = name.to_owned();
-        unfinished.push(format!(".unfinished-{}", std::process::id()));
-        let path = out.with_file_name(unfinished);
+        remove_leftovers(out);
         std::fs::create_dir(&path).map_err(ConvertError::write(&path))?;
-        Ok(Self {
+        let mut unfinished = Self {
             out: out.into(),
             path,
+            lock: None,
             finished: false,
-        })
+        };
+        let lock = unfinished.path.join(LOCK);
+        let file = File::create(&lock).map_err(ConvertError::write(&lock))?;
+        // A file system without locks does without them.
+        let _ = file.try_lock();
+        unfinished.lock = Some(file);
+        Ok(unfinished)
     }
 
     /// Where to write.
@@ -62,6 +143,9 @@ impl Unfinished {
 
     /// Syncs the folder and gives it its name.
     pub fn finish(mut self) -> Result<(), ConvertError> {
+        self.lock = None;
+        let lock = self.path.join(LOCK);
+        std::fs::remove_file(&lock).map_err(ConvertError::write(&lock))?;
         sync_folder(&self.path);
         check_absent(&self.out)?;
         std::fs::rename(&self.path, &self.out).map_err(ConvertError::write(&self.out))?;
@@ -75,6 +159,7 @@ impl Unfinished {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
+        self.lock = None;
         if !self.finished {
             // An error is being returned already; what cannot be removed keeps its telling name.
             let _ = std::fs::remove_dir_all(&self.path);

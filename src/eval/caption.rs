@@ -91,7 +91,7 @@ pub fn score_tokens(pairs: &[CaptionPair<Vec<String>>]) -> CaptionScores {
         });
     }
     let mean = |score: fn(&ImageScores) -> f64| {
-        images.iter().map(score).sum::<f64>() / images.len().max(1) as f64
+        images.iter().map(score).sum::<f64>() / images.len().max(1) as f64 + 0.0
     };
     CaptionScores {
         bleu: total.bleu(),
@@ -267,7 +267,8 @@ fn cider(pairs: &[CaptionPair<Sentence>]) -> Vec<f64> {
                 .iter()
                 .map(|r| similarity(&candidate, &weights(r)));
             let sum: f64 = similarities.sum();
-            10.0 * sum / pair.references.len().max(1) as f64
+            // Nothing in common sums up to -0, which + 0 makes 0.
+            10.0 * sum / pair.references.len().max(1) as f64 + 0.0
         })
         .collect()
 }
@@ -342,6 +343,14 @@ mod tests {
         CaptionPair {
             candidate,
             references: references.to_vec(),
+        }
+    }
+
+    #[test]
+    fn nothing_in_common_is_no_negative_zero() {
+        let scores = score_captions(&[pair("xyz", &["a man"]), pair("", &["a dog"])]);
+        for score in [scores.cider, scores.images[0].cider, scores.images[1].cider] {
+            assert!(score == 0.0 && score.is_sign_positive(), "{score}");
         }
     }
 

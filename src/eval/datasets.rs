@@ -1,15 +1,16 @@
 //! Datasets of captioned images: COCO's and Karpathy's layouts, for captions and for retrieval.
 //!
 //! Layouts are told apart by what is in the file: `{"images", "annotations"}` (COCO), a list of `{"image", "caption"}`
-//! (LAVIS's Karpathy splits), `{"images": [{"sentences"}]}` (Karpathy's own, for Flickr30k).
+//! (LAVIS's Karpathy splits), `{"images": [{"sentences"}]}` (Karpathy's own, for Flickr30k). COCO's test files have
+//! images alone.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::json::{Item, JsonFile, Top};
+use super::json::{Item, JsonFile, Object, Top};
 use super::{EvalError, Id};
 
 const LAYOUTS: &str = "COCO captions ({\"images\": […], \"annotations\": […]}), a Karpathy split ([{\"image\", \"caption\"}, …]) \
@@ -58,7 +59,9 @@ impl CaptionData {
         };
         match json.top(LAYOUTS)? {
             Top::List(items) => data.read_karpathy_list(&json, &items)?,
-            Top::Object(top) if top.contains_key("annotations") => data.read_coco(&json, &top)?,
+            Top::Object(top) if top.has("annotations") || is_coco(&json, &top)? => {
+                data.read_coco(&json, &top)?
+            }
             Top::Object(top) => data.read_karpathy_dataset(&json, &top, split)?,
         }
         if data.images.is_empty() {
@@ -86,11 +89,7 @@ impl CaptionData {
         self.texts.iter().map(|text| text.image).collect()
     }
 
-    fn read_coco(
-        &mut self,
-        json: &JsonFile,
-        top: &BTreeMap<String, &RawValue>,
-    ) -> Result<(), EvalError> {
+    fn read_coco(&mut self, json: &JsonFile, top: &Object<'_>) -> Result<(), EvalError> {
         let mut by_id = HashMap::new();
         for (index, raw) in json
             .section(top, "images", LAYOUTS)?
@@ -103,19 +102,23 @@ impl CaptionData {
                 paths: coco_paths(&item)?,
             };
             if by_id.insert(image.id.clone(), index).is_some() {
-                return Err(item.error("has the id of another image; each may be there once"));
+                return Err(item.error(
+                    "has the id of another image; each may be there once, so take one out",
+                ));
             }
             self.images.push(image);
         }
         let mut seen = HashSet::new();
-        for (index, raw) in json
-            .section(top, "annotations", LAYOUTS)?
-            .into_iter()
-            .enumerate()
-        {
+        let annotations = match top.has("annotations") {
+            true => json.section(top, "annotations", LAYOUTS)?,
+            false => Vec::new(),
+        };
+        for (index, raw) in annotations.into_iter().enumerate() {
             let item = json.item(raw, "annotations", index, "id")?;
             if !seen.insert(item.id("id")?) {
-                return Err(item.error("has the id of another annotation; each may be there once"));
+                return Err(item.error(
+                    "has the id of another annotation; each may be there once, so take one out",
+                ));
             }
             let image = item.id("image_id")?;
             let Some(&image) = by_id.get(&image) else {
@@ -153,15 +156,15 @@ impl CaptionData {
                 Some(&image) if one => image,
                 Some(_) => {
                     return Err(
-                        item.error("is an image that was there before; each may be there once")
+                        item.error("is an image that was there before; each may be there once, so take one out")
                     );
                 }
                 None => {
                     let id = id_in_name(path);
                     if !ids.insert(id.clone()) {
-                        return Err(
-                            item.error(format!("has the id {id} of another image in its name"))
-                        );
+                        return Err(item.error(format!(
+                            "has the id {id} of another image in its name; rename one of the two"
+                        )));
                     }
                     self.images.push(ListedImage {
                         id,
@@ -180,7 +183,7 @@ impl CaptionData {
     fn read_karpathy_dataset(
         &mut self,
         json: &JsonFile,
-        top: &BTreeMap<String, &RawValue>,
+        top: &Object<'_>,
         split: &str,
     ) -> Result<(), EvalError> {
         let mut ids = HashSet::new();
@@ -203,7 +206,7 @@ impl CaptionData {
             };
             if !ids.insert(id.clone()) {
                 return Err(item.error(format!(
-                    "has the id {id} of another image; each may be there once"
+                    "has the id {id} of another image; each may be there once, so take one out"
                 )));
             }
             let image = self.images.len();
@@ -217,6 +220,17 @@ impl CaptionData {
         }
         Ok(())
     }
+}
+
+/// Whether images are listed as COCO's test files have them: with ids, and neither in splits nor with captions.
+fn is_coco(json: &JsonFile, top: &Object<'_>) -> Result<bool, EvalError> {
+    let images = json.section(top, "images", LAYOUTS)?;
+    let Some(first) = images.first() else {
+        return Ok(false);
+    };
+    let item = json.item(first, "images", 0, "id")?;
+    let has = |field| item.get(field).is_some();
+    Ok(has("id") && !has("split") && !has("sentences"))
 }
 
 /// Where COCO's image may lie: by its file name, and by the folder and name in its address, as mmpretrain looks for it.
@@ -257,7 +271,7 @@ pub fn read_image_of_text(file: &Path, split: &str) -> Result<Vec<usize>, EvalEr
         let indices = items.iter().enumerate().map(|(index, item)| {
             item.get().parse().map_err(|_| {
                 let problem = format!(
-                    "is {:.40}; expected the index of the text's image",
+                    "is {:.40}; expected the index of the text's image: correct the file",
                     item.get()
                 );
                 EvalError::item(file, format!("item {index}"), problem)

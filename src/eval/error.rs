@@ -30,6 +30,14 @@ pub enum EvalError {
         /// Where and why.
         cause: serde_json::Error,
     },
+    /// The file is no UTF-8 text.
+    #[error("{}: not UTF-8 text ({found}); save it as UTF-8", file.display())]
+    Encoding {
+        /// The file.
+        file: PathBuf,
+        /// What it has instead.
+        found: String,
+    },
     /// The file is JSON of another layout.
     #[error("{}: {problem}; expected {expected}", file.display())]
     Layout {
@@ -81,6 +89,12 @@ pub enum EvalError {
 }
 
 impl EvalError {
+    /// An [`EvalError::Read`].
+    pub(super) fn read(file: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let file = file.into();
+        move |cause| Self::Read { file, cause }
+    }
+
     /// An [`EvalError::Item`].
     pub(super) fn item(file: &Path, item: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Item {

@@ -1,7 +1,7 @@
 //! Where a dataset's images lie.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::datasets::id_in_name;
 use super::{EvalError, Id};
@@ -35,28 +35,40 @@ impl ImageFolder {
     /// The file of the image that the dataset places at one of `paths` or calls `id`.
     ///
     /// Each path is tried as it is, without its folders but the last, and by its name alone; then any file below the
-    /// folder whose name ends in the id, as mmpretrain finds VQAv2's images.
+    /// folder whose name ends in the id, as mmpretrain finds VQAv2's images. No path leads out of the folder.
     ///
     /// # Errors
-    /// No such file, or two with the id. The error names `listed_in` and the id.
+    /// No such file, one outside the folder, or two with the id. The error names `listed_in` and the id.
     pub fn find(
         &mut self,
         paths: &[String],
         id: &Id,
         listed_in: &Path,
     ) -> Result<PathBuf, EvalError> {
+        let mut outside = None;
         for path in paths {
             let parts: Vec<&str> = path.split('/').collect();
             for keep in [parts.len(), 2, 1] {
                 let file = self
                     .folder
                     .join(parts[parts.len().saturating_sub(keep)..].join("/"));
-                if file.is_file() {
+                if !file.is_file() {
+                    continue;
+                }
+                if self.holds(&file) {
                     return Ok(file);
                 }
+                outside.get_or_insert(file);
             }
         }
         let wrong = |problem: String| EvalError::item(listed_in, format!("image {id}"), problem);
+        if let Some(file) = outside {
+            return Err(wrong(format!(
+                "lies at {}, which is not in {}; pass the folder that has it as --images, or correct the file's name",
+                file.display(),
+                self.folder.display()
+            )));
+        }
         let files = match &mut self.by_id {
             Some(files) => files,
             none => none.insert(index(&self.folder)?),
@@ -83,6 +95,21 @@ impl ImageFolder {
                 ))
             }
         }
+    }
+}
+
+impl ImageFolder {
+    /// Whether a path that a dataset gives stays in the folder. Links that somebody has put there may lead anywhere.
+    fn holds(&self, file: &Path) -> bool {
+        let plain = |rest: &Path| {
+            let mut parts = rest.components();
+            parts.all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+        };
+        let within = || {
+            let (file, folder) = (file.canonicalize().ok()?, self.folder.canonicalize().ok()?);
+            Some(file.starts_with(folder))
+        };
+        file.strip_prefix(&self.folder).is_ok_and(plain) || within() == Some(true)
     }
 }
 

@@ -1,7 +1,7 @@
 //! JSON files of datasets and results, read item by item, so that what is wrong is named with its id and a large file
 //! is never held as a tree.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -59,21 +59,39 @@ pub(super) enum Top<'a> {
     /// A list of items.
     List(Vec<&'a RawValue>),
     /// An object of sections.
-    Object(BTreeMap<String, &'a RawValue>),
+    Object(Object<'a>),
 }
 
-/// The fields of an object, which a plain map would keep the last of where two have one name.
-struct Sections<'a> {
-    by_name: BTreeMap<String, &'a RawValue>,
+/// The fields of an object, in the file's order.
+pub(super) struct Object<'a> {
+    fields: Vec<(String, &'a RawValue)>,
     /// The first name that came again.
     twice: Option<String>,
 }
 
-impl<'de> serde::Deserialize<'de> for Sections<'de> {
+impl<'a> Object<'a> {
+    pub(super) fn get(&self, name: &str) -> Option<&'a RawValue> {
+        let mut fields = self.fields.iter();
+        fields.find_map(|(known, value)| (known == name).then_some(*value))
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// Names and values.
+    pub(super) fn fields(&self) -> impl Iterator<Item = (&str, &'a RawValue)> {
+        self.fields
+            .iter()
+            .map(|(name, value)| (name.as_str(), *value))
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Object<'de> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor;
         impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = Sections<'de>;
+            type Value = Object<'de>;
 
             fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
                 formatter.write_str("an object")
@@ -81,15 +99,16 @@ impl<'de> serde::Deserialize<'de> for Sections<'de> {
 
             fn visit_map<A: serde::de::MapAccess<'de>>(
                 self,
-                mut fields: A,
+                mut map: A,
             ) -> Result<Self::Value, A::Error> {
-                let (mut by_name, mut twice) = (BTreeMap::new(), None);
-                while let Some((name, value)) = fields.next_entry::<String, &'de RawValue>()? {
-                    if by_name.insert(name.clone(), value).is_some() {
-                        twice.get_or_insert(name);
+                let (mut fields, mut seen, mut twice) = (Vec::new(), HashSet::new(), None);
+                while let Some((name, value)) = map.next_entry::<String, &'de RawValue>()? {
+                    if !seen.insert(name.clone()) {
+                        twice.get_or_insert(name.clone());
                     }
+                    fields.push((name, value));
                 }
-                Ok(Sections { by_name, twice })
+                Ok(Object { fields, twice })
             }
         }
         deserializer.deserialize_map(Visitor)
@@ -97,17 +116,45 @@ impl<'de> serde::Deserialize<'de> for Sections<'de> {
 }
 
 impl JsonFile {
+    /// Reads UTF-8 text, with or without a mark at its beginning.
     pub(super) fn read(file: &Path) -> Result<Self, EvalError> {
-        match std::fs::read_to_string(file) {
+        let bytes = std::fs::read(file).map_err(EvalError::read(file))?;
+        let encoding = |found: String| EvalError::Encoding {
+            file: file.into(),
+            found,
+        };
+        // JSON begins with two ASCII characters: a zero byte among them tells UTF-16 (RFC 4627, section 3).
+        if matches!(
+            bytes[..],
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, _, ..] | [_, 0, ..]
+        ) {
+            return Err(encoding("it looks like UTF-16".into()));
+        }
+        let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+        match std::str::from_utf8(text) {
             Ok(text) => Ok(Self {
                 file: file.into(),
-                text,
+                text: text.to_owned(),
             }),
-            Err(cause) => Err(EvalError::Read {
-                file: file.into(),
-                cause,
-            }),
+            Err(error) => {
+                let byte = text[error.valid_up_to()];
+                let line = text[..error.valid_up_to()].iter().filter(|&&b| b == b'\n');
+                let line = line.count() + 1;
+                Err(encoding(format!(
+                    "byte 0x{byte:02x} in line {line}; it may be Latin-1, or damaged"
+                )))
+            }
         }
+    }
+
+    /// The objects of a file that has one a line; `None` for any other.
+    pub(super) fn lines(&self) -> Option<Vec<&RawValue>> {
+        let lines = self.text.lines().filter(|line| !line.trim().is_empty());
+        let object = |line| {
+            let raw: &RawValue = serde_json::from_str(line).ok()?;
+            raw.get().starts_with('{').then_some(raw)
+        };
+        lines.map(object).collect()
     }
 
     /// The top of the file, whose layout should be `expected`.
@@ -115,13 +162,13 @@ impl JsonFile {
         match self.text.trim_start().chars().next() {
             Some('[') => Ok(Top::List(self.parse(&self.text)?)),
             Some('{') => {
-                let sections: Sections<'_> = self.parse(&self.text)?;
-                match sections.twice {
-                    None => Ok(Top::Object(sections.by_name)),
+                let object: Object<'_> = self.parse(&self.text)?;
+                match &object.twice {
+                    None => Ok(Top::Object(object)),
                     Some(name) => Err(EvalError::item(
                         &self.file,
                         format!("{name:?}"),
-                        "is there twice; each may be there once",
+                        "is there twice; each may be there once, so take one out",
                     )),
                 }
             }
@@ -135,7 +182,7 @@ impl JsonFile {
     /// A section of the object at the top: a list of items.
     pub(super) fn section<'a>(
         &'a self,
-        top: &BTreeMap<String, &'a RawValue>,
+        top: &Object<'a>,
         name: &str,
         expected: &'static str,
     ) -> Result<Vec<&'a RawValue>, EvalError> {
@@ -195,7 +242,10 @@ impl JsonFile {
             other => Err(EvalError::item(
                 &self.file,
                 name,
-                format!("is {}; expected an object", kind(&other)),
+                format!(
+                    "is {}; expected an object: correct the file or get it anew",
+                    kind(&other)
+                ),
             )),
         }
     }

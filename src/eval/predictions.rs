@@ -32,84 +32,125 @@ impl ResultFields {
         id: "question_id",
         text: "answer",
     };
+    /// GQA's answers as its server takes them: the ids are texts there.
+    pub const GQA: Self = Self {
+        id: "questionId",
+        text: "prediction",
+    };
     /// Candidates found for a query of retrieval, the best first; there is no official format.
     pub const RANKED: Self = Self {
         id: "query",
         text: "found",
     };
+
+    /// An item of the results.
+    fn item(self, id: &Id, text: &Value) -> Value {
+        let id = match self {
+            Self::GQA => id.to_string().into(),
+            _ => id.to_json(),
+        };
+        json!({ self.id: id, self.text: text })
+    }
 }
+
+/// Settings that are there for readers: files may be called otherwise and still be the same.
+const FOR_READERS: [&str; 3] = ["model", "annotations", "questions"];
+/// Where the images lie may differ from machine to machine, and so between the parts of one run.
+const OF_THE_MACHINE: &str = "images";
+/// How much of the dataset is run. What is predicted of an image or question does not depend on it, what is found does.
+const LIMIT: &str = "--limit";
 
 /// Predictions by item, in memory and in a file.
 #[derive(Debug)]
 pub struct Predictions {
     file: PathBuf,
-    handle: File,
+    /// Open once something was written.
+    handle: Option<File>,
     fields: ResultFields,
     by_id: HashMap<Id, Value>,
+    settings: Map<String, Value>,
+    /// The settings in the file, if it has any.
+    written: Option<Map<String, Value>>,
+    /// Bytes of the file's whole lines.
+    whole: usize,
 }
 
 impl Predictions {
-    /// Opens `file`, or makes it. What an interrupted write left of a line is dropped.
+    /// Reads `file`, if there is one. Nothing is written before [`Self::begin`] or [`Self::add`], so that a run that
+    /// cannot start leaves no trace; settings of a file without predictions do not count.
     ///
     /// # Errors
-    /// A file that cannot be read or written, is damaged, or was made with other `settings`.
+    /// A file that cannot be read, is damaged, or was made with other `settings`.
     pub fn open(
         file: &Path,
         fields: ResultFields,
         settings: &Map<String, Value>,
     ) -> Result<Self, EvalError> {
-        let cannot = |cause| EvalError::Write {
-            file: file.into(),
-            cause,
-        };
         let bytes = match std::fs::read(file) {
-            Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(cause) => {
-                return Err(EvalError::Read {
-                    file: file.into(),
-                    cause,
-                });
-            }
+            bytes => bytes.map_err(EvalError::read(file))?,
         };
-        let (made_with, by_id, whole) = parse(file, fields, &bytes)?;
-        if let Some(made_with) = &made_with {
-            check_settings(file, made_with, settings)?;
+        let (written, by_id, whole) = parse(file, fields, &bytes)?;
+        if let (Some(written), false) = (&written, by_id.is_empty()) {
+            let free = (fields != ResultFields::RANKED).then_some(LIMIT);
+            let remedy = "use the same, or another --out";
+            check_settings(file, written, settings, free, remedy)?;
         }
-        let mut handle = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(false)
-            .open(file)
-            .map_err(cannot)?;
-        handle.set_len(whole as u64).map_err(cannot)?;
-        handle.seek(SeekFrom::End(0)).map_err(cannot)?;
-        let mut predictions = Self {
+        Ok(Self {
             file: file.into(),
-            handle,
+            handle: None,
             fields,
             by_id,
-        };
-        if made_with.is_none() {
-            predictions.append(&format!("{}\n", json!({ "settings": settings })))?;
-        }
-        Ok(predictions)
+            settings: settings.clone(),
+            written,
+            whole,
+        })
     }
 
-    /// Joins the predictions in `parts` into a new file. The parts must be of one run's shards.
+    /// Makes the file ready for predictions: with this run's settings, and without what an interruption left of a line.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn begin(&mut self) -> Result<(), EvalError> {
+        if self.handle.is_some() {
+            return Ok(());
+        }
+        let cannot = |cause| EvalError::Write {
+            file: self.file.clone(),
+            cause,
+        };
+        if self.written.as_ref() != Some(&self.settings) {
+            let mut text = settings_line(&self.settings);
+            if !self.by_id.is_empty() {
+                let bytes = std::fs::read(&self.file).map_err(EvalError::read(&self.file))?;
+                let whole = String::from_utf8_lossy(&bytes[..self.whole.min(bytes.len())]);
+                text.extend(whole.split_once('\n').map(|(_, items)| items));
+            }
+            write_whole(&self.file, &text)?;
+            self.whole = text.len();
+            self.written = Some(self.settings.clone());
+        }
+        let opened = OpenOptions::new().write(true).open(&self.file);
+        let mut handle = opened.map_err(cannot)?;
+        handle.set_len(self.whole as u64).map_err(cannot)?;
+        handle.seek(SeekFrom::End(0)).map_err(cannot)?;
+        self.handle = Some(handle);
+        Ok(())
+    }
+
+    /// Joins the predictions in `parts` into `file`, which is made anew. The parts must be of one run's shards; where
+    /// the images lay may differ.
     ///
     /// # Errors
     /// A part that cannot be read or is damaged, parts made with different settings, an item that two parts have
-    /// different predictions for; a file that cannot be written.
+    /// different predictions for; a file that holds another run's predictions or cannot be written.
     pub fn merge(file: &Path, fields: ResultFields, parts: &[PathBuf]) -> Result<Self, EvalError> {
+        let free = Some(OF_THE_MACHINE);
         let mut settings: Option<Map<String, Value>> = None;
-        let mut lines = Vec::new();
+        let mut text = String::new();
         let mut from: HashMap<Id, (Value, &Path)> = HashMap::new();
         for part in parts {
-            let bytes = std::fs::read(part).map_err(|cause| EvalError::Read {
-                file: part.clone(),
-                cause,
-            })?;
+            let bytes = std::fs::read(part).map_err(EvalError::read(part))?;
             let (made_with, by_id, _) = parse(part, fields, &bytes)?;
             let Some(made_with) = made_with else {
                 return Err(EvalError::Empty {
@@ -118,18 +159,21 @@ impl Predictions {
                 });
             };
             match &settings {
-                Some(settings) => check_settings(part, &made_with, settings)?,
+                Some(settings) => {
+                    let remedy = "merge the shards of one run";
+                    check_settings(part, &made_with, settings, free, remedy)?;
+                }
                 None => settings = Some(made_with),
             }
             let mut items: Vec<_> = by_id.into_iter().collect();
             items.sort_by(|a, b| a.0.cmp(&b.0));
-            for (id, text) in items {
+            for (id, value) in items {
                 match from.get(&id) {
                     None => {
-                        lines.push((id.clone(), text.clone()));
-                        from.insert(id, (text, part));
+                        text.push_str(&format!("{}\n", fields.item(&id, &value)));
+                        from.insert(id, (value, part));
                     }
-                    Some((other, _)) if *other == text => {}
+                    Some((other, _)) if *other == value => {}
                     Some((_, other)) => {
                         let problem = format!(
                             "has another prediction in {}; merge the shards of one run",
@@ -144,10 +188,16 @@ impl Predictions {
                 }
             }
         }
-        let mut merged = Self::open(file, fields, &settings.unwrap_or_default())?;
-        lines.retain(|(id, _)| !merged.by_id.contains_key(id));
-        merged.add(lines)?;
-        Ok(merged)
+        let settings = settings.unwrap_or_default();
+        if let (false, Ok(bytes)) = (parts.iter().any(|part| part == file), std::fs::read(file))
+            && let (Some(earlier), by_id, _) = parse(file, fields, &bytes)?
+            && !by_id.is_empty()
+        {
+            // The result of an earlier merge goes; another run's predictions may have taken days.
+            check_settings(file, &earlier, &settings, free, "give another --out")?;
+        }
+        write_whole(file, &(settings_line(&settings) + &text))?;
+        Self::open(file, fields, &settings)
     }
 
     /// The settings of the run that made `file`; `None` where its first line has none.
@@ -155,10 +205,7 @@ impl Predictions {
     /// # Errors
     /// A file that cannot be read.
     pub fn settings(file: &Path) -> Result<Option<Map<String, Value>>, EvalError> {
-        let bytes = std::fs::read(file).map_err(|cause| EvalError::Read {
-            file: file.into(),
-            cause,
-        })?;
+        let bytes = std::fs::read(file).map_err(EvalError::read(file))?;
         let first = bytes
             .split(|&byte| byte == b'\n')
             .next()
@@ -217,35 +264,43 @@ impl Predictions {
     pub fn add(&mut self, predictions: Vec<(Id, Value)>) -> Result<(), EvalError> {
         let lines = predictions
             .iter()
-            .map(|(id, text)| format!("{}\n", self.item(id, text)));
+            .map(|(id, text)| format!("{}\n", self.fields.item(id, text)));
         self.append(&lines.collect::<String>())?;
         self.by_id.extend(predictions);
         Ok(())
     }
 
-    /// The official results of the items `ids`, those without a prediction left out.
+    /// The official results of the items `ids`, those without a prediction left out; `fields` is what they call them.
     #[must_use]
-    pub fn official<'a>(&self, ids: impl IntoIterator<Item = &'a Id>) -> Value {
+    pub fn official<'a>(
+        &self,
+        fields: ResultFields,
+        ids: impl IntoIterator<Item = &'a Id>,
+    ) -> Value {
         let items = ids
             .into_iter()
-            .filter_map(|id| Some(self.item(id, self.by_id.get(id)?)));
+            .filter_map(|id| Some(fields.item(id, self.by_id.get(id)?)));
         items.collect()
     }
 
-    fn item(&self, id: &Id, text: &Value) -> Value {
-        json!({ self.fields.id: id.to_json(), self.fields.text: text })
-    }
-
     fn append(&mut self, text: &str) -> Result<(), EvalError> {
-        let written = self
-            .handle
+        self.begin()?;
+        let Some(handle) = &mut self.handle else {
+            return Ok(()); // begin has opened it
+        };
+        let written = handle
             .write_all(text.as_bytes())
-            .and_then(|()| self.handle.sync_data());
+            .and_then(|()| handle.sync_data());
         written.map_err(|cause| EvalError::Write {
             file: self.file.clone(),
             cause,
         })
     }
+}
+
+/// The first line of a predictions file.
+fn settings_line(settings: &Map<String, Value>) -> String {
+    format!("{}\n", json!({ "settings": settings }))
 }
 
 type Parsed = (Option<Map<String, Value>>, HashMap<Id, Value>, usize);
@@ -303,27 +358,47 @@ fn parse(file: &Path, fields: ResultFields, bytes: &[u8]) -> Result<Parsed, Eval
     Ok((settings, by_id, whole))
 }
 
+/// Refuses predictions made with other settings than are `asked`; that of name `free` may differ.
 fn check_settings(
     file: &Path,
     made_with: &Map<String, Value>,
     asked: &Map<String, Value>,
+    free: Option<&str>,
+    remedy: &str,
 ) -> Result<(), EvalError> {
-    let keys = made_with.keys().chain(asked.keys());
     let value = |settings: &Map<String, Value>, key: &str| {
         settings.get(key).cloned().unwrap_or(Value::Null)
     };
-    match keys
-        .into_iter()
-        .find(|key| value(made_with, key) != value(asked, key))
-    {
-        None => Ok(()),
-        Some(key) => {
-            let (old, new) = (value(made_with, key), value(asked, key));
-            let problem =
-                format!("was made with {key} {old}, not {new}; use the same, or another --out");
-            Err(EvalError::item(file, "it", problem))
+    let mut keys = made_with.keys().chain(asked.keys());
+    let differs = keys.find(|key| {
+        !FOR_READERS.contains(&key.as_str())
+            && Some(key.as_str()) != free
+            && value(made_with, key) != value(asked, key)
+    });
+    let Some(key) = differs else {
+        return Ok(());
+    };
+    let (old, new) = (value(made_with, key), value(asked, key));
+    // A file's hash says nothing to people; its name does.
+    let named = ["_fingerprint", "_hash"]
+        .iter()
+        .find_map(|end| key.strip_suffix(end));
+    let problem = match named {
+        Some(what) if old.is_null() => {
+            format!("does not say which {what} it was made with; {remedy}")
         }
-    }
+        Some(what) => {
+            let (old, new) = (value(made_with, what), value(asked, what));
+            let same = if old == new {
+                " of that name, but of other content"
+            } else {
+                ""
+            };
+            format!("was made with another {what}: {old}, not {new}{same}; {remedy}")
+        }
+        None => format!("was made with {key} {old}, not {new}; {remedy}"),
+    };
+    Err(EvalError::item(file, "it", problem))
 }
 
 /// A part of a dataset: item i belongs to shard `i mod count`.
@@ -382,104 +457,4 @@ pub fn write_whole(file: &Path, text: &str) -> Result<(), EvalError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FIELDS: ResultFields = ResultFields::CAPTION;
-
-    fn settings(beams: i64) -> Map<String, Value> {
-        Map::from_iter([("beams".to_owned(), json!(beams))])
-    }
-
-    fn add(predictions: &mut Predictions, ids: &[i64]) {
-        let items = ids
-            .iter()
-            .map(|&id| (Id::Number(id), json!(format!("text {id}"))));
-        predictions.add(items.collect()).expect("written");
-    }
-
-    #[test]
-    fn a_run_cut_at_any_byte_goes_on_without_loss() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("p.jsonl");
-        let mut whole = Predictions::open(&file, FIELDS, &settings(1)).expect("made");
-        add(&mut whole, &[1, 2]);
-        add(&mut whole, &[3]);
-        let bytes = std::fs::read(&file).expect("bytes");
-        for cut in 0..=bytes.len() {
-            std::fs::write(&file, &bytes[..cut]).expect("cut");
-            let mut again = Predictions::open(&file, FIELDS, &settings(1)).expect("opened");
-            let missing: Vec<i64> = (1..=3)
-                .filter(|&id| again.get(&Id::Number(id)).is_none())
-                .collect();
-            let lines = bytes[..cut].iter().filter(|&&byte| byte == b'\n').count();
-            assert_eq!(missing.len(), 3 - lines.saturating_sub(1), "cut at {cut}");
-            add(&mut again, &missing);
-            assert_eq!(std::fs::read(&file).expect("bytes"), bytes, "cut at {cut}");
-        }
-    }
-
-    #[test]
-    fn what_does_not_belong_is_named() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("p.jsonl");
-        add(
-            &mut Predictions::open(&file, FIELDS, &settings(1)).expect("made"),
-            &[1, 2],
-        );
-        let error = |file: &Path, beams| {
-            Predictions::open(file, FIELDS, &settings(beams))
-                .expect_err("refused")
-                .to_string()
-        };
-        assert!(error(&file, 5).contains("beams 1, not 5"));
-        let text = std::fs::read_to_string(&file).expect("text");
-        for (from, to, part) in [
-            ("text 1\",", "text 1,", "line 2 is damaged"),
-            ("\"image_id\":2", "\"image_id\":1", "image_id 1 again"),
-            ("{\"settings\"", "{\"other\"", "no settings"),
-        ] {
-            let spoilt = text.replace(from, to) + "{}\n";
-            std::fs::write(&file, spoilt).expect("spoilt");
-            assert!(error(&file, 1).contains(part), "{}", error(&file, 1));
-        }
-    }
-
-    #[test]
-    fn shards_join_and_disagreeing_ones_do_not() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = |name: &str| folder.path().join(name);
-        for (name, ids) in [("a", [1, 3]), ("b", [2, 4])] {
-            add(
-                &mut Predictions::open(&path(name), FIELDS, &settings(1)).expect("made"),
-                &ids,
-            );
-        }
-        let merged =
-            Predictions::merge(&path("m"), FIELDS, &[path("a"), path("b")]).expect("merged");
-        let ids: Vec<Id> = (1..=4).map(Id::Number).collect();
-        assert_eq!(merged.official(&ids).as_array().map(Vec::len), Some(4));
-        let mut other = Predictions::open(&path("c"), FIELDS, &settings(1)).expect("made");
-        other
-            .add(vec![(Id::Number(1), json!("something else"))])
-            .expect("written");
-        let error =
-            Predictions::merge(&path("n"), FIELDS, &[path("a"), path("c")]).expect_err("refused");
-        assert!(error.to_string().contains("image_id 1"), "{error}");
-        Predictions::open(&path("d"), FIELDS, &settings(2)).expect("made");
-        assert!(Predictions::merge(&path("o"), FIELDS, &[path("a"), path("d")]).is_err());
-    }
-
-    #[test]
-    fn shards_take_every_item_once() {
-        let shards: Vec<Shard> = (1..=3)
-            .map(|i| format!("{i}/3").parse().expect("a shard"))
-            .collect();
-        for item in 0..10 {
-            assert_eq!(shards.iter().filter(|shard| shard.has(item)).count(), 1);
-        }
-        for wrong in ["0/3", "4/3", "1", "a/b", "1/0", ""] {
-            assert!(wrong.parse::<Shard>().is_err(), "{wrong}");
-        }
-    }
-}
+mod tests;

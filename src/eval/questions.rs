@@ -1,12 +1,12 @@
 //! Datasets of questions about images: VQAv2's pair of files, LAVIS's and mmpretrain's lists, and GQA.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::json::{Item, JsonFile, Top};
+use super::json::{Item, JsonFile, Object, Top};
 use super::vqa::GroundTruth;
 use super::{EvalError, Id};
 
@@ -50,13 +50,9 @@ impl QuestionData {
         };
         match json.top(LAYOUTS)? {
             Top::List(items) => data.read_list(&json, &items)?,
-            Top::Object(top) if top.contains_key("annotations") => {
-                data.read_annotations(&json, &top)?
-            }
-            Top::Object(top) if top.contains_key("questions") => {
-                data.read_questions(&json, &top)?
-            }
-            Top::Object(top) if top.values().all(|raw| raw.get().starts_with('{')) => {
+            Top::Object(top) if top.has("annotations") => data.read_annotations(&json, &top)?,
+            Top::Object(top) if top.has("questions") => data.read_questions(&json, &top)?,
+            Top::Object(top) if top.fields().all(|(_, raw)| raw.get().starts_with('{')) => {
                 data.read_gqa(&json, &top)?
             }
             Top::Object(_) => return Err(json.layout("it is of another layout".into(), LAYOUTS)),
@@ -71,8 +67,9 @@ impl QuestionData {
         let mut seen = HashMap::new();
         for (index, (id, _)) in data.questions.iter().enumerate() {
             if let Some(first) = seen.insert(id, index) {
-                let problem =
-                    format!("is the question_id of item {first} too; each may be there once");
+                let problem = format!(
+                    "is the question_id of item {first} too; each may be there once, so take one out"
+                );
                 return Err(EvalError::item(
                     file,
                     format!("item {index} (question_id {id})"),
@@ -103,7 +100,7 @@ impl QuestionData {
                 && one != other
             {
                 let problem = format!(
-                    "is about image {other} here and image {one} in {}",
+                    "is about image {other} here and image {one} in {}; pass the two files of one split",
                     self.file.display()
                 );
                 return Err(EvalError::item(file, name, problem));
@@ -124,11 +121,7 @@ impl QuestionData {
         }
     }
 
-    fn read_annotations(
-        &mut self,
-        json: &JsonFile,
-        top: &BTreeMap<String, &RawValue>,
-    ) -> Result<(), EvalError> {
+    fn read_annotations(&mut self, json: &JsonFile, top: &Object<'_>) -> Result<(), EvalError> {
         for (index, raw) in json
             .section(top, "annotations", LAYOUTS)?
             .into_iter()
@@ -150,11 +143,7 @@ impl QuestionData {
         Ok(())
     }
 
-    fn read_questions(
-        &mut self,
-        json: &JsonFile,
-        top: &BTreeMap<String, &RawValue>,
-    ) -> Result<(), EvalError> {
+    fn read_questions(&mut self, json: &JsonFile, top: &Object<'_>) -> Result<(), EvalError> {
         for (index, raw) in json
             .section(top, "questions", LAYOUTS)?
             .into_iter()
@@ -210,13 +199,9 @@ impl QuestionData {
     }
 
     /// GQA's own files: questions by id, with their structural and semantic types.
-    fn read_gqa(
-        &mut self,
-        json: &JsonFile,
-        top: &BTreeMap<String, &RawValue>,
-    ) -> Result<(), EvalError> {
+    fn read_gqa(&mut self, json: &JsonFile, top: &Object<'_>) -> Result<(), EvalError> {
         self.gqa = true;
-        for (id, raw) in top {
+        for (id, raw) in top.fields() {
             let item = json.named_item(raw, format!("question {id}"))?;
             let of_type = |name: &str| {
                 let kind = item.optional_inner_string("types", name)?;

@@ -3,6 +3,9 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
+use super::datasets::id_in_name;
 use super::json::{JsonFile, Top};
 use super::{EvalError, Id};
 
@@ -29,49 +32,73 @@ pub struct Joined<'a> {
 }
 
 impl Results {
-    /// Reads `[{"image_id", "caption"}]`.
+    /// Reads `[{"image_id", "caption"}]`, or such objects a line, as this program's runs write them.
     ///
     /// # Errors
     /// Another layout; a missing or wrong field or an image given twice, named with its item.
     pub fn read_captions(file: &Path) -> Result<Self, EvalError> {
         Self::read(
             file,
-            "image_id",
+            &["image_id"],
             &["caption"],
             "[{\"image_id\", \"caption\"}, …]",
         )
     }
 
-    /// Reads `[{"question_id", "answer"}]`, or LAVIS's `pred_ans` for GQA.
+    /// Reads `[{"question_id", "answer"}]`, LAVIS's `pred_ans` for GQA, or GQA's own `[{"questionId", "prediction"}]`.
     ///
     /// # Errors
     /// As [`Results::read_captions`].
     pub fn read_answers(file: &Path) -> Result<Self, EvalError> {
         Self::read(
             file,
-            "question_id",
-            &["answer", "pred_ans"],
+            &["question_id", "questionId"],
+            &["answer", "pred_ans", "prediction"],
             "[{\"question_id\", \"answer\"}, …]",
         )
     }
 
     fn read(
         file: &Path,
-        id_field: &'static str,
+        id_fields: &[&'static str],
         text_fields: &[&str],
         expected: &'static str,
     ) -> Result<Self, EvalError> {
         let json = JsonFile::read(file)?;
-        let Top::List(items) = json.top(expected)? else {
-            return Err(json.layout("it holds an object".into(), expected));
+        let lines = json.lines().filter(|lines| lines.len() > 1);
+        let items = match lines {
+            Some(lines) => lines,
+            None => match json.top(expected)? {
+                Top::List(items) => items,
+                Top::Object(top) if text_fields.iter().any(|field| top.has(field)) => {
+                    json.lines().unwrap_or_default()
+                }
+                Top::Object(_) => {
+                    return Err(json.layout("it holds an object".into(), expected));
+                }
+            },
         };
+        let mut id_field = id_fields[0];
         let mut texts = Vec::with_capacity(items.len());
         let mut seen = HashMap::new();
         for (index, raw) in items.into_iter().enumerate() {
             let item = json.item(raw, "", index, id_field)?;
+            if index == 0 && item.get("settings").is_some() {
+                continue; // the first line of predictions.jsonl
+            }
+            let known = id_fields.iter().find(|field| item.get(field).is_some());
+            id_field = known.copied().unwrap_or(id_field);
             let field = text_fields.iter().find(|field| item.get(field).is_some());
             let text = item.string(field.unwrap_or(&text_fields[0]))?.to_owned();
-            let id = item.id(id_field)?;
+            let image = item.get("image").and_then(Value::as_str);
+            let id = match (known, image) {
+                (None, Some(image)) if id_field == "image_id" => id_in_name(image),
+                (None, Some(_)) => {
+                    let problem = "is missing; `eval vqa` writes results.json with it";
+                    return Err(item.wrong(id_field, problem));
+                }
+                _ => item.id(id_field)?,
+            };
             if let Some(first) = seen.insert(id.clone(), index) {
                 let problem = format!("is the {id_field} of item {first} too; keep one of the two");
                 return Err(item.error(problem));
@@ -79,7 +106,7 @@ impl Results {
             texts.push((id, text));
         }
         if texts.is_empty() {
-            let problem = "no result in it; it is an empty list".into();
+            let problem = "no result in it; pass the results.json of a run that did some".into();
             return Err(EvalError::Empty {
                 file: file.into(),
                 problem,
@@ -137,5 +164,59 @@ impl Results {
             }
         }
         joined
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Result<Vec<(Id, String)>, String> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("results.json");
+        std::fs::write(&file, bytes).expect("written");
+        let results = Results::read_captions(&file);
+        results
+            .map(|results| results.texts)
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn text_is_utf_8_with_a_mark_or_without() {
+        let text = "[{\"image_id\": 1, \"caption\": \"un caf\u{e9}\"}]";
+        let expected = vec![(Id::Number(1), "un caf\u{e9}".to_owned())];
+        assert_eq!(read(text.as_bytes()), Ok(expected.clone()));
+        let marked = [b"\xef\xbb\xbf", text.as_bytes()].concat();
+        assert_eq!(read(&marked), Ok(expected));
+        let utf_16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let latin_1: Vec<u8> = text.chars().map(|c| c as u8).collect();
+        for (bytes, part) in [
+            ([b"\xff\xfe", &utf_16[..]].concat(), "UTF-16"),
+            (utf_16, "UTF-16"),
+            (latin_1, "byte 0xe9 in line 1; it may be Latin-1"),
+        ] {
+            let error = read(&bytes).expect_err("refused");
+            assert!(
+                error.contains(part) && error.contains("save it as UTF-8"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn objects_a_line_are_results_too() {
+        let kept =
+            b"{\"settings\": {\"task\": \"caption\"}}\n{\"image_id\": 4, \"caption\": \"a\"}\n";
+        assert_eq!(read(kept), Ok(vec![(Id::Number(4), "a".into())]));
+        let said = b"{\"image\": \"x/COCO_000012.jpg\", \"caption\": \"a\"}\n";
+        assert_eq!(read(said), Ok(vec![(Id::Number(12), "a".into())]));
+        let two = [&said[..], b"{\"image\": \"cat.png\", \"caption\": \"b\"}\n"].concat();
+        let expected = vec![
+            (Id::Number(12), "a".into()),
+            (Id::Text("cat".into()), "b".into()),
+        ];
+        assert_eq!(read(&two), Ok(expected));
+        let error = read(b"{\"images\": []}").expect_err("refused");
+        assert!(error.contains("it holds an object; expected [{"), "{error}");
     }
 }

@@ -291,6 +291,20 @@ mod tests {
     }
 
     #[test]
+    fn shares_are_of_as_many_answers_as_there_are() {
+        // mmpretrain weighs an answer by count / len(answers), ten or not; 0.3 is enough.
+        for (answers, expected) in [
+            (truth(&[("red", 1), ("blue", 9)]), 100.0 / 3.0),
+            (truth(&[("red", 1), ("blue", 4)]), 200.0 / 3.0),
+            (truth(&[("red", 1), ("blue", 2)]), 100.0),
+            (truth(&[("blue", 3)]), 0.0),
+        ] {
+            let score = score("red", &answers, VqaRules::Mmpretrain);
+            assert!((score - expected).abs() < 1e-9, "{score}");
+        }
+    }
+
+    #[test]
     fn normalisation() {
         for (text, expected) in [
             ("The Man", "man"),

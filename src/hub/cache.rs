@@ -7,7 +7,11 @@ use std::path::{Path, PathBuf};
 
 use crate::convert::has_weights;
 
+use super::listing::SMALL;
 use super::{HubError, Listing, RemoteFile, RepoName};
+
+/// Where `huggingface_hub` notes, by empty files, which files a commit does not have.
+const NOT_THERE: &str = ".no_exist";
 
 /// The cache's folder.
 #[derive(Clone, Debug)]
@@ -37,9 +41,16 @@ impl Cache {
         Ok(folder.join(hash))
     }
 
-    /// Waits until no other process works on the file of a hash, and keeps others waiting until the lock is dropped. The
-    /// file is where `huggingface_hub` has its own lock, so that Python's programs wait, too.
-    pub(super) fn lock(&self, repo: &RepoName, hash: &str) -> Result<File, HubError> {
+    /// Waits until no other process works on a file, and keeps others waiting until the lock is dropped. The
+    /// lock is where `huggingface_hub` has its own, so that Python's programs wait, too. That it waits it says once in
+    /// all calls with one `told`.
+    pub(super) fn lock(
+        &self,
+        repo: &RepoName,
+        wanted: &RemoteFile,
+        told: &mut bool,
+    ) -> Result<File, HubError> {
+        let hash = &wanted.hash;
         let folder = self.folder.join(".locks").join(repo.folder());
         std::fs::create_dir_all(&folder).map_err(HubError::cache(&folder))?;
         let path = folder.join(format!("{hash}.lock"));
@@ -49,8 +60,12 @@ impl Cache {
             .write(true)
             .open(&path);
         let file = opened.map_err(HubError::cache(&path))?;
-        if let Err(TryLockError::WouldBlock) = file.try_lock() {
-            log::warn!("{repo}: another process is fetching it; waiting for that to end");
+        if let (Err(TryLockError::WouldBlock), false) = (file.try_lock(), *told) {
+            let name = &wanted.name;
+            log::warn!(
+                "{repo}: another process is fetching it; waiting until it has {name} and the other files"
+            );
+            *told = true;
         }
         match file.lock() {
             // Some network file systems have no locks: alone on the cache, none is needed.
@@ -100,25 +115,108 @@ impl Cache {
         if listing.revision != listing.commit {
             let file = repo.join("refs").join(&listing.revision);
             let folder = file.parent().unwrap_or(&repo);
-            std::fs::create_dir_all(folder).map_err(HubError::cache(folder))?;
-            std::fs::write(&file, &listing.commit).map_err(HubError::cache(&file))?;
+            let known = std::fs::read_to_string(&file);
+            // A whole cache may be one that nobody can write to.
+            if !known.is_ok_and(|known| known.trim() == listing.commit) {
+                std::fs::create_dir_all(folder).map_err(HubError::cache(folder))?;
+                std::fs::write(&file, &listing.commit).map_err(HubError::cache(&file))?;
+            }
         }
+        self.note_absent(listing);
         Ok(repo.join("snapshots").join(&listing.commit))
     }
 
-    /// The folder of a revision's snapshot, if all of its weights are there.
-    pub(super) fn snapshot(&self, repo: &RepoName, revision: &str) -> Option<PathBuf> {
+    /// Notes which of the files that a checkpoint may have this one has not, so that [`Self::held`] need not ask the hub.
+    fn note_absent(&self, listing: &Listing) {
+        let notes = self
+            .repo(&listing.repo)
+            .join(NOT_THERE)
+            .join(&listing.commit);
+        for name in SMALL {
+            let note = notes.join(name);
+            if listing.files.iter().any(|file| file.name == name) || note.exists() {
+                continue;
+            }
+            let noted = std::fs::create_dir_all(&notes).and_then(|()| std::fs::write(&note, ""));
+            if let Err(error) = noted {
+                // Then the hub is asked the next time.
+                log::debug!("{}: {error}", note.display());
+                return;
+            }
+        }
+    }
+
+    /// What there is of a revision.
+    pub(super) fn held(&self, repo: &RepoName, revision: &str) -> Held {
         let repo = self.repo(repo);
         let commit = std::fs::read_to_string(repo.join("refs").join(revision));
         let commit = commit.unwrap_or_else(|_| revision.to_owned());
-        let commit = commit.trim();
+        let commit = commit.trim().to_owned();
         if commit.is_empty() || !commit.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return None;
+            return Held::Nothing;
         }
-        let folder = repo.join("snapshots").join(commit);
-        let whole = folder.join("config.json").is_file() && has_weights(&folder);
-        whole.then_some(folder)
+        let folder = repo.join("snapshots").join(&commit);
+        let has = |name: &str| folder.join(name).is_file();
+        if !folder.is_dir() {
+            return Held::Nothing;
+        }
+        let part = |lacks| Held::Part {
+            commit: commit.clone(),
+            lacks,
+        };
+        if !has("config.json") {
+            return part("config.json");
+        }
+        if !has_weights(&folder) {
+            return part("a file of the weights");
+        }
+        let notes = repo.join(NOT_THERE).join(&commit);
+        let unknown = SMALL
+            .into_iter()
+            .filter(|name| !has(name) && !notes.join(name).exists());
+        let unknown: Vec<_> = unknown.collect();
+        if unknown.is_empty() {
+            return Held::Whole { folder };
+        }
+        let tokenizer =
+            has("tokenizer.json") || has("vocab.txt") || has("vocab.json") && has("merges.txt");
+        match tokenizer {
+            true => Held::Usable {
+                folder,
+                commit,
+                unknown,
+            },
+            false => part("the tokenizer"),
+        }
     }
+}
+
+/// What the cache has of a checkpoint at a revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// No file.
+    Nothing,
+    /// Some files, but not all that any checkpoint needs.
+    Part {
+        /// The commit that the revision is.
+        commit: String,
+        /// A part that is missing.
+        lacks: &'static str,
+    },
+    /// Configuration, weights and tokenizer, as another program fetched them. Whether the hub has more is not known.
+    Usable {
+        /// The checkpoint's folder.
+        folder: PathBuf,
+        /// The commit that the revision is.
+        commit: String,
+        /// Files that the hub may have.
+        unknown: Vec<&'static str>,
+    },
+    /// All files.
+    Whole {
+        /// The checkpoint's folder.
+        folder: PathBuf,
+    },
 }
 
 #[cfg(unix)]

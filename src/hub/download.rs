@@ -57,27 +57,38 @@ enum End {
     Whole,
     /// The connection broke, for this reason.
     Broken(String),
+    /// The hub has no more, though it lists more.
+    Short,
 }
 
 impl Download<'_> {
-    /// Requests what is missing until it is there. Only requests that gain nothing count against the patience.
+    /// Requests what is missing until it is there. Only requests that gain nothing count against the patience; to get
+    /// again what was there before is no gain.
     fn run(&mut self) -> Result<(), HubError> {
         let mut failures = 0;
+        let mut most = self.length();
         loop {
-            let before = self.length();
-            let problem = match self.request()? {
-                End::Whole => return Ok(()),
-                End::Broken(problem) => problem,
+            let end = self.request()?;
+            if matches!(end, End::Whole) {
+                return Ok(());
+            }
+            let length = self.length();
+            failures = if length > most { 0 } else { failures + 1 };
+            most = most.max(length);
+            // What the hub has not will hardly come with more patience.
+            let patience = match end {
+                End::Short => self.settings.retries.min(2),
+                _ => self.settings.retries,
             };
-            failures = if self.length() > before {
-                0
-            } else {
-                failures + 1
-            };
-            if failures > self.settings.retries {
-                return Err(HubError::Connection {
-                    url: self.url.into(),
-                    problem,
+            if failures > patience {
+                let url = self.url.into();
+                return Err(match end {
+                    End::Broken(problem) => HubError::Connection { url, problem },
+                    End::Short | End::Whole => HubError::Short {
+                        url,
+                        got: most,
+                        listed: self.size,
+                    },
                 });
             }
             std::thread::sleep(self.settings.retry_after * 2u32.saturating_pow(failures.min(6)));
@@ -115,10 +126,14 @@ impl Download<'_> {
             206 if starts_at(&answer, have) => {}
             // The whole file, though a part was asked for: begin again.
             200 => have = 0,
-            // Not the part that was asked for.
-            206 | 416 => {
+            // Not the part that was asked for: the next request is for all of it.
+            206 => {
                 self.open(0)?;
                 return Ok(End::Broken("the hub cannot continue the download".into()));
+            }
+            416 => {
+                self.open(0)?;
+                return Ok(End::Short);
             }
             status @ (408 | 429 | 500..) => {
                 return Ok(End::Broken(format!("the hub answers {status}")));
@@ -149,12 +164,7 @@ impl Download<'_> {
         let mut chunk = vec![0; CHUNK];
         while have < self.size {
             let count = match body.read(&mut chunk) {
-                Ok(0) => {
-                    return Ok(End::Broken(format!(
-                        "the connection ended after {have} of {} bytes",
-                        self.size
-                    )));
-                }
+                Ok(0) => return Ok(End::Short),
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Ok(End::Broken(error.to_string())),

@@ -22,6 +22,36 @@ pub enum HubError {
         /// The repository.
         repo: RepoName,
     },
+    /// The user wants no network, and the cache has it in part.
+    #[error(
+        "{repo}: the cache has only a part of it ({lacks} is missing), and HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set; unset it and run `blip2-wgpu pull {repo}`"
+    )]
+    OfflinePart {
+        /// The repository.
+        repo: RepoName,
+        /// What is missing.
+        lacks: &'static str,
+    },
+    /// An environment variable that cannot be used.
+    #[error("{variable}: {problem}")]
+    Setting {
+        /// The variable.
+        variable: &'static str,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// The hub sends less than it lists, each time.
+    #[error(
+        "{url}: the hub sends {got} bytes where it lists {listed}; its file is damaged or was changed just now: try again later"
+    )]
+    Short {
+        /// What was asked for.
+        url: String,
+        /// Bytes that came.
+        got: u64,
+        /// Bytes that should have come.
+        listed: u64,
+    },
     /// The hub does not give it.
     #[error("{url}: the hub answers {status}: {problem}; {remedy}")]
     Denied {

@@ -12,7 +12,7 @@ use super::{HubError, HubSettings};
 const MAX_BYTES: u64 = 32 << 20;
 
 /// Files besides the weights that a checkpoint may have.
-const SMALL: [&str; 13] = [
+pub(super) const SMALL: [&str; 13] = [
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",

@@ -15,7 +15,7 @@ use std::time::Duration;
 use ureq::Agent;
 use ureq::config::RedirectAuthHeaders;
 
-pub use cache::Cache;
+pub use cache::{Cache, Held};
 pub use error::HubError;
 pub use listing::{Listing, RemoteFile, RepoName};
 pub use settings::HubSettings;
@@ -59,9 +59,9 @@ impl Hub {
         &self.settings
     }
 
-    /// The folder of a checkpoint that is in the cache, whole, at a revision; no network is used.
-    pub fn cached(&self, repo: &RepoName, revision: &str) -> Option<PathBuf> {
-        self.cache.snapshot(repo, revision)
+    /// What the cache has of a checkpoint at a revision; no network is used.
+    pub fn held(&self, repo: &RepoName, revision: &str) -> Held {
+        self.cache.held(repo, revision)
     }
 
     /// The files of a checkpoint at a revision that this program has use for.
@@ -70,8 +70,13 @@ impl Hub {
     /// Offline, no such repository or revision, no permission, no connection, no checkpoint in it.
     pub fn list(&self, repo: &RepoName, revision: &str) -> Result<Listing, HubError> {
         if self.settings.offline {
-            return Err(HubError::Offline { repo: repo.clone() });
+            let repo = repo.clone();
+            return Err(match self.held(&repo, revision) {
+                Held::Part { lacks, .. } => HubError::OfflinePart { repo, lacks },
+                _ => HubError::Offline { repo },
+            });
         }
+        self.settings.check()?;
         listing::fetch(&self.agent, &self.settings, repo, revision)
     }
 
@@ -86,12 +91,12 @@ impl Hub {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<PathBuf, HubError> {
         let total = listing.bytes();
-        let mut done = 0;
+        let (mut done, mut told) = (0, false);
         for file in &listing.files {
             let blob = self.cache.blob_path(&listing.repo, &file.hash);
             if !is_whole(&blob, file.size) || !self.cache.is_linked(listing, file) {
                 let blob = self.cache.blob(&listing.repo, &file.hash)?;
-                let lock = self.cache.lock(&listing.repo, &file.hash)?;
+                let lock = self.cache.lock(&listing.repo, file, &mut told)?;
                 // While this one waited, another process may have fetched it.
                 if !is_whole(&blob, file.size) {
                     let mut report = |bytes: u64| progress(done + bytes, total);
@@ -118,6 +123,7 @@ impl Hub {
                 repo: listing.repo.clone(),
             });
         }
+        self.settings.check()?;
         let url = format!(
             "{}/{}/resolve/{}/{}",
             self.settings.endpoint, listing.repo, listing.commit, file.name

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::HubError;
+
 const ENDPOINT: &str = "https://huggingface.co";
 
 /// Settings of a [`super::Hub`].
@@ -83,6 +85,34 @@ impl HubSettings {
     }
 }
 
+impl HubSettings {
+    /// Refuses what no request can be made with.
+    pub(super) fn check(&self) -> Result<(), HubError> {
+        let with_scheme = ["http://", "https://"]
+            .iter()
+            .any(|scheme| self.endpoint.starts_with(scheme));
+        if !with_scheme {
+            return Err(HubError::Setting {
+                variable: "HF_ENDPOINT",
+                problem: format!(
+                    "{:?} is no address of a hub; give one that begins with https:// or http://, such as {ENDPOINT}",
+                    self.endpoint
+                ),
+            });
+        }
+        let graphic = |token: &String| token.bytes().all(|byte| byte.is_ascii_graphic());
+        if !self.token.as_ref().is_none_or(graphic) {
+            return Err(HubError::Setting {
+                variable: "HF_TOKEN",
+                problem: "the token (or the file that holds it) has a line break, a space or another character that no \
+                          token has; set it anew"
+                    .into(),
+            });
+        }
+        Ok(())
+    }
+}
+
 /// A path in which `~` at the start is the user's folder.
 fn expand(path: &str, user: &str) -> PathBuf {
     match path.strip_prefix("~/") {
@@ -132,6 +162,27 @@ mod tests {
         assert!(!settings.offline);
         let settings = with(&[("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HOME", "/h")]);
         assert_eq!(settings.cache, PathBuf::from("/old"));
+    }
+
+    #[test]
+    fn what_no_request_can_be_made_with_is_refused_by_its_name() {
+        for good in ["http://mirror:81", "https://huggingface.co/"] {
+            with(&[("HF_ENDPOINT", good), ("HF_TOKEN", "hf_x")])
+                .check()
+                .unwrap();
+        }
+        for (variable, value) in [
+            ("HF_ENDPOINT", "huggingface.co"),
+            ("HF_ENDPOINT", "http://"),
+            ("HF_ENDPOINT", "ftp://x"),
+            ("HF_TOKEN", "hf_a\nhf_b"),
+        ] {
+            let error = with(&[(variable, value)]).check().unwrap_err().to_string();
+            assert!(
+                error.starts_with(variable) && !error.contains("hf_a"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! `advance.wgsl`: ends a greedy decode step on the GPU.
 
-use crate::gpu::{Kernel, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Kernel, ProgramBuilder, READ, WRITE};
 
 use super::row_rules::ROW_RULES;
-use super::word;
+use super::{Bests, word};
 
 pub(super) static ADVANCE: Kernel = Kernel {
     name: "advance",
@@ -14,8 +14,8 @@ pub(super) static ADVANCE: Kernel = Kernel {
 /// Buffers that [`advance`] reads and writes; see the shader for their layouts.
 #[derive(Debug)]
 pub struct Advance<'a> {
-    /// [`super::Choice`] of each row.
-    pub choices: &'a wgpu::Buffer,
+    /// What [`super::argmax`] found in each row.
+    pub bests: &'a Bests,
     /// Each row's rules ([`super::write_row_rules`]), `[rows, rules_stride]`.
     pub rules: &'a wgpu::Buffer,
     /// Columns of `rules`.
@@ -42,7 +42,7 @@ struct Params {
     rows: u32,
     history_stride: u32,
     rules_stride: u32,
-    pad: u32,
+    parts: u32,
 }
 
 /// Appends each row's chosen token, moves it to its next position, ends it at an end token or its greatest length.
@@ -54,19 +54,17 @@ pub fn advance(program: &mut ProgramBuilder, inputs: &Advance) {
             rows: word(inputs.rows),
             history_stride: word(inputs.history_stride),
             rules_stride: word(inputs.rules_stride),
-            pad: 0,
+            parts: word(inputs.bests.parts),
         },
-        [
-            inputs.choices,
-            inputs.rules,
-            inputs.row_info,
-            inputs.row_state,
-            inputs.tokens,
-            inputs.history,
-            inputs.chosen,
-        ]
-        .map(Operand::from)
-        .to_vec(),
+        vec![
+            inputs.bests.of_parts.clone(),
+            inputs.rules.into(),
+            inputs.row_info.into(),
+            inputs.row_state.into(),
+            inputs.tokens.into(),
+            inputs.history.into(),
+            inputs.chosen.into(),
+        ],
         [1, 1, 1],
     );
 }
@@ -75,16 +73,17 @@ pub fn advance(program: &mut ProgramBuilder, inputs: &Advance) {
 mod tests {
     use super::*;
     use crate::generate::GenerationOptions;
-    use crate::gpu::{ActivationPool, Gpu};
+    use crate::gpu::{ActivationPool, Gpu, Operand};
+    use crate::kernels::INACTIVE;
+    use crate::kernels::argmax::Best;
     use crate::kernels::row_rules::rules_of;
     use crate::kernels::testing::gpus;
-    use crate::kernels::{Choice, INACTIVE};
 
-    fn choice(token: u32) -> Choice {
-        Choice {
+    fn best(token: u32, value: f32, sum: f32) -> Best {
+        Best {
             token,
-            value: -1.0,
-            log_sum_exp: 0.5,
+            value,
+            sum,
             pad: 0,
         }
     }
@@ -111,9 +110,21 @@ mod tests {
                 options(3, &[]),
                 options(8, &[2, 9]),
             ]);
-            let choices = gpu
-                .storage_with("choices", &[choice(5), choice(9), choice(6), choice(7)])
+            // Each row in three parts: the best in the first, the last, the middle one; of equals the first counts.
+            let low = |token| best(token, -3.0, 1.5);
+            let of_parts = [
+                [best(5, -1.0, 1.25), low(10), low(11)],
+                [low(1), low(2), best(9, -1.0, 2.0)],
+                [low(1), best(6, -1.0, 2.0), best(8, -1.0, 2.0)],
+                [best(7, -1.0, 2.0), low(8), low(9)],
+            ];
+            let of_parts = gpu
+                .storage_with("bests", of_parts.as_flattened())
                 .expect("small");
+            let bests = Bests {
+                of_parts: Operand::from(&of_parts),
+                parts: 3,
+            };
             let rules = with(&rules);
             let row_info = with(&[0, 40, 1, 41, 2, 42, 3, INACTIVE]);
             let row_state = with(&[4, 0, 4, 1, 4, 2, 4, 1]);
@@ -124,7 +135,7 @@ mod tests {
             advance(
                 &mut program,
                 &Advance {
-                    choices: &choices,
+                    bests: &bests,
                     rules: &rules,
                     rules_stride,
                     row_info: &row_info,
@@ -153,7 +164,8 @@ mod tests {
             let ids: Vec<u32> = steps[1..].iter().map(|step| step[0]).collect();
             assert_eq!(steps[0][0], 2, "two steps");
             assert_eq!(ids, [5, 9, 6, 0, 5, 0, 0, 0]);
-            assert_eq!(f32::from_bits(steps[1][1]), -1.5);
+            let log_probability = -(1.25 + 3.0 * (-2.0_f32).exp()).ln();
+            assert!((f32::from_bits(steps[1][1]) - log_probability).abs() < 1e-6);
         }
     }
 }

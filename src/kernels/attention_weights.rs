@@ -328,6 +328,7 @@ mod tests {
             qkv: &x,
             cache: &cache,
             pages: &pages,
+            rows_are_apart: true,
             heads,
             scale: 1.0,
         };

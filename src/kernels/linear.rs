@@ -3,16 +3,23 @@
 
 mod check;
 mod cooperative;
+mod cooperative_kernels;
+mod passes;
 mod tune;
 mod variant;
 
 use crate::gpu::{Activation, Matrix, Operand, ProgramBuilder, Vector};
 
 use super::{groups, word};
+use cooperative::range_of_k;
+use passes::{add_ranges, range_sums, round_to_f16};
+
 pub(crate) use check::checks;
 #[cfg(test)]
 pub(crate) use check::{CHECKED_ROWS, usable};
 pub use cooperative::CooperativeTile;
+#[cfg(test)]
+pub(crate) use passes::{ADD_RANGES, ROUND_TO_F16};
 pub use tune::{chosen, tune};
 pub(crate) use variant::{KERNELS, NARROW_LANES};
 pub use variant::{LinearVariant, candidates};
@@ -67,7 +74,9 @@ struct Params {
     y_stride: u32,
     y_offset: u32,
     bias_offset: u32,
-    pad: [u32; 2],
+    /// Of K, that a workgroup of `matmul_cooperative` takes.
+    range: u32,
+    pad: u32,
 }
 
 /// `activate(x · weightᵀ + bias)`, `[rows, in]` → `[rows, out]`.
@@ -112,7 +121,7 @@ pub fn linear_into(program: &mut ProgramBuilder, x: &Activation, layer: &Linear,
     record(program, x, layer, Activate::Identity, y, true);
 }
 
-/// One dispatch for each part of the weight.
+/// Records the product by the kernel that is chosen for it.
 fn record(
     program: &mut ProgramBuilder,
     x: &Activation,
@@ -128,6 +137,7 @@ fn record(
     record_with(program, variant, x, layer, activate, y, accumulate);
 }
 
+/// One dispatch for each part of the weight, with what the variant needs before and after it.
 fn record_with(
     program: &mut ProgramBuilder,
     variant: LinearVariant,
@@ -138,39 +148,73 @@ fn record_with(
     accumulate: bool,
 ) {
     let shape = variant.shape(x.rows, layer.weight.format);
+    let tile = match variant {
+        LinearVariant::Cooperative(tile) => Some(tile),
+        _ => None,
+    };
+    let range = match tile {
+        Some(_) => range_of_k(x.rows, layer.weight.rows, x.columns),
+        None => x.columns,
+    };
+    let ranges = x.columns.div_ceil(range);
+    // Without a bias the binding still needs a buffer; the shader does not read it.
+    let bias = layer
+        .bias
+        .as_ref()
+        .map_or_else(|| x.operand(), |bias| Operand::from(&bias.buffer));
+    let end = vec![
+        ("ACTIVATION", activate.constant()),
+        ("HAS_BIAS", f64::from(u8::from(layer.bias.is_some()))),
+        ("ACCUMULATE", f64::from(u8::from(accumulate))),
+    ];
+    let x_operand = if tile.is_some_and(CooperativeTile::is_rounded) {
+        round_to_f16(program, x).operand()
+    } else {
+        x.operand()
+    };
     for part in &layer.weight.parts {
-        let mut constants = shape.constants.clone();
-        constants.extend([
-            ("ACTIVATION", activate.constant()),
-            ("HAS_BIAS", f64::from(u8::from(layer.bias.is_some()))),
-            ("ACCUMULATE", f64::from(u8::from(accumulate))),
-        ]);
-        // Without a bias the binding still needs a buffer; the shader does not read it.
-        let bias = layer
-            .bias
-            .as_ref()
-            .map_or_else(|| x.operand(), |bias| Operand::from(&bias.buffer));
+        let params = Params {
+            rows: word(x.rows),
+            out_features: word(part.rows),
+            in_features: word(x.columns),
+            y_stride: word(y.columns),
+            y_offset: word(part.first_row),
+            bias_offset: word(part.first_row),
+            range: word(range),
+            pad: 0,
+        };
+        let sums = (ranges > 1).then(|| range_sums(program, ranges, x.rows, part.rows));
+        let result = sums.as_ref().unwrap_or(y);
+        // Sums that are still to be added up have no end of their own.
+        let own_end = if sums.is_some() {
+            NO_END.to_vec()
+        } else {
+            end.clone()
+        };
         program.dispatch(
             shape.kernel,
-            constants,
-            &Params {
-                rows: word(x.rows),
-                out_features: word(part.rows),
-                in_features: word(x.columns),
-                y_stride: word(y.columns),
-                y_offset: word(part.first_row),
-                bias_offset: word(part.first_row),
-                pad: [0; 2],
-            },
-            vec![x.operand(), Operand::from(&part.buffer), bias, y.operand()],
+            [shape.constants.clone(), own_end].concat(),
+            &params,
+            vec![
+                x_operand.clone(),
+                Operand::from(&part.buffer),
+                bias.clone(),
+                result.operand(),
+            ],
             [
                 groups(part.rows, shape.tile_columns),
                 groups(x.rows, shape.tile_rows),
-                1,
+                word(ranges),
             ],
         );
+        if let Some(sums) = sums {
+            add_ranges(program, &sums, ranges, end.clone(), params, bias.clone(), y);
+        }
     }
 }
+
+/// No activation, bias or residual.
+const NO_END: [(&str, f64); 3] = [("ACTIVATION", 0.0), ("HAS_BIAS", 0.0), ("ACCUMULATE", 0.0)];
 
 /// Plain-Rust twin of [`linear`] and [`linear_into`] (`old` is the value added to), in f64.
 fn reference(

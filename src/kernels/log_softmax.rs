@@ -3,7 +3,7 @@
 use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::row_rules::ROW_RULES;
-use super::word;
+use super::{threads_of_logits, word};
 
 pub(super) static LOG_SOFTMAX: Kernel = Kernel {
     name: "log_softmax",
@@ -28,9 +28,20 @@ pub fn log_softmax(
     rules: &wgpu::Buffer,
     rules_stride: usize,
 ) {
+    let threads = threads_of_logits(program.gpu());
+    record(program, logits, rules, rules_stride, threads);
+}
+
+fn record(
+    program: &mut ProgramBuilder,
+    logits: &Activation,
+    rules: &wgpu::Buffer,
+    rules_stride: usize,
+    threads: u32,
+) {
     program.dispatch(
         &LOG_SOFTMAX,
-        vec![],
+        vec![("WORKGROUP_SIZE", f64::from(threads))],
         &Params {
             rows: word(logits.rows),
             vocab: word(logits.columns),
@@ -58,18 +69,27 @@ mod tests {
         let (rules, rules_stride) = rules_of(&[3, 1, 2].map(with_beams));
         for gpu in gpus() {
             let rules = gpu.storage_with("rules", &rules).expect("small");
-            for vocab in [1, 3, 256, 1031] {
+            let most = gpu.capabilities().invocations;
+            let all = [
+                (256, 1),
+                (256, 3),
+                (256, 256),
+                (256, 1031),
+                (1024, 3),
+                (1024, 2059),
+            ];
+            for (threads, vocab) in all.into_iter().filter(|(threads, _)| *threads <= most) {
                 let logits: Vec<f32> = Random(8).vec(3 * vocab).iter().map(|v| v * 40.0).collect();
                 let x = upload(gpu, &logits, 3, vocab);
                 let ours = run(gpu, |program| {
-                    log_softmax(program, &x, &rules, rules_stride);
+                    record(program, &x, &rules, rules_stride, threads);
                     x.clone()
                 });
                 let mut twin = logits.clone();
                 for row in [0, 2] {
                     crate::generate::log_softmax(&mut twin[row * vocab..][..vocab]);
                 }
-                assert_close(&ours, &twin, 1e-6, &format!("{vocab}"));
+                assert_close(&ours, &twin, 1e-6, &format!("{vocab} by {threads}"));
             }
         }
     }

@@ -38,7 +38,7 @@ mod validate;
 mod weights;
 
 pub use advance::{Advance, advance};
-pub use argmax::{Choice, argmax};
+pub use argmax::{Bests, argmax};
 pub use attention::{
     Attention, AttentionVariant, Heads, View, attention, attention_candidates, attention_with,
     self_attention,
@@ -82,6 +82,23 @@ use linear::NARROW_LANES;
 fn groups(count: usize, size: usize) -> u32 {
     word(count.div_ceil(size))
 }
+
+/// Whether the device is a GPU, with room for thousands of threads: where a kernel has few rows, it takes all the threads it
+/// can use for each. Where the CPU plays the GPU, threads only cost.
+fn is_wide(gpu: &crate::gpu::Gpu) -> bool {
+    gpu.info().device_type != wgpu::DeviceType::Cpu
+}
+
+/// Threads of a workgroup that walks a whole row of logits.
+fn threads_of_logits(gpu: &crate::gpu::Gpu) -> u32 {
+    match gpu.capabilities().invocations {
+        WIDE_ROW.. if is_wide(gpu) => WIDE_ROW,
+        _ => 256,
+    }
+}
+
+/// As many as one row of logits can use (unmeasured).
+const WIDE_ROW: u32 = 1024;
 
 /// A size as a shader sees it. Buffers are far smaller than 2³² values, so this cannot be exceeded.
 fn word(value: usize) -> u32 {

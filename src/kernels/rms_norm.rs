@@ -1,12 +1,19 @@
-//! `rms_norm.wgsl`: root-mean-square normalisation over rows.
+//! `rms_norm.wgsl`, `rms_norm_vec4.wgsl`: root-mean-square normalisation over rows.
 
 use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, Vector, WRITE};
 
-use super::word;
+use super::layer_norm::{norm_threads, vec4_constants};
+use super::{is_wide, word};
 
 pub(super) static RMS_NORM: Kernel = Kernel {
     name: "rms_norm",
     wgsl: &[include_str!("../../shaders/rms_norm.wgsl")],
+    bindings: &[READ, READ, WRITE],
+};
+
+pub(super) static RMS_NORM_VEC4: Kernel = Kernel {
+    name: "rms_norm_vec4",
+    wgsl: &[include_str!("../../shaders/rms_norm_vec4.wgsl")],
     bindings: &[READ, READ, WRITE],
 };
 
@@ -32,11 +39,25 @@ struct Params {
 
 /// `x / √(mean(x²) + eps) · weight · factor` for each row of `x`, `[rows, width]`.
 pub fn rms_norm(program: &mut ProgramBuilder, x: &Activation, norm: &RmsNorm) -> Activation {
+    let threads = norm_threads(is_wide(program.gpu()), x.columns);
+    record(program, x, norm, threads)
+}
+
+fn record(
+    program: &mut ProgramBuilder,
+    x: &Activation,
+    norm: &RmsNorm,
+    threads: usize,
+) -> Activation {
     debug_assert_eq!(x.columns, norm.weight.len);
     let y = program.activation(x.rows, x.columns);
+    let (kernel, constants) = match vec4_constants(x.columns, threads) {
+        Some(constants) => (&RMS_NORM_VEC4, constants),
+        None => (&RMS_NORM, vec![]),
+    };
     program.dispatch(
-        &RMS_NORM,
-        vec![],
+        kernel,
+        constants,
         &Params {
             width: word(x.columns),
             eps: norm.eps,
@@ -72,8 +93,19 @@ mod tests {
     #[test]
     fn equals_its_twin() {
         for gpu in gpus() {
-            for (rows, width, factor) in [(1, 1, 1.0), (3, 40, 0.25), (5, 63, 1.0), (2, 2048, 2.0)]
+            let sizes = [
+                (1, 1, 1.0),
+                (5, 63, 1.0),
+                (3, 40, 0.25),
+                (2, 2048, 2.0),
+                (1, 6144, 1.0),
+                (1, 6148, 1.0),
+            ];
+            for ((rows, width, factor), is_wide) in sizes
+                .into_iter()
+                .flat_map(|size| [(size, false), (size, true)])
             {
+                let threads = norm_threads(is_wide, width);
                 let mut random = Random(rows as u64);
                 // A mean far from zero stays; a row of nearly nothing shows eps.
                 let mut values: Vec<f32> =
@@ -88,9 +120,9 @@ mod tests {
                     factor,
                 };
                 let x = upload(gpu, &values, rows, width);
-                let ours = run(gpu, |program| rms_norm(program, &x, &norm));
+                let ours = run(gpu, |program| record(program, &x, &norm, threads));
                 let twin = reference(&values, &weight, 1e-6, factor);
-                assert_close(&ours, &twin, 1e-6, &format!("{rows}x{width}"));
+                assert_close(&ours, &twin, 1e-6, &format!("{rows}x{width} by {threads}"));
             }
         }
     }

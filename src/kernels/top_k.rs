@@ -2,7 +2,7 @@
 
 use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
-use super::word;
+use super::{threads_of_logits, word};
 
 pub(super) static TOP_K: Kernel = Kernel {
     name: "top_k",
@@ -33,10 +33,21 @@ pub fn top_k(
     top: &wgpu::Buffer,
     log_sum_exp: &wgpu::Buffer,
 ) {
+    let threads = threads_of_logits(program.gpu());
+    record(program, logits, k, [top, log_sum_exp], threads);
+}
+
+fn record(
+    program: &mut ProgramBuilder,
+    logits: &Activation,
+    k: usize,
+    [top, log_sum_exp]: [&wgpu::Buffer; 2],
+    threads: u32,
+) {
     debug_assert!(k <= MAX_TOP_K);
     program.dispatch(
         &TOP_K,
-        vec![],
+        vec![("WORKGROUP_SIZE", f64::from(threads))],
         &Params {
             rows: word(logits.rows),
             vocab: word(logits.columns),
@@ -63,7 +74,15 @@ mod tests {
     #[test]
     fn equals_its_twin_ties_included() {
         for gpu in gpus() {
-            for (vocab, k) in [(5, 5), (300, 20), (50_273, 50), (1000, 256)] {
+            let few = [64, 256].map(|threads| (threads, 1000, 256));
+            let many = [(1024, 50_273, 50), (1024, 1031, 256), (1024, 5, 5)];
+            let most = gpu.capabilities().invocations;
+            for (threads, vocab, k) in [(256, 5, 5), (256, 300, 20), (256, 50_273, 50)]
+                .into_iter()
+                .chain(few)
+                .chain(many)
+                .filter(|(threads, ..)| *threads <= most)
+            {
                 let rows = 3;
                 // Rounded values: many ties.
                 let logits: Vec<f32> = Random(k as u64)
@@ -75,7 +94,7 @@ mod tests {
                 let top = gpu.storage("top", (rows * k * 8) as u64).expect("small");
                 let sums = gpu.storage("sums", (rows * 4) as u64).expect("small");
                 let mut program = ProgramBuilder::new(gpu, "top_k");
-                top_k(&mut program, &x, k, &top, &sums);
+                record(&mut program, &x, k, [&top, &sums], threads);
                 program
                     .finish(&ActivationPool::default())
                     .expect("valid")
@@ -89,7 +108,7 @@ mod tests {
                         .iter()
                         .map(|candidate| [candidate.token, candidate.score.to_bits()])
                         .collect();
-                    assert_eq!(ours[row * k..][..k], twin, "{vocab} {k}");
+                    assert_eq!(ours[row * k..][..k], twin, "{vocab} {k} by {threads}");
                     let sum: f64 = logits.iter().map(|&v| f64::from(v).exp()).sum();
                     assert!((f64::from(sums[row]) - sum.ln()).abs() < 1e-4);
                 }

@@ -25,6 +25,9 @@ fn others() -> Vec<&'static Kernel> {
         &gate::GATE,
         &gather_rows::GATHER_ROWS,
         &layer_norm::LAYER_NORM,
+        &layer_norm::LAYER_NORM_VEC4,
+        &linear::ADD_RANGES,
+        &linear::ROUND_TO_F16,
         &log_softmax::LOG_SOFTMAX,
         &max_over_queries::MAX_OVER_QUERIES,
         &mean_rows::MEAN_ROWS,
@@ -33,6 +36,7 @@ fn others() -> Vec<&'static Kernel> {
         &patchify::PATCHIFY,
         &process_logits::PROCESS_LOGITS,
         &rms_norm::RMS_NORM,
+        &rms_norm::RMS_NORM_VEC4,
         &store_kv::STORE_KV,
         &top_k::TOP_K,
     ]
@@ -166,7 +170,7 @@ fn every_shader_with_an_entry_point_belongs_to_a_kernel() {
 fn every_variant_of_every_gpu_is_valid_and_fits_its_workgroup_memory() {
     let mut compiled = BTreeSet::new();
     for capabilities in imagined_gpus() {
-        for rows in [1, 3, 8, 32, 257, 2056] {
+        for rows in [1, 3, 8, 12, 32, 40, 64, 257, 2056] {
             for variant in candidates(&capabilities, rows) {
                 for format in WeightFormat::ALL {
                     let shape = variant.shape(rows, format);
@@ -193,6 +197,35 @@ fn every_variant_of_every_gpu_is_valid_and_fits_its_workgroup_memory() {
     }
     let cooperative = |name: &&String| name.starts_with("matmul_cooperative");
     assert!(compiled.iter().filter(cooperative).count() > 20);
+}
+
+/// The kernels that give a row more threads where the device has more.
+#[test]
+fn every_variant_of_the_kernels_of_a_decode_step_is_valid_and_fits_its_workgroup_memory() {
+    let least = 16 << 10;
+    for is_wide in [false, true] {
+        for width in [88, 768, 1408, 2048, 2560, 4096, 6144] {
+            let threads = layer_norm::norm_threads(is_wide, width);
+            let Some(constants) = layer_norm::vec4_constants(width, threads) else {
+                continue;
+            };
+            for kernel in [&layer_norm::LAYER_NORM_VEC4, &rms_norm::RMS_NORM_VEC4] {
+                assert!(compile(kernel, &constants) <= least);
+            }
+        }
+        for rows_are_apart in [false, true] {
+            let groups = attention_cached::groups(is_wide, rows_are_apart);
+            let constants = attention_cached::constants(groups, rows_are_apart);
+            let kernel = &attention_cached::ATTENTION_CACHED_VEC4;
+            assert!(compile(kernel, &constants) <= least);
+        }
+    }
+    for threads in [256, WIDE_ROW] {
+        let constants = vec![("WORKGROUP_SIZE", f64::from(threads))];
+        for kernel in [&top_k::TOP_K, &log_softmax::LOG_SOFTMAX] {
+            assert!(compile(kernel, &constants) <= least);
+        }
+    }
 }
 
 /// What an NVIDIA GPU, an Apple GPU, an AMD GPU with two widths of subgroups and the least device have for our kernels.

@@ -177,7 +177,7 @@ impl LanguageModel {
     ) -> Activation {
         match self {
             Self::Opt(opt) => {
-                let hidden = opt.forward(program, prompts);
+                let hidden = opt.prefill(program, prompts);
                 gather_rows(program, &hidden, ends.last_rows, ends.count)
             }
             Self::T5(t5) => {
@@ -200,7 +200,7 @@ impl LanguageModel {
     /// The next tokens of sequences that are prefilled → their hidden states `[rows, hidden]`, before the final norm.
     pub fn decode(&self, program: &mut ProgramBuilder, rows: &InputRows) -> Activation {
         match self {
-            Self::Opt(opt) => opt.forward(program, rows),
+            Self::Opt(opt) => opt.decode(program, rows),
             Self::T5(t5) => t5.decode(program, rows),
         }
     }

@@ -6,9 +6,8 @@
 
 use crate::gpu::{Activation, Gpu, GpuError, Matrix, ProgramBuilder};
 use crate::kernels::{
-    Activate, CachedAttention, EmbedTokens, Heads, KvLayer, LayerNorm, Linear, Pages, Positions,
-    attention_cached, embed_tokens, layer_norm, linear, linear_into, linear_to, store_kv, tap,
-    tap_attention_cached,
+    Activate, CachedAttention, EmbedTokens, Heads, LayerNorm, Linear, Positions, attention_cached,
+    embed_tokens, layer_norm, linear, linear_into, linear_to, tap, tap_attention_cached,
 };
 use crate::weights::{UploadError, Uploader};
 
@@ -137,7 +136,21 @@ impl Opt {
 
     /// Rows of tokens or of the image → last hidden states `[rows, hidden]`, before the final norm; their keys and
     /// values go into the cache.
-    pub fn forward(&self, program: &mut ProgramBuilder, rows: &InputRows) -> Activation {
+    pub fn prefill(&self, program: &mut ProgramBuilder, rows: &InputRows) -> Activation {
+        self.forward(program, rows, false)
+    }
+
+    /// [`Opt::prefill`] for the next tokens of sequences, one row each.
+    pub fn decode(&self, program: &mut ProgramBuilder, rows: &InputRows) -> Activation {
+        self.forward(program, rows, true)
+    }
+
+    fn forward(
+        &self,
+        program: &mut ProgramBuilder,
+        rows: &InputRows,
+        rows_are_apart: bool,
+    ) -> Activation {
         let hidden = embed_tokens(
             program,
             &EmbedTokens {
@@ -154,14 +167,26 @@ impl Opt {
         );
         tap(program, &hidden, || "opt.embeddings_with_positions".into());
         for (index, (layer, cache)) in self.layers.iter().zip(rows.cache.layers()).enumerate() {
-            self.layer(
-                program,
-                (index, layer),
-                &hidden,
+            let normed = layer_norm(program, &hidden, &layer.self_attn_layer_norm);
+            let qkv = linear(program, &normed, &layer.qkv, Activate::Identity); // [rows, 3 · width]
+            let inputs = CachedAttention {
+                qkv: &qkv,
                 cache,
-                rows.pages,
-                rows.visual.rows,
-            );
+                pages: rows.pages,
+                rows_are_apart,
+                heads: self.heads,
+                scale: self.heads.scale(),
+            };
+            let context = attention_cached(program, &inputs);
+            // Where attention is kept, it is that of all rows to the positions of the image, if they are of one image.
+            tap_attention_cached(program, &inputs, rows.visual.rows, || {
+                format!("opt.layer.{index}.attention")
+            });
+            linear_into(program, &context, &layer.out_proj, &hidden);
+
+            let normed = layer_norm(program, &hidden, &layer.final_layer_norm);
+            let inner = linear(program, &normed, &layer.fc1, self.activate);
+            linear_into(program, &inner, &layer.fc2, &hidden);
             tap(program, &hidden, || format!("opt.layer.{index}"));
         }
         hidden
@@ -173,38 +198,6 @@ impl Opt {
         tap(program, &normed, || "opt.final_norm".into());
         linear_to(program, &normed, &self.lm_head, Activate::Identity, logits);
         tap(program, logits, || "logits".into());
-    }
-
-    /// Adds one pre-norm layer to the residual stream `hidden` `[rows, width]`. Where attention is kept, it is that of
-    /// all rows to the first `visual_positions`: those of the image, if the program's rows are of one image.
-    fn layer(
-        &self,
-        program: &mut ProgramBuilder,
-        (index, layer): (usize, &Layer),
-        hidden: &Activation,
-        cache: &KvLayer,
-        pages: &Pages,
-        visual_positions: usize,
-    ) {
-        let normed = layer_norm(program, hidden, &layer.self_attn_layer_norm);
-        let qkv = linear(program, &normed, &layer.qkv, Activate::Identity); // [rows, 3 · width]
-        store_kv(program, &qkv, cache, pages);
-        let inputs = CachedAttention {
-            qkv: &qkv,
-            cache,
-            pages,
-            heads: self.heads,
-            scale: self.heads.scale(),
-        };
-        let context = attention_cached(program, &inputs);
-        tap_attention_cached(program, &inputs, visual_positions, || {
-            format!("opt.layer.{index}.attention")
-        });
-        linear_into(program, &context, &layer.out_proj, hidden);
-
-        let normed = layer_norm(program, hidden, &layer.final_layer_norm);
-        let inner = linear(program, &normed, &layer.fc1, self.activate);
-        linear_into(program, &inner, &layer.fc2, hidden);
     }
 }
 

@@ -90,7 +90,7 @@ impl<'a> AttentionReader<'a> {
             pages: &pages,
             prompt_lengths: &tokens, // no encoder reads it
         };
-        opt.forward(&mut program, &inputs);
+        opt.prefill(&mut program, &inputs);
         let program = program.finish(&self.pool)?;
         program.run(self.gpu);
         Ok(Some(mean_over_layers(self.gpu, program.taps()).await?))

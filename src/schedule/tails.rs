@@ -66,16 +66,15 @@ impl GreedyTail {
     pub(super) fn record(gpu: &Gpu, session: &Session, key: TailKey) -> Result<Self, GpuError> {
         let rows = key.rows;
         let chosen_bytes = 8 * (1 + MAX_WINDOW * rows) as u64;
-        let choices = gpu.storage("choices", 16 * rows as u64)?;
         let chosen = gpu.storage("chosen", chosen_bytes)?;
         let mut program = ProgramBuilder::new(gpu, "greedy");
         let (logits, tables) = session.logits(&key);
         record_processors(&mut program, session, &key, &logits, tables);
-        argmax(&mut program, &logits, &choices);
+        let bests = argmax(&mut program, &logits);
         advance(
             &mut program,
             &Advance {
-                choices: &choices,
+                bests: &bests,
                 rules: &tables.rules,
                 rules_stride: session.shape.rules_stride,
                 row_info: &session.row_info,

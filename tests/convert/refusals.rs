@@ -268,3 +268,51 @@ fn an_index_of_pytorchs_shards_is_read_with_care() {
         &["x.bin", "cannot be read"],
     );
 }
+
+#[test]
+fn what_a_stopped_conversion_left_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let left = |process: &str| folder.path().join(format!("out.unfinished-{process}"));
+    // No process has such a number; this one lives, and so do the numbers of other folders.
+    let (gone, alive) = (left("4294967290"), left(&std::process::id().to_string()));
+    let other = folder.path().join("other.unfinished-4294967290");
+    for path in [&gone, &alive, &other] {
+        std::fs::create_dir(path).unwrap();
+        std::fs::write(path.join("model.safetensors"), "half").unwrap();
+    }
+    let lock = std::fs::File::create(alive.join(".lock")).unwrap();
+    lock.lock().unwrap();
+    let unlocked = left("1"); // lives, but does not hold the lock: its number went to another
+    std::fs::create_dir(&unlocked).unwrap();
+    std::fs::write(unlocked.join(".lock"), "").unwrap();
+    let run = convert_run(&data("lavis_pretrained.pth"), &out, &LAVIS).exits(0);
+    run.says(&["warn: ", "out.unfinished-4294967290: removed"]);
+    assert_eq!(
+        (unlocked.exists(), alive.exists(), other.exists()),
+        (false, true, true)
+    );
+    #[cfg(target_os = "linux")]
+    assert!(!gone.exists());
+    assert!(!out.join(".lock").exists());
+}
+
+#[test]
+fn a_folder_to_make_needs_one_to_lie_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("missing/out");
+    let run = convert_run(&data("lavis_pretrained.pth"), &out, &LAVIS).exits(1);
+    run.one_error(&["missing: is no folder", "make it first", "out"]);
+}
+
+#[test]
+fn files_that_were_not_needed_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let run = convert_run(&data("lavis_caption.pth"), &out, &LAVIS).exits(0);
+    let run = run.says(&["--vit", "eva_vit.pth: not used", "lavis_caption.pth"]);
+    assert!(
+        !run.stderr.iter().any(|line| line.contains("--llm")),
+        "{run:#?}"
+    );
+}

@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 
 use crate::Error;
 use crate::eval::{
-    CaptionData, CaptionPair, Case, Figure, ImageFolder, Predictions, ResultFields, score_captions,
+    CaptionData, CaptionPair, Case, EvalError, Figure, ImageFolder, Predictions, ResultFields,
+    score_captions,
 };
 use crate::task::{Ask, CaptionOptions, check_caption_options};
 
@@ -14,10 +15,10 @@ use super::finish::{
     Measured, Outcome, finish, report_empty, report_missing, report_unknown, thumbnail_of,
 };
 use super::predict::{Job, run_jobs};
-use super::{CaptionArgs, DataArgs, PartArgs, TruthArgs, make_folder, settings};
+use super::{CaptionArgs, DataArgs, PartArgs, TruthArgs, make_folder, settings, with_limit};
 use crate::cli::Shared;
 use crate::cli::output::Output;
-use crate::cli::score::caption_scores_json;
+use crate::cli::score::{caption_scores_json, name_each};
 
 /// mmpretrain's figures for blip2-opt-2.7b, zero-shot, on COCO's Karpathy split.
 const PUBLISHED: [(&str, f64); 2] = [("Bleu_4", 0.3290), ("CIDEr", 1.1110)];
@@ -49,10 +50,11 @@ pub(super) async fn run(
     let settings = settings(
         "caption",
         shared,
-        &args.truth.annotations,
-        args.generation.given(),
+        &args.data.images,
+        &[("annotations", &args.truth.annotations)],
         image_size,
-    );
+        with_limit(args.generation.given(), args.part.limit),
+    )?;
     let file = args.part.file(&args.data.out, "predictions", "jsonl");
     let mut predictions = Predictions::open(&file, ResultFields::CAPTION, &settings)?;
 
@@ -89,6 +91,7 @@ pub(super) async fn run(
         )
         .await?;
     }
+    predictions.begin()?;
     let truth = Truth {
         args: &args.data,
         part: &args.part,
@@ -116,15 +119,15 @@ pub(super) fn finish_merged(
 ) -> Result<Outcome, Error> {
     let data = CaptionData::read(&truth.annotations, &truth.split)?;
     let mut folder = ImageFolder::open(&args.images)?;
-    let missing = data
-        .images
-        .iter()
-        .map(|image| &image.id)
-        .filter(|id| predictions.get(id).is_none());
+    let part = PartArgs::whole(settings);
+    let ids = data.images.iter().map(|image| &image.id).enumerate();
+    let missing = ids
+        .filter(|(index, id)| part.has(*index) && predictions.get(id).is_none())
+        .map(|(_, id)| id);
     let complete = report_missing(missing, &data.file, output);
     let truth = Truth {
         args,
-        part: &PartArgs::ALL,
+        part: &part,
         data: &data,
     };
     Ok(truth
@@ -143,21 +146,33 @@ impl Truth<'_> {
     ) -> Result<Outcome, Error> {
         let Self { args, part, data } = self;
         let captions = data.captions();
-        let mut indices = Vec::new();
-        let mut pairs = Vec::new();
+        let mut said = Vec::new();
+        let (mut indices, mut pairs, mut unjudged) = (Vec::new(), Vec::new(), Vec::new());
         for (index, image) in data.images.iter().enumerate() {
             let text = predictions.get(&image.id).and_then(Value::as_str);
-            if let (true, Some(candidate)) = (part.has(index), text) {
-                indices.push(index);
-                pairs.push(CaptionPair {
-                    candidate,
-                    references: captions[index].clone(),
+            let (true, Some(candidate)) = (part.has(index), text) else {
+                continue;
+            };
+            said.push((&image.id, candidate));
+            if captions[index].is_empty() {
+                unjudged.push(EvalError::Item {
+                    file: data.file.clone(),
+                    item: format!("image {}", image.id),
+                    problem: "has no caption to be judged by; the metrics leave it out".into(),
                 });
+                continue;
             }
+            indices.push(index);
+            pairs.push(CaptionPair {
+                candidate,
+                references: captions[index].clone(),
+            });
         }
-        let said = indices.iter().zip(&pairs);
-        let said = said.map(|(&index, pair)| (&data.images[index].id, pair.candidate));
-        report_empty(predictions, said, output);
+        report_empty(predictions, said.iter().copied(), output);
+        // A test split has no captions at all: there is nothing to measure, but something to hand in.
+        if !data.texts.is_empty() {
+            name_each(&unjudged, &|line| output.warning(line));
+        }
         let ids = data.images.iter().map(|image| &image.id);
         let all_known = report_unknown(predictions, ids, &data.file, output);
         let scores = score_captions(&pairs);
@@ -179,7 +194,10 @@ impl Truth<'_> {
                 score: format!("CIDEr {:.3}", scores.images[place].cider),
             }
         });
-        let json = caption_scores_json(&scores);
+        let json = match pairs.is_empty() {
+            false => caption_scores_json(&scores),
+            true => Map::new(),
+        };
         let figures = json.iter().map(|(name, value)| {
             let published = PUBLISHED.iter().find(|(published, _)| published == name);
             Figure {
@@ -190,11 +208,13 @@ impl Truth<'_> {
         });
         let measured = Measured {
             title: "Captions".into(),
-            items: pairs.len(),
+            dataset: data.file.clone(),
+            items: said.len(),
+            wanted: part.count(data.images.len()),
             figures: figures.collect(),
             published_for: PUBLISHED_FOR,
             cases: cases.collect(),
-            official: predictions.official(indices.iter().map(|&index| &data.images[index].id)),
+            official: predictions.official(ResultFields::CAPTION, said.iter().map(|&(id, _)| id)),
             decimals: 4,
             metrics: json,
         };

@@ -1,6 +1,6 @@
 //! What every evaluation ends with: results in the official format, metrics, and the report.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -15,8 +15,12 @@ use crate::cli::score;
 /// A measured run.
 pub(super) struct Measured {
     pub title: String,
+    /// The file of the truth.
+    pub dataset: PathBuf,
     /// Items that have a prediction.
     pub items: usize,
+    /// Items that should have one.
+    pub wanted: usize,
     pub figures: Vec<Figure>,
     pub published_for: &'static str,
     pub cases: Vec<Case>,
@@ -44,6 +48,17 @@ pub(super) fn finish(
     measured: Measured,
     output: &Output,
 ) -> Result<Outcome, Error> {
+    if measured.wanted == 0 {
+        output.note(&format!(
+            "{}: no item falls to this part, so there is nothing to do",
+            out.display()
+        ));
+        return Ok(Outcome {
+            all_well: true,
+            metrics: Map::new(),
+            decimals: measured.decimals,
+        });
+    }
     if measured.items == 0 {
         output.error(&format!(
             "{}: no item was done, so there is nothing to measure",
@@ -59,8 +74,19 @@ pub(super) fn finish(
         &part.file(out, "results", "json"),
         &format!("{}\n", measured.official),
     )?;
-    let metrics = Value::Object(measured.metrics.clone());
-    write_whole(&part.file(out, "metrics", "json"), &format!("{metrics}\n"))?;
+    let metrics = part.file(out, "metrics", "json");
+    if measured.metrics.is_empty() {
+        output.note(&format!(
+            "{}: nothing in it to measure by, so there are no metrics; {} is there to be handed in",
+            measured.dataset.display(),
+            part.file(out, "results", "json").display()
+        ));
+        // What an earlier run with the truth left would be taken for this one's.
+        let _ = std::fs::remove_file(&metrics);
+    } else {
+        let scores = Value::Object(measured.metrics.clone());
+        write_whole(&metrics, &format!("{scores}\n"))?;
+    }
     let report = Report {
         title: measured.title,
         settings: settings
@@ -79,11 +105,13 @@ pub(super) fn finish(
         Some(format!("{} {published}", figure.name))
     });
     let published: Vec<_> = published.collect();
-    output.detail(&format!(
-        "published: {} ({})",
-        published.join(", "),
-        report.published_for
-    ));
+    if !published.is_empty() {
+        output.detail(&format!(
+            "published: {} ({})",
+            published.join(", "),
+            report.published_for
+        ));
+    }
     Ok(Outcome {
         all_well: true,
         metrics: measured.metrics,

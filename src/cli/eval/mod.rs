@@ -7,9 +7,11 @@ mod retrieval;
 mod scenes;
 mod vqa;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use clap::builder::TypedValueParser;
 
@@ -18,9 +20,10 @@ use crate::eval::{EvalError, Predictions, ResultFields, Shard, VqaRules};
 use crate::kernels::MAX_KEPT;
 use crate::task::Preset;
 
-use super::Shared;
 use super::generation::{BatchSize, GenerationArgs, parse_batch_size};
 use super::output::Output;
+use super::results::model_fingerprint;
+use super::{DEMO, Shared};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -102,7 +105,7 @@ struct QuestionArgs {
 #[derive(Debug, clap::Args)]
 struct PartArgs {
     /// Only the first N images or questions
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
     limit: Option<usize>,
     /// Only part i of n (of the first N, with --limit); `eval merge` joins the parts
     #[arg(long, value_name = "i/n")]
@@ -146,13 +149,20 @@ pub(super) struct RetrievalArgs {
     #[command(flatten)]
     truth: TruthArgs,
     /// Only the first N images and their texts, which are then also the only candidates
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
     limit: Option<usize>,
     /// Only the queries of part i of n; `eval merge` joins the parts
     #[arg(long, value_name = "i/n")]
     shard: Option<Shard>,
     #[command(flatten)]
     ranking: RankingArgs,
+}
+
+/// A number of items.
+fn at_least_one() -> impl TypedValueParser<Value = usize> {
+    clap::value_parser!(u32)
+        .range(1..)
+        .map(|count| usize::try_from(count).unwrap_or(usize::MAX))
 }
 
 /// How to rank.
@@ -187,7 +197,7 @@ pub(super) struct ScenesArgs {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Only the first N scenes
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
     limit: Option<usize>,
     /// Candidates that retrieval re-ranks
     #[arg(long, value_name = "N", default_value_t = 16)]
@@ -233,11 +243,19 @@ impl PartArgs {
             && self.shard.is_none_or(|shard| shard.has(index))
     }
 
-    /// All of it.
-    const ALL: Self = Self {
-        limit: None,
-        shard: None,
-    };
+    /// All that a run of these settings does in its shards.
+    fn whole(settings: &Map<String, Value>) -> Self {
+        let limit = settings.get(LIMIT).and_then(Value::as_str);
+        Self {
+            limit: limit.and_then(|limit| limit.parse().ok()),
+            shard: None,
+        }
+    }
+
+    /// How many of `count` items are to be run.
+    fn count(&self, count: usize) -> usize {
+        (0..count).filter(|&index| self.has(index)).count()
+    }
 
     /// A file's name, with the shard in it: shards may share a folder.
     fn file(&self, out: &Path, name: &str, extension: &str) -> PathBuf {
@@ -250,37 +268,101 @@ impl PartArgs {
     }
 }
 
-/// What a run's predictions depend on; a run is gone on with only if all of it is the same.
+/// What a run's predictions depend on; a run is gone on with only if all of it is the same. `truths` are the files that
+/// say what is asked, each with what it is; names are noted for readers, contents are compared.
 fn settings(
     task: &str,
     shared: &Shared,
-    dataset: &Path,
-    given: std::collections::BTreeMap<String, String>,
+    images: &Path,
+    truths: &[(&str, &Path)],
     image_size: Option<u32>,
-) -> Map<String, Value> {
-    let name = |path: &Path| {
-        path.file_name()
-            .unwrap_or(path.as_os_str())
-            .to_string_lossy()
-            .into_owned()
-    };
+    given: BTreeMap<String, String>,
+) -> Result<Map<String, Value>, Error> {
+    let checkpoint = shared.checkpoint()?;
+    let images = images
+        .canonicalize()
+        .or_else(|_| std::path::absolute(images))
+        .unwrap_or_else(|_| images.into());
     let mut settings = Map::from_iter([
         ("task".to_owned(), json!(task)),
         (
             "model".to_owned(),
-            json!(
-                shared
-                    .model
-                    .as_deref()
-                    .map_or_else(|| "demo".to_owned(), name)
-            ),
+            json!(checkpoint.map_or_else(|| DEMO.to_owned(), name_of)),
         ),
-        ("dataset".to_owned(), json!(name(dataset))),
+        (
+            "model_fingerprint".to_owned(),
+            json!(model_fingerprint(checkpoint)),
+        ),
+        ("images".to_owned(), json!(images.to_string_lossy())),
         ("image_size".to_owned(), json!(image_size)),
     ]);
+    for (what, file) in truths {
+        settings.insert((*what).to_owned(), json!(name_of(file)));
+        settings.insert(format!("{what}_hash"), json!(hash_of(file)?));
+    }
     settings.extend(shared.given().map(|(flag, value)| (flag, json!(value))));
     settings.extend(given.into_iter().map(|(flag, value)| (flag, json!(value))));
-    settings
+    Ok(settings)
+}
+
+/// The flag that says how much of a dataset is run.
+const LIMIT: &str = "--limit";
+
+/// `given` and the limit.
+fn with_limit(
+    mut given: BTreeMap<String, String>,
+    limit: Option<usize>,
+) -> BTreeMap<String, String> {
+    given.extend(limit.map(|limit| (LIMIT.to_owned(), limit.to_string())));
+    given
+}
+
+/// The last part of a path.
+fn name_of(path: &Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    name.to_string_lossy().into_owned()
+}
+
+/// The beginning of the SHA-256 of a file's bytes.
+fn hash_of(file: &Path) -> Result<String, EvalError> {
+    let read = |cause| EvalError::Read {
+        file: file.into(),
+        cause,
+    };
+    let bytes = std::fs::read(file).map_err(read)?;
+    let digest = Sha256::digest(&bytes);
+    Ok(digest[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
+/// Refuses to measure parts by other files than they were made with.
+fn check_truths(
+    part: &Path,
+    settings: &Map<String, Value>,
+    truths: &[(&str, Option<&PathBuf>)],
+) -> Result<(), EvalError> {
+    for (what, file) in truths {
+        let made_with = settings
+            .get(&format!("{what}_hash"))
+            .and_then(Value::as_str);
+        if let (Some(made_with), Some(file)) = (made_with, file)
+            && hash_of(file)? != made_with
+        {
+            let name = settings.get(*what).and_then(Value::as_str);
+            return Err(EvalError::Item {
+                file: part.into(),
+                item: "it".into(),
+                problem: format!(
+                    "was made with other {what} ({}) than {} holds; pass the file that the parts were run with",
+                    name.unwrap_or_default(),
+                    file.display()
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn make_folder(folder: &Path) -> Result<(), EvalError> {
@@ -305,12 +387,22 @@ fn merge(args: &MergeArgs, output: &Output) -> Result<finish::Outcome, Error> {
             }
             .into());
         }
-        parts.extend(found.into_iter().filter(|part| *part != whole));
+        // Beside parts it is what an earlier merge has left.
+        let alone = found.len() == 1;
+        let is_whole = |part: &Path| part.canonicalize().ok() == whole.canonicalize().ok();
+        parts.extend(found.into_iter().filter(|part| alone || !is_whole(part)));
     }
     let settings = match parts.first() {
         Some(first) => Predictions::settings(first)?.unwrap_or_default(),
         None => Map::new(),
     };
+    if let Some(first) = parts.first() {
+        let truths = [
+            ("annotations", args.truth.annotations.as_ref()),
+            ("questions", args.truth.questions.as_ref()),
+        ];
+        check_truths(first, &settings, &truths)?;
+    }
     match settings.get("task").and_then(Value::as_str) {
         Some("caption") => {
             let Some(annotations) = &args.truth.annotations else {
@@ -351,7 +443,8 @@ fn merge(args: &MergeArgs, output: &Output) -> Result<finish::Outcome, Error> {
         }
         _ => {
             let file = parts.first().cloned().unwrap_or(whole);
-            let problem = "no predictions of eval caption or eval vqa".into();
+            let problem =
+                "no predictions of eval in it; pass the --out folders of its parts".into();
             Err(EvalError::Empty { file, problem }.into())
         }
     }

@@ -16,7 +16,9 @@ use crate::task::{
 };
 
 use super::finish::{Measured, Outcome, finish, report_missing, report_unknown, thumbnail_of};
-use super::{DataArgs, PartArgs, RankingArgs, RetrievalArgs, TruthArgs, make_folder, settings};
+use super::{
+    DataArgs, PartArgs, RankingArgs, RetrievalArgs, TruthArgs, make_folder, settings, with_limit,
+};
 use crate::cli::Shared;
 use crate::cli::output::{Output, digits};
 use crate::cli::retrieval::image_size;
@@ -50,10 +52,12 @@ pub(super) async fn run(
     let settings = settings(
         "retrieval",
         shared,
-        &args.truth.annotations,
-        given(ranking, args.limit),
+        &args.data.images,
+        &[("annotations", &args.truth.annotations)],
         size,
-    );
+        // With fewer candidates the task is another.
+        with_limit(given(ranking), args.limit),
+    )?;
     let part = PartArgs {
         limit: None,
         shard: args.shard,
@@ -87,11 +91,13 @@ pub(super) async fn run(
             queries: &queries,
             ranking,
             index: part.file(&args.data.out, "images", "index"),
+            by_name: HashMap::new(),
             output,
         };
         all_well &= ranker.run(&files, &wanted, &mut predictions).await?;
         model.gpu().save_pipelines();
     }
+    predictions.begin()?;
     let truth = Truth {
         args: &args.data,
         part: &part,
@@ -111,8 +117,7 @@ pub(super) fn finish_merged(
     output: &Output,
 ) -> Result<Outcome, Error> {
     let mut data = CaptionData::read(&truth.annotations, &truth.split)?;
-    let limited = settings.get("--limit").and_then(Value::as_str);
-    limit(&mut data, limited.and_then(|limit| limit.parse().ok()));
+    limit(&mut data, PartArgs::whole(settings).limit);
     let mut folder = ImageFolder::open(&args.images)?;
     let queries = Queries::new(&data);
     let missing = queries
@@ -122,7 +127,10 @@ pub(super) fn finish_merged(
     let complete = report_missing(missing, &data.file, output);
     let truth = Truth {
         args,
-        part: &PartArgs::ALL,
+        part: &PartArgs {
+            limit: None, // the data is cut to it
+            shard: None,
+        },
         data: &data,
     };
     Ok(truth
@@ -130,18 +138,15 @@ pub(super) fn finish_merged(
         .and(complete))
 }
 
-fn given(ranking: &RankingArgs, limit: Option<usize>) -> BTreeMap<String, String> {
-    let mut given = BTreeMap::from([
+fn given(ranking: &RankingArgs) -> BTreeMap<String, String> {
+    BTreeMap::from([
         ("--topk".to_owned(), ranking.topk.to_string()),
         (
             "--preset".to_owned(),
             format!("{:?}", ranking.preset).to_lowercase(),
         ),
         ("--itc-only".to_owned(), ranking.itc_only.to_string()),
-    ]);
-    // With fewer candidates the task is another.
-    given.extend(limit.map(|limit| ("--limit".to_owned(), limit.to_string())));
-    given
+    ])
 }
 
 /// Keeps the first images and their texts.
@@ -161,7 +166,10 @@ fn check_texts(data: &CaptionData) -> Result<(), EvalError> {
     };
     for (image, captions) in data.images.iter().zip(data.captions()) {
         if captions.is_empty() {
-            return Err(wrong(image, "has no text; each needs one to be found by"));
+            return Err(wrong(
+                image,
+                "has no text to be found by; take the image out, or get the file anew",
+            ));
         }
         if captions.iter().any(|caption| caption.trim().is_empty()) {
             return Err(wrong(image, "has an empty text; take it out"));
@@ -196,6 +204,8 @@ struct Ranker<'a> {
     ranking: &'a RankingArgs,
     /// Where the images' features are kept.
     index: PathBuf,
+    /// The images' numbers in the dataset by what the gallery calls them.
+    by_name: HashMap<String, usize>,
     output: &'a Output,
 }
 
@@ -208,11 +218,16 @@ impl Ranker<'_> {
         predictions: &mut Predictions,
     ) -> Result<bool, Error> {
         let count = self.data.images.len();
+        let names = files.iter().map(|(image, file)| {
+            let id = &self.data.images[*image].id;
+            (format!("{}: image {id}", file.display()), *image)
+        });
+        self.by_name = names.collect();
         let bar = self.output.items(files.len(), "images", false);
         let mut all = self.gallery(files, &mut |done| bar.inc(done)).await?;
         drop(bar);
         let readable: HashMap<usize, usize> = (0..all.len())
-            .filter_map(|place| Some((all.name(place).parse().ok()?, place)))
+            .filter_map(|place| Some((self.image(&all, place)?, place)))
             .collect();
         let texts = self.texts().await?;
 
@@ -231,7 +246,7 @@ impl Ranker<'_> {
                 .retrieve(&mut some, &texts, Direction::ImageToText)
                 .await?;
             let ranked = found.iter().enumerate().filter_map(|(place, finds)| {
-                let image: usize = some.name(place).parse().ok()?;
+                let image = self.image(&some, place)?;
                 let rank = finds
                     .iter()
                     .position(|find| self.data.texts[find.item].image == image);
@@ -258,7 +273,7 @@ impl Ranker<'_> {
                 let own = readable.get(&self.data.texts[text].image);
                 let rank = finds.iter().position(|find| Some(&find.item) == own);
                 let items = finds.iter().filter_map(|find| {
-                    let image: usize = all.name(find.item).parse().ok()?;
+                    let image = self.image(&all, find.item)?;
                     Some((self.data.images[image].id.to_json(), find.score))
                 });
                 (self.queries.ids[count + text].clone(), record(rank, items))
@@ -269,14 +284,19 @@ impl Ranker<'_> {
         Ok(readable.len() == files.len())
     }
 
-    /// Encodes images, or takes them from the index; each is called by its number in the dataset.
+    /// The number in the dataset of an image in a gallery.
+    fn image(&self, gallery: &Gallery, place: usize) -> Option<usize> {
+        self.by_name.get(gallery.name(place)).copied()
+    }
+
+    /// Encodes images, or takes them from the index; each is called by its file and id.
     async fn gallery(
         &mut self,
         files: &[(usize, PathBuf)],
         progress: &mut (dyn FnMut(u64) + Send),
     ) -> Result<Gallery, Error> {
         let images = files.iter().map(|(image, file)| GalleryImage {
-            name: image.to_string(),
+            name: format!("{}: image {}", file.display(), self.data.images[*image].id),
             source: GallerySource::Path(file.clone()),
         });
         let images = images.collect();
@@ -409,11 +429,16 @@ impl Truth<'_> {
         figures[0].published = Some(format!("{PUBLISHED:.2}"));
         let measured = Measured {
             title: "Image–text retrieval".into(),
+            dataset: data.file.clone(),
             items: ranked.len(),
+            wanted: part.count(queries.ids.len()),
             figures,
             published_for: PUBLISHED_FOR,
             cases: cases.collect(),
-            official: predictions.official(ranked.iter().map(|(index, ..)| &queries.ids[*index])),
+            official: predictions.official(
+                ResultFields::RANKED,
+                ranked.iter().map(|(index, ..)| &queries.ids[*index]),
+            ),
             decimals: 2,
             metrics,
         };

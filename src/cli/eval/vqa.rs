@@ -17,7 +17,7 @@ use super::finish::{
     Measured, Outcome, finish, report_empty, report_missing, report_unknown, thumbnail_of,
 };
 use super::predict::{Job, run_jobs};
-use super::{DataArgs, PartArgs, QuestionArgs, VqaArgs, make_folder, settings};
+use super::{DataArgs, PartArgs, QuestionArgs, VqaArgs, make_folder, settings, with_limit};
 use crate::cli::Shared;
 use crate::cli::output::Output;
 use crate::cli::score::vqa_scores_json;
@@ -50,13 +50,19 @@ pub(super) async fn run(
     let data = read(&args.truth)?;
     let mut folder = ImageFolder::open(&args.data.images)?;
     make_folder(&args.data.out)?;
+    let files = [
+        ("annotations", &args.truth.annotations),
+        ("questions", &args.truth.questions),
+    ];
+    let files = files.map(|(what, file)| Some((what, file.as_deref()?)));
     let settings = settings(
         "vqa",
         shared,
-        &data.file,
-        args.generation.given(),
+        &args.data.images,
+        &files.into_iter().flatten().collect::<Vec<_>>(),
         image_size,
-    );
+        with_limit(args.generation.given(), args.part.limit),
+    )?;
     let file = args.part.file(&args.data.out, "predictions", "jsonl");
     let mut predictions = Predictions::open(&file, ResultFields::ANSWER, &settings)?;
 
@@ -111,6 +117,7 @@ pub(super) async fn run(
         )
         .await?;
     }
+    predictions.begin()?;
     let truth = Truth {
         args: &args.data,
         questions: &args.truth,
@@ -132,16 +139,16 @@ pub(super) fn finish_merged(
 ) -> Result<Outcome, Error> {
     let data = read(questions)?;
     let mut folder = ImageFolder::open(&args.images)?;
-    let missing = data
-        .questions
-        .iter()
-        .map(|(id, _)| id)
-        .filter(|id| predictions.get(id).is_none());
+    let part = PartArgs::whole(settings);
+    let ids = data.questions.iter().map(|(id, _)| id).enumerate();
+    let missing = ids
+        .filter(|(index, id)| part.has(*index) && predictions.get(id).is_none())
+        .map(|(_, id)| id);
     let complete = report_missing(missing, &data.file, output);
     let truth = Truth {
         args,
         questions,
-        part: &PartArgs::ALL,
+        part: &part,
         data: &data,
     };
     Ok(truth
@@ -263,7 +270,9 @@ impl Truth<'_> {
             } else {
                 "Visual question answering".into()
             },
+            dataset: data.file.clone(),
             items: answered.len(),
+            wanted: part.count(data.questions.len()),
             figures: if measured {
                 figures(&scores, data.gqa)
             } else {
@@ -271,7 +280,14 @@ impl Truth<'_> {
             },
             published_for: PUBLISHED_FOR,
             cases,
-            official: predictions.official(answered.iter().map(|(id, _, _)| *id)),
+            official: predictions.official(
+                if data.gqa {
+                    ResultFields::GQA
+                } else {
+                    ResultFields::ANSWER
+                },
+                answered.iter().map(|(id, _, _)| *id),
+            ),
             decimals: 2,
             metrics: if measured {
                 vqa_scores_json(&scores)

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub(super) use file::{EarlierResults, ResultsFile};
 pub(super) use format::Columns;
-pub(super) use record::RunRecord;
+pub(super) use record::{RunRecord, model_fingerprint};
 pub(super) use sidecar::{Sidecars, parse_extension};
 pub(super) use sift::{Sieve, Standing};
 

@@ -149,12 +149,15 @@ const MODEL_FILES: [&str; 8] = [
 
 /// A number that tells whether the checkpoint `model` (`None`: the demo model) is another than before: its small files,
 /// and lengths and samples of its weights. Files that cannot be read count as absent: opening the model names them.
-fn model_fingerprint(model: Option<&Path>) -> String {
+pub(in crate::cli) fn model_fingerprint(model: Option<&Path>) -> String {
     let mut hash = Fnv1a::new();
     match model {
-        None => {
+        None =>
+        {
             #[cfg(feature = "demo-model")]
-            hash.demo(&crate::demo::GENERATIVE);
+            for files in [&crate::demo::GENERATIVE, &crate::demo::RETRIEVAL] {
+                hash.demo(files);
+            }
         }
         Some(path) => {
             for file in model_files(path) {

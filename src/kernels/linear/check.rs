@@ -5,12 +5,14 @@ use half::f16;
 use crate::gpu::{Activation, Gpu, QUANT_BLOCK, WeightFormat};
 use crate::kernels::self_check::{Check, finding, is_wrong, scattered};
 
+use super::variant::more_candidates;
 use super::{Activate, Linear, LinearVariant, MATVEC_ROWS, candidates, record_with, reference};
 
 /// Rows of the cases: one that the matrix–vector kernels take, and one for more than a tile of most others.
 pub(crate) const CHECKED_ROWS: [usize; 2] = [5, 70];
 const OUT_FEATURES: usize = 75;
-const IN_FEATURES: usize = 96;
+/// Many times the depth of any tile, and not a multiple of the deepest ones'.
+const IN_FEATURES: usize = 480;
 
 /// Two cases for every kernel that `gpu` offers for weights in `format`: the bare product, and one with all that may follow
 /// it.
@@ -29,7 +31,13 @@ pub(crate) fn checks(gpu: &Gpu, format: WeightFormat) -> Vec<Check> {
             reference(&x, &weight, bias, IN_FEATURES, end.activate, old)
         });
         let mut seen = Vec::new();
-        for variant in candidates(gpu.capabilities(), rows) {
+        let capabilities = gpu.capabilities();
+        let mut variants = candidates(capabilities, rows);
+        if rows > MATVEC_ROWS {
+            // Which of them serve depends on the rows; the cases stand for all numbers of them.
+            variants.extend(more_candidates(capabilities));
+        }
+        for variant in variants {
             let finding = name_of(gpu, rows, variant, format);
             if seen.contains(&finding) {
                 continue;

@@ -123,7 +123,9 @@ fn variants(gpu: &Gpu, rows: usize) -> Vec<LinearVariant> {
         let tiles = [(32, 32), (32, 64), (128, 64)]
             .map(|(rows, columns)| LinearVariant::Tile { rows, columns });
         let cooperative = cooperative::cooperative_tiles(capabilities, rows);
-        let cooperative = cooperative.into_iter().map(LinearVariant::Cooperative);
+        let scalars = cooperative.first().map(|tile| tile.of_scalars());
+        let cooperative = cooperative.into_iter().chain(scalars);
+        let cooperative = cooperative.map(LinearVariant::Cooperative);
         tiles.into_iter().chain(cooperative).collect()
     };
     for variant in more {
@@ -144,7 +146,7 @@ fn tolerance(variant: LinearVariant) -> f64 {
 
 #[test]
 fn matmul_equals_its_twin_at_odd_sizes() {
-    for gpu in gpus() {
+    for (index, gpu) in gpus().into_iter().enumerate() {
         for (format, m, n, k) in [
             (F16, 1, 1, 8),
             (F16, 3, 5, 24),
@@ -152,11 +154,17 @@ fn matmul_equals_its_twin_at_odd_sizes() {
             (F16, 65, 31, 1032),
             (F16, 33, 257, 24),
             (F16, 130, 129, 64),
+            (F16, 1030, 65, 40),
+            (F16, 40, 70, 1352), // K in two ranges, the second shorter
+            (Q8, 12, 45, 1056),
             (Q8, 17, 33, 32),
             (Q8, 65, 129, 1056),
             (Q4, 17, 33, 32),
             (Q4, 65, 129, 1056),
         ] {
+            if index > 0 && m > 1000 {
+                continue; // the largest tiles take long to compile where fragments are emulated
+            }
             let case = Case::new(format, m, n, k);
             for variant in variants(gpu, m) {
                 let ours = case.run(gpu, variant, Activate::Identity, false, true);
@@ -261,6 +269,40 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
             }
         }
     }
+}
+
+#[test]
+fn few_rows_have_the_same_bits_in_every_cooperative_tile() {
+    let gpu = gpu();
+    let (n, k) = (33, 1352);
+    let case = Case::new(F16, 70, n, k);
+    let tiles = cooperative::all_cooperative_tiles(gpu.capabilities());
+    if tiles.is_empty() {
+        return; // no cooperative matrices here
+    }
+    let mut expected = None;
+    for rows in [9, 12, 20, 30, 70] {
+        let part = Case {
+            x: case.x[..rows * k].to_vec(),
+            old: vec![0.0; rows * n],
+            rows,
+            ..case.clone()
+        };
+        for tile in cooperative::cooperative_tiles(gpu.capabilities(), rows) {
+            let variant = LinearVariant::Cooperative(tile);
+            let all = part.run(gpu, variant, Activate::GeluErf, false, true);
+            let first = all[..9 * n].to_vec();
+            let expected = expected.get_or_insert_with(|| first.clone());
+            assert_eq!(first, *expected, "{variant}, {rows} rows: bit for bit");
+        }
+    }
+}
+
+#[test]
+fn tiles_have_names_of_their_own() {
+    let tiles = cooperative::all_cooperative_tiles(gpu().capabilities());
+    let names: std::collections::BTreeSet<_> = tiles.iter().map(ToString::to_string).collect();
+    assert_eq!(names.len(), tiles.len());
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use crate::gpu::{Capabilities, Kernel, READ, WRITE, WeightFormat};
 use crate::kernels::weights::{F16_WEIGHTS, Q4_WEIGHTS, Q8_WEIGHTS};
 
-use super::cooperative::{CooperativeTile, cooperative_tiles};
+use super::cooperative::{CooperativeTile, all_cooperative_tiles, cooperative_tiles};
+use super::cooperative_kernels;
 use super::{ACTIVATE, MATVEC_ROWS};
 
 /// A kernel of linear layers: one a weight format.
@@ -21,30 +22,19 @@ impl Kernels {
 }
 
 /// The shader `$name.wgsl` with what is put before it: activations, how weights are read, parameters, bindings and the
-/// end of a sum; in front of it all `$fragments.wgsl`, for directives must be first.
+/// end of a sum.
 macro_rules! kernels {
     ($name:literal) => {
-        kernels!($name, "", "")
-    };
-    ($name:literal, $fragments:literal) => {
-        kernels!(
-            $name,
-            $fragments,
-            include_str!(concat!("../../../shaders/cooperative", $fragments, ".wgsl"))
-        )
-    };
-    ($name:literal, $fragments:literal, $directives:expr) => {
         Kernels([
-            kernels!($name, $fragments, $directives, "", F16_WEIGHTS),
-            kernels!($name, $fragments, $directives, "_q8", Q8_WEIGHTS),
-            kernels!($name, $fragments, $directives, "_q4", Q4_WEIGHTS),
+            kernels!($name, "", F16_WEIGHTS),
+            kernels!($name, "_q8", Q8_WEIGHTS),
+            kernels!($name, "_q4", Q4_WEIGHTS),
         ])
     };
-    ($name:literal, $fragments:literal, $directives:expr, $format:literal, $weights:expr) => {
+    ($name:literal, $format:literal, $weights:expr) => {
         Kernel {
-            name: concat!($name, $fragments, $format),
+            name: concat!($name, $format),
             wgsl: &[
-                $directives,
                 ACTIVATE,
                 $weights,
                 include_str!("../../../shaders/linear.wgsl"),
@@ -56,8 +46,6 @@ macro_rules! kernels {
 }
 
 static MATMUL_TILE: Kernels = kernels!("matmul_tile");
-static MATMUL_COOPERATIVE_16: Kernels = kernels!("matmul_cooperative", "_16");
-static MATMUL_COOPERATIVE_8: Kernels = kernels!("matmul_cooperative", "_8");
 static MATMUL_REGISTER: Kernels = kernels!("matmul_register");
 static MATVEC: Kernels = kernels!("matvec");
 static MATVEC_SUBGROUP: Kernels = kernels!("matvec_subgroup");
@@ -65,8 +53,12 @@ static MATVEC_SUBGROUP: Kernels = kernels!("matvec_subgroup");
 /// All of them.
 pub(crate) static KERNELS: &[&[Kernel; 3]] = &[
     &MATMUL_TILE.0,
-    &MATMUL_COOPERATIVE_16.0,
-    &MATMUL_COOPERATIVE_8.0,
+    &cooperative_kernels::VECTORS_16,
+    &cooperative_kernels::VECTORS_16_ROUNDED,
+    &cooperative_kernels::VECTORS_8,
+    &cooperative_kernels::VECTORS_8_ROUNDED,
+    &cooperative_kernels::SCALARS_8,
+    &cooperative_kernels::SCALARS_8_ROUNDED,
     &MATMUL_REGISTER.0,
     &MATVEC.0,
     &MATVEC_SUBGROUP.0,
@@ -183,6 +175,20 @@ fn vector_candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVari
     }
 }
 
+/// What [`candidates`] leaves out for some numbers of rows and offers for others: tiles of `matmul_cooperative`.
+pub(super) fn more_candidates(capabilities: &Capabilities) -> Vec<LinearVariant> {
+    if !has_wide_subgroups(capabilities) {
+        return Vec::new();
+    }
+    let tiles = all_cooperative_tiles(capabilities).into_iter();
+    tiles.map(LinearVariant::Cooperative).collect()
+}
+
+fn has_wide_subgroups(capabilities: &Capabilities) -> bool {
+    let is_wide = |(least, _)| least > NARROW_LANES;
+    capabilities.subgroups.is_some_and(is_wide)
+}
+
 fn matrix_candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVariant> {
     use LinearVariant::{Cooperative, Register};
     let register = |lanes| register_heights(rows).map(move |height| Register { lanes, height });
@@ -190,8 +196,7 @@ fn matrix_candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVari
     if let Some(lanes) = fixed.filter(|&lanes| lanes <= NARROW_LANES) {
         return register(lanes).chain([SQUARE_TILE]).collect();
     }
-    let is_wide = |(least, _)| least > NARROW_LANES;
-    let cooperative = if capabilities.subgroups.is_some_and(is_wide) {
+    let cooperative = if has_wide_subgroups(capabilities) {
         cooperative_tiles(capabilities, rows)
     } else {
         Vec::new()
@@ -256,11 +261,7 @@ impl LinearVariant {
                 tile_columns: columns as usize,
             },
             Self::Cooperative(tile) => Shape {
-                kernel: if tile.size() == 16 {
-                    MATMUL_COOPERATIVE_16.of(format)
-                } else {
-                    MATMUL_COOPERATIVE_8.of(format)
-                },
+                kernel: cooperative_kernels::kernel(tile, format),
                 constants: tile.constants(),
                 tile_rows: tile.rows() as usize,
                 tile_columns: tile.columns() as usize,

@@ -171,6 +171,9 @@ struct Problem {
     remedy: &'static str,
 }
 
+/// What to do about tensors of a kind that weights do not have.
+const SAVE_DENSE: &str = "save the model as plain float16 or float32 tensors and convert that";
+
 impl Problem {
     fn new(what: impl Into<String>, remedy: &'static str) -> Self {
         Self {
@@ -198,6 +201,10 @@ impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Broken(what) => Self::damaged(what),
+            Refusal::Name(name) if is_element_type(&name) => Self::new(
+                format!("has tensors of {name}, an element type that is not read here"),
+                SAVE_DENSE,
+            ),
             Refusal::Name(name) => Self::new(
                 format!(
                     "its pickle asks for {name}, which no checkpoint needs; nothing of it was run, but PyTorch might run it"
@@ -206,6 +213,15 @@ impl From<Refusal> for Problem {
             ),
         }
     }
+}
+
+/// Whether a name is that of an element type of PyTorch's, or of its storage: `torch.float8_e4m3fn`, `torch.QInt8Storage`.
+fn is_element_type(name: &str) -> bool {
+    let own = name.strip_prefix("torch.").unwrap_or_default();
+    let types = [
+        "float", "bfloat", "complex", "int", "uint", "qint", "quint", "bits",
+    ];
+    own.ends_with("Storage") || types.iter().any(|start| own.starts_with(start))
 }
 
 /// What a file holds.

@@ -7,7 +7,7 @@ use safetensors::Dtype;
 
 use super::globals::Meaning;
 use super::pickle::{Id, Node, Pickle, Rebuild};
-use super::{Entry, NOT_A_CHECKPOINT, Problem, Read};
+use super::{Entry, NOT_A_CHECKPOINT, Problem, Read, SAVE_DENSE};
 
 /// Keys under which training programs put the state dict: LAVIS, OpenMMLab and Lightning, DeepSpeed.
 const CONTAINERS: [&str; 3] = ["model", "state_dict", "module"];
@@ -83,6 +83,12 @@ pub fn read(pickle: &Pickle, storages: &Storages) -> Result<Read, Problem> {
         let Some(name) = pickle.text(key) else {
             continue;
         };
+        if let Some(kind) = unsupported(pickle, value) {
+            return Err(Problem::new(
+                format!("tensor {name:?} is {kind}"),
+                SAVE_DENSE,
+            ));
+        }
         let entry = tensor(pickle, value, storages)
             .map_err(|what| Problem::damaged(format!("tensor {name:?} {what}")))?;
         tensors.extend(entry.map(|entry| (name.to_owned(), entry)));
@@ -99,6 +105,26 @@ pub fn read(pickle: &Pickle, storages: &Storages) -> Result<Read, Problem> {
         ));
     }
     Ok(Read { tensors, container })
+}
+
+/// What a tensor is that cannot be read, whole file or not.
+fn unsupported(pickle: &Pickle, id: Id) -> Option<&'static str> {
+    let inner = match pickle.node(id) {
+        Node::Rebuilt(Rebuild::Parameter, arguments) => *pickle.items(*arguments)?.first()?,
+        _ => id,
+    };
+    match pickle.node(inner) {
+        Node::Rebuilt(Rebuild::Unsupported(function), _) => Some(match *function {
+            "_rebuild_sparse_tensor" => "sparse",
+            "_rebuild_qtensor" => "quantised",
+            "_rebuild_tensor_v3" => {
+                "of an element type that weights do not have (float8 or the like)"
+            }
+            "_rebuild_meta_tensor_no_storage" => "a meta tensor, which has no values",
+            _ => "of a kind that is not read here",
+        }),
+        _ => None,
+    }
 }
 
 /// Where the tensor `id` lies; `None` where it is none.
@@ -120,9 +146,7 @@ fn tensor(pickle: &Pickle, id: Id, storages: &Storages) -> Result<Option<Entry>,
     match rebuild {
         Rebuild::Tensor => plain_tensor(pickle, arguments, storages).map(Some),
         Rebuild::Parameter => Err("is a parameter of a parameter".into()),
-        Rebuild::Unsupported(function) => Err(format!(
-            "is of a kind that is not read here (torch._utils.{function}): save it as a dense one"
-        )),
+        Rebuild::Unsupported(function) => Err(format!("is made by torch._utils.{function}")),
     }
 }
 

@@ -310,3 +310,33 @@ fn what_lies_behind_a_link_or_in_a_folder_is_named() {
         "{folder}"
     );
 }
+
+#[test]
+fn kinds_of_tensors_that_weights_do_not_have_are_named() {
+    for (function, kind) in [
+        ("_rebuild_sparse_tensor", "sparse"),
+        ("_rebuild_qtensor", "quantised"),
+        ("_rebuild_tensor_v3", "float8"),
+    ] {
+        // {"a": function()}
+        let bytes = format!("}}X\u{1}\0\0\0actorch._utils\n{function}\n)Rs.");
+        let bytes = [b"\x80\x02", bytes.as_bytes()].concat();
+        let pickle = Pickle::read(&bytes).unwrap();
+        let Err(problem) = state_dict::read(&pickle, &Default::default()) else {
+            panic!("{function} is read");
+        };
+        assert!(problem.what.contains("tensor \"a\" is "), "{problem:?}");
+        assert!(problem.what.contains(kind), "{problem:?}");
+        assert_eq!(problem.remedy, SAVE_DENSE);
+    }
+    for (name, remedy) in [
+        ("torch.float8_e4m3fn", SAVE_DENSE),
+        ("torch.ComplexFloatStorage", SAVE_DENSE),
+        ("torch.load", SAVE_WEIGHTS_ALONE),
+        ("posix.system", SAVE_WEIGHTS_ALONE),
+    ] {
+        let problem = Problem::from(Refusal::Name(name.into()));
+        assert!(problem.what.contains(name), "{problem:?}");
+        assert_eq!(problem.remedy, remedy);
+    }
+}

@@ -333,12 +333,15 @@ impl<'gpu> ProgramBuilder<'gpu> {
     }
 
     /// Compiles what is missing for `programs`, all of it at once. What the driver refuses is said when they are finished.
-    pub fn compile_all(programs: &[Self]) {
-        let Some(first) = programs.first() else {
+    pub fn compile_all<'p>(programs: impl IntoIterator<Item = &'p Self>)
+    where
+        'gpu: 'p,
+    {
+        let mut programs = programs.into_iter().peekable();
+        let Some(gpu) = programs.peek().map(|first| first.gpu) else {
             return;
         };
-        let wanted: Vec<_> = programs.iter().flat_map(Self::kernels_wanted).collect();
-        let gpu = first.gpu;
+        let wanted: Vec<_> = programs.flat_map(Self::kernels_wanted).collect();
         gpu.pipelines().compile_all(gpu.device(), &wanted);
     }
 

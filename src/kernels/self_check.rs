@@ -124,29 +124,16 @@ async fn run_new(gpu: &Gpu, checks: &[Check]) -> Result<(), GpuError> {
         .into_iter()
         .partition(|it| it[0].is_experimental);
     let cases: Vec<Case> = plain.iter().map(|it| Case::record(gpu, it)).collect();
-    let mut programs = Vec::new();
-    let mut targets = Vec::new();
-    for case in cases {
-        programs.push(case.program);
-        targets.push(case.targets);
-    }
-    ProgramBuilder::compile_all(&programs);
-    for ((checks, program), targets) in plain.iter().zip(programs).zip(targets) {
-        conclude(
-            gpu,
-            checks,
-            Case { program, targets }.largest_error(gpu, checks).await,
-        )?;
+    ProgramBuilder::compile_all(cases.iter().map(|it| &it.program));
+    for (checks, case) in plain.iter().zip(cases) {
+        conclude(gpu, checks, case.run(gpu, checks).await)?;
     }
     for checks in &experimental {
         let name = &checks[0].finding;
         gpu.choices().set(name.clone(), TRYING.into());
         gpu.choices().save();
-        conclude(
-            gpu,
-            checks,
-            Case::record(gpu, checks).largest_error(gpu, checks).await,
-        )?;
+        let case = Case::record(gpu, checks);
+        conclude(gpu, checks, case.run(gpu, checks).await)?;
     }
     Ok(())
 }
@@ -200,7 +187,13 @@ fn conclude(gpu: &Gpu, checks: &[&Check], shown: Result<f64, GpuError>) -> Resul
     match shown {
         Err(GpuError::Lost { reason }) => {
             gpu.choices().save();
-            let reason = format!("{reason} (with kernel {name}, which the next run leaves out)");
+            let is_kept = gpu.choices().file().is_some();
+            let remedy = if is_kept {
+                ", which the next run leaves out"
+            } else {
+                ""
+            };
+            let reason = format!("{reason} (with kernel {name}{remedy})");
             Err(GpuError::Lost { reason })
         }
         _ => Ok(()),
@@ -234,6 +227,18 @@ impl<'gpu> Case<'gpu> {
         Self { program, targets }
     }
 
+    /// Runs the checks: the largest error, or why there is none. Whether an error was the device's last is seen by what
+    /// becomes of something harmless.
+    async fn run(self, gpu: &Gpu, checks: &[&Check]) -> Result<f64, GpuError> {
+        let shown = self.largest_error(gpu, checks).await;
+        match shown {
+            Err(error @ GpuError::Internal { .. }) if !is_alive(gpu).await => Err(GpuError::Lost {
+                reason: error.to_string(),
+            }),
+            shown => shown,
+        }
+    }
+
     /// Runs the checks and compares. A NaN is the largest error of all.
     async fn largest_error(self, gpu: &Gpu, checks: &[&Check]) -> Result<f64, GpuError> {
         let program = self.program.finish(&ActivationPool::default())?;
@@ -258,6 +263,15 @@ impl<'gpu> Case<'gpu> {
             }
         }
         Ok(largest)
+    }
+}
+
+/// Whether the device still does what it is told. Forgets errors that are not yet asked for.
+async fn is_alive(gpu: &Gpu) -> bool {
+    let _ = gpu.check("forgetting what followed an error");
+    match gpu.storage_with("sign of life", &[7_u32]) {
+        Ok(buffer) => gpu.read::<u32>(&buffer, 1).await.is_ok_and(|it| it == [7]),
+        Err(_) => false,
     }
 }
 
@@ -408,10 +422,23 @@ mod tests {
         assert_eq!(verdicts, wanted);
         // No error is left behind for whoever comes next, and who uses it all the same learns its name.
         gpu.check("testing").expect("all errors were caught");
+        assert!(pollster::block_on(is_alive(&gpu)));
         let case = Case::record(&gpu, &[&checks[0]]);
         let error = case.program.finish(&ActivationPool::default());
         let error = error.expect_err("refused again").to_string();
         assert!(error.contains("kernel refused"), "{error}");
+    }
+
+    #[test]
+    fn a_lost_device_ends_the_checks() {
+        let gpu = fresh_gpu(true);
+        gpu.device().destroy();
+        let checks = ["first", "second"].map(|name| invented(&gpu, name, &SEVENS));
+        let error = pollster::block_on(run_new(&gpu, &checks)).expect_err("nothing can run");
+        assert!(matches!(error, GpuError::Lost { .. }), "{error}");
+        assert!(error.to_string().contains("first"), "{error}");
+        assert!(is_wrong(&gpu, "first"));
+        assert_eq!(gpu.choices().get("second"), None);
     }
 
     #[test]

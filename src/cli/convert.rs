@@ -114,17 +114,18 @@ fn remove_when_stopped(out: &Path) {
         return;
     };
     std::thread::spawn(move || {
-        for signal in signals.forever() {
-            // The conversion goes on meanwhile and may make a file in it.
-            for _ in 0..10 {
-                let removed = std::fs::remove_dir_all(&unfinished);
-                if removed.is_ok() || !unfinished.exists() {
-                    break;
-                }
+        let Some(signal) = signals.forever().next() else {
+            return;
+        };
+        // The conversion goes on meanwhile and may make a file in it.
+        for _ in 0..10 {
+            let removed = std::fs::remove_dir_all(&unfinished);
+            if removed.is_ok() || !unfinished.exists() {
+                break;
             }
-            // What a shell takes as "ended by this signal".
-            std::process::exit(128 + signal);
         }
+        // What a shell takes as "ended by this signal".
+        std::process::exit(128 + signal);
     });
 }
 

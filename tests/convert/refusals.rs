@@ -224,9 +224,11 @@ fn a_result_that_exists_or_cannot_be_written_is_refused() {
         .one_error(&["there", "exists already"]);
     assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
     let out = folder.path().join("no/such/out");
-    convert_run(&input, &out, &LAVIS)
-        .exits(1)
-        .one_error(&["no/such", "cannot be written"]);
+    convert_run(&input, &out, &LAVIS).exits(1).one_error(&[
+        "no/such",
+        "is no folder",
+        "make it first",
+    ]);
     convert_run(&input, Path::new("/"), &LAVIS).exits(1);
 }
 

@@ -18,7 +18,6 @@ pub(crate) use check::checks;
 #[cfg(test)]
 pub(crate) use check::{CHECKED_ROWS, usable};
 pub use cooperative::CooperativeTile;
-#[cfg(test)]
 pub(crate) use passes::{ADD_RANGES, ROUND_TO_F16};
 pub use tune::{chosen, tune};
 pub(crate) use variant::{KERNELS, NARROW_LANES};

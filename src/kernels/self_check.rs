@@ -27,7 +27,7 @@ const TRYING: &str = "trying";
 const NO_ROOM: &str = "no room";
 
 /// Counts the changes of the cases: what has passed others has passed nothing.
-const CASES_VERSION: u32 = 2;
+const CASES_VERSION: u32 = 3;
 
 type Record = dyn Fn(&mut ProgramBuilder) -> Result<Activation, GpuError> + Send + Sync;
 
@@ -82,7 +82,9 @@ pub(super) fn finding(gpu: &Gpu, kernel: &Kernel, variant: &str) -> String {
         let mut hasher = DefaultHasher::new();
         CASES_VERSION.hash(&mut hasher);
         let linear = linear::KERNELS.iter().copied().flatten();
-        for kernel in linear.chain(attention::KERNELS.iter().copied()) {
+        let passes = [&linear::ADD_RANGES, &linear::ROUND_TO_F16];
+        let attention = attention::KERNELS.iter().copied();
+        for kernel in linear.chain(passes).chain(attention) {
             kernel.wgsl.hash(&mut hasher);
         }
         hasher.finish()
@@ -326,7 +328,7 @@ mod tests {
             }
             assert!(
                 checks.len() >= 6,
-                "two cases of two kernels of linear layers and of one of attention"
+                "a case of two kernels of linear layers in each format"
             );
             for check in checks {
                 assert_eq!(

@@ -144,7 +144,11 @@ impl Decoder<'_> {
             device.tables = Tables::All;
         }
         let longest = jobs.iter().map(Job::tokens_left).max().unwrap_or(1);
-        let window = device.window.clamp(1, longest.min(MAX_WINDOW));
+        let worth = jobs
+            .iter()
+            .map(|job| worth_a_window(job.tokens(), job.tokens_certain()));
+        let window = device.window.min(worth.max().unwrap_or(1));
+        let window = window.clamp(1, longest.min(MAX_WINDOW));
         let encode_steps = |steps, encoder: &mut _| {
             let steps = (0..steps).flat_map(|_| [&*program, tail.program()]);
             Program::encode_all(steps, encoder);
@@ -296,6 +300,12 @@ fn next_window(window: usize, elapsed: Duration) -> usize {
     ((WINDOW_TIME.as_secs_f64() / step.max(1e-6)) as usize).clamp(1, MAX_WINDOW)
 }
 
+/// Steps to take before the host looks whether a text of `tokens` tokens has ended: those that are certain, or a quarter as
+/// many as it has. Steps behind the end are for nothing, and most texts are short.
+fn worth_a_window(tokens: usize, certain: usize) -> usize {
+    certain.max(tokens / 4).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -310,6 +320,13 @@ mod tests {
         for window in 1..40 {
             assert_eq!(1 + groups(window).iter().sum::<usize>(), window);
         }
+    }
+
+    #[test]
+    fn a_young_text_is_looked_at_often() {
+        let worth = [0, 1, 8, 40].map(|tokens| worth_a_window(tokens, 0));
+        assert_eq!(worth, [1, 1, 2, 10]);
+        assert_eq!(worth_a_window(8, 12), 12);
     }
 
     #[test]

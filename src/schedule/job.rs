@@ -122,6 +122,16 @@ impl Job {
         self.options.max_new_tokens - longest.max().unwrap_or(0)
     }
 
+    /// Tokens that it must still generate.
+    pub(super) fn tokens_certain(&self) -> usize {
+        self.options.min_new_tokens.saturating_sub(self.tokens())
+    }
+
+    /// Tokens of its longest sequence.
+    pub(super) fn tokens(&self) -> usize {
+        self.options.max_new_tokens - self.tokens_left()
+    }
+
     /// Sequences that have a next step, each a row of the decoder.
     pub(super) fn running(&self) -> impl Iterator<Item = usize> {
         (0..self.sequences.len()).filter(|&sequence| match &self.choosing {

@@ -1,8 +1,10 @@
 //! The self-checks of the linear kernels.
 
+use std::sync::Arc;
+
 use half::f16;
 
-use crate::gpu::{Activation, Gpu, QUANT_BLOCK, WeightFormat};
+use crate::gpu::{Activation, Gpu, GpuError, ProgramBuilder, QUANT_BLOCK, WeightFormat};
 use crate::kernels::self_check::{Check, finding, is_wrong, scattered};
 
 use super::variant::more_candidates;
@@ -13,77 +15,118 @@ pub(crate) const CHECKED_ROWS: [usize; 2] = [5, 70];
 const OUT_FEATURES: usize = 75;
 /// Many times the depth of any tile, and not a multiple of the deepest ones'.
 const IN_FEATURES: usize = 480;
+/// Enough for two ranges of K.
+const MANY_IN_FEATURES: usize = 1120;
 
-/// Two cases for every kernel that `gpu` offers for weights in `format`: the bare product, and one with all that may follow
-/// it.
+/// A case for every kernel that `gpu` offers for weights in `format`: a product with all that may follow it. Cooperative
+/// matrices, which store bare products and ranges of K in their own way, have a second one.
 pub(crate) fn checks(gpu: &Gpu, format: WeightFormat) -> Vec<Check> {
-    let Weight {
-        values,
-        scales,
-        weight,
-    } = Weight::new(format);
+    let weights = [IN_FEATURES, MANY_IN_FEATURES].map(|it| Weight::new(format, it));
+    let [full, many] = weights.map(Arc::new);
+    let capabilities = gpu.capabilities();
     let mut checks: Vec<Check> = Vec::new();
     for rows in CHECKED_ROWS {
-        let ends = [false, true].map(|is_full| End::new(is_full, rows));
-        let x = scattered(rows * IN_FEATURES, 2);
-        let expected = ends.each_ref().map(|end| {
-            let (bias, old) = (end.bias.as_deref(), end.old.as_deref());
-            reference(&x, &weight, bias, IN_FEATURES, end.activate, old)
-        });
-        let mut seen = Vec::new();
-        let capabilities = gpu.capabilities();
+        let full = Case::new(rows, full.clone(), End::full(rows));
+        let bare = Case::new(rows, many.clone(), End::default());
         let mut variants = candidates(capabilities, rows);
         if rows > MATVEC_ROWS {
             // Which of them serve depends on the rows; the cases stand for all numbers of them.
             variants.extend(more_candidates(capabilities));
         }
+        let mut seen = Vec::new();
         for variant in variants {
             let finding = name_of(gpu, rows, variant, format);
             if seen.contains(&finding) {
                 continue;
             }
-            seen.push(finding.clone());
-            for (end, expected) in ends.iter().zip(&expected) {
-                let (gpu, x, end) = (gpu.clone(), x.clone(), end.clone());
-                let (values, scales) = (values.clone(), scales.clone());
-                checks.push(Check {
-                    finding: finding.clone(),
-                    what: if rows <= MATVEC_ROWS {
-                        "linear layers of few rows"
-                    } else {
-                        "linear layers of many rows"
-                    },
-                    is_experimental: matches!(variant, LinearVariant::Cooperative(_)),
-                    expected: expected.clone(),
-                    record: Box::new(move |program| {
-                        let x = gpu.storage_with("x", &x)?;
-                        let x = Activation::external(&x, rows, IN_FEATURES);
-                        let shape = [OUT_FEATURES, IN_FEATURES];
-                        let bias = end.bias.as_deref().map(|it| gpu.vector("bias", it));
-                        let weight =
-                            gpu.weight_matrix_with("weight", format, shape, &values, &scales)?;
-                        let bias = bias.transpose()?;
-                        let layer = Linear { weight, bias };
-                        let y = match &end.old {
-                            Some(old) => {
-                                let old = gpu.storage_with("y", old)?;
-                                Activation::external(&old, rows, OUT_FEATURES)
-                            }
-                            None => program.activation(rows, OUT_FEATURES),
-                        };
-                        let accumulate = end.old.is_some();
-                        record_with(program, variant, &x, &layer, end.activate, &y, accumulate);
-                        Ok(y)
-                    }),
-                });
+            checks.push(full.check(gpu, variant, &finding));
+            if is_experimental(variant) {
+                checks.push(bare.check(gpu, variant, &finding));
             }
+            seen.push(finding);
         }
     }
     checks
 }
 
-/// What follows a product.
+/// A product and what it must give.
 #[derive(Clone)]
+struct Case {
+    /// `[rows, in]`
+    x: Vec<f32>,
+    rows: usize,
+    weight: Arc<Weight>,
+    end: End,
+    expected: Vec<f32>,
+}
+
+impl Case {
+    fn new(rows: usize, weight: Arc<Weight>, end: End) -> Self {
+        let x = scattered(rows * weight.in_features, 2);
+        let (bias, old) = (end.bias.as_deref(), end.old.as_deref());
+        let (of, values) = (weight.in_features, &weight.values);
+        let expected = reference(&x, values, bias, of, end.activate, old);
+        Self {
+            x,
+            rows,
+            weight,
+            end,
+            expected,
+        }
+    }
+
+    fn check(&self, gpu: &Gpu, variant: LinearVariant, finding: &str) -> Check {
+        let (gpu, case) = (gpu.clone(), self.clone());
+        Check {
+            finding: finding.into(),
+            what: if self.rows <= MATVEC_ROWS {
+                "linear layers of few rows"
+            } else {
+                "linear layers of many rows"
+            },
+            is_experimental: is_experimental(variant),
+            expected: self.expected.clone(),
+            record: Box::new(move |program| case.record(&gpu, variant, program)),
+        }
+    }
+
+    fn record(
+        &self,
+        gpu: &Gpu,
+        variant: LinearVariant,
+        program: &mut ProgramBuilder,
+    ) -> Result<Activation, GpuError> {
+        let Self {
+            rows, weight, end, ..
+        } = self;
+        let x = gpu.storage_with("x", &self.x)?;
+        let x = Activation::external(&x, *rows, weight.in_features);
+        let bias = end.bias.as_deref().map(|it| gpu.vector("bias", it));
+        let bias = bias.transpose()?;
+        let shape = [OUT_FEATURES, weight.in_features];
+        let (stored, scales) = (&weight.stored, &weight.scales);
+        let weight = gpu.weight_matrix_with("weight", weight.format, shape, stored, scales)?;
+        let layer = Linear { weight, bias };
+        let y = match &end.old {
+            Some(old) => {
+                let old = gpu.storage_with("y", old)?;
+                Activation::external(&old, *rows, OUT_FEATURES)
+            }
+            None => program.activation(*rows, OUT_FEATURES),
+        };
+        let accumulate = end.old.is_some();
+        record_with(program, variant, &x, &layer, end.activate, &y, accumulate);
+        Ok(y)
+    }
+}
+
+/// Whether a kernel is of a kind that drivers are new to.
+fn is_experimental(variant: LinearVariant) -> bool {
+    matches!(variant, LinearVariant::Cooperative(_))
+}
+
+/// What follows a product.
+#[derive(Clone, Default)]
 struct End {
     activate: Activate,
     bias: Option<Vec<f32>>,
@@ -92,44 +135,46 @@ struct End {
 }
 
 impl End {
-    fn new(is_full: bool, rows: usize) -> Self {
+    fn full(rows: usize) -> Self {
         Self {
-            activate: if is_full {
-                Activate::GeluErf
-            } else {
-                Activate::Identity
-            },
-            bias: is_full.then(|| scattered(OUT_FEATURES, 4)),
-            old: is_full.then(|| scattered(rows * OUT_FEATURES, 5)),
+            activate: Activate::GeluErf,
+            bias: Some(scattered(OUT_FEATURES, 4)),
+            old: Some(scattered(rows * OUT_FEATURES, 5)),
         }
     }
 }
 
-/// The weight of the cases as it is stored, and what that stands for.
+/// The weight of a case.
 struct Weight {
-    values: Vec<u8>,
+    format: WeightFormat,
+    in_features: usize,
+    /// As it is stored: halves, or integers in their bits.
+    stored: Vec<u8>,
     scales: Vec<f16>,
-    weight: Vec<f32>,
+    /// What that stands for, `[OUT_FEATURES, in_features]`.
+    values: Vec<f32>,
 }
 
 impl Weight {
     /// Quantised values that are any of their range, with scales that differ from block to block.
-    fn new(format: WeightFormat) -> Self {
-        let weight = scattered(OUT_FEATURES * IN_FEATURES, 1);
+    fn new(format: WeightFormat, in_features: usize) -> Self {
+        let values = scattered(OUT_FEATURES * in_features, 1);
         if !format.is_quantised() {
-            let halves: Vec<f16> = weight.into_iter().map(f16::from_f32).collect();
+            let halves: Vec<f16> = values.into_iter().map(f16::from_f32).collect();
             return Self {
-                values: bytemuck::cast_slice(&halves).to_vec(),
+                format,
+                in_features,
+                stored: bytemuck::cast_slice(&halves).to_vec(),
                 scales: Vec::new(),
-                weight: halves.iter().map(|half| half.to_f32()).collect(),
+                values: halves.iter().map(|half| half.to_f32()).collect(),
             };
         }
         let most = (1 << (format.bits() - 1)) as f32;
-        let integers: Vec<i8> = weight
+        let integers: Vec<i8> = values
             .iter()
             .map(|value| (value * most).floor() as i8)
             .collect();
-        let values = match format {
+        let stored = match format {
             WeightFormat::Q4 => integers
                 .chunks_exact(2)
                 .map(|pair| (pair[0] as u8 & 0xf) | ((pair[1] as u8) << 4))
@@ -140,15 +185,17 @@ impl Weight {
             .into_iter()
             .map(|value| f16::from_f32(value / most))
             .collect();
-        let weight = integers
+        let values = integers
             .iter()
             .enumerate()
             .map(|(index, &integer)| f32::from(integer) * scales[index / QUANT_BLOCK].to_f32())
             .collect();
         Self {
-            values,
+            format,
+            in_features,
+            stored,
             scales,
-            weight,
+            values,
         }
     }
 }

@@ -4,7 +4,8 @@
 //! Drivers do miscompile, refuse what is valid, and hang: a variant that one of them cannot run must not cost the answer,
 //! only its speed. Each variant therefore runs by itself. Verdicts are kept with the device's other findings
 //! ([`crate::gpu::Choices`]), so that a start pays for them once a driver; of experimental variants it is written down
-//! beforehand that they are being tried, so that the next start knows which one a process died of.
+//! beforehand that they are being tried, so that the next start knows which one a process died of. They are compiled
+//! together before that; if a process died there, the next start compiles them one by one.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::LazyLock;
@@ -23,6 +24,8 @@ const RIGHT: &str = "right";
 const WRONG: &str = "wrong";
 /// Being checked; where it is left over, the process died of it or the device was lost.
 const TRYING: &str = "trying";
+/// Being compiled with others; where that is left over, one of them may have been fatal: the next start tries them singly.
+const COMPILING: &str = "compiling";
 /// There was no room to check it: the next start tries again.
 const NO_ROOM: &str = "no room";
 
@@ -130,6 +133,10 @@ async fn run_new(gpu: &Gpu, checks: &[Check]) -> Result<(), GpuError> {
     for (checks, case) in plain.iter().zip(cases) {
         conclude(gpu, checks, case.run(gpu, checks).await)?;
     }
+    let is_wary = claim.is_first() && checks.iter().any(|it| verdict_is(gpu, it, COMPILING));
+    if !is_wary {
+        compile_together(gpu, &experimental);
+    }
     for checks in &experimental {
         let name = &checks[0].finding;
         gpu.choices().set(name.clone(), TRYING.into());
@@ -138,6 +145,17 @@ async fn run_new(gpu: &Gpu, checks: &[Check]) -> Result<(), GpuError> {
         conclude(gpu, checks, case.run(gpu, checks).await)?;
     }
     Ok(())
+}
+
+/// Compiles experimental kernels on all cores: on a GPU they are dozens of pipelines.
+fn compile_together(gpu: &Gpu, findings: &[Vec<&Check>]) {
+    for checks in findings {
+        let name = &checks[0].finding;
+        gpu.choices().set(name.clone(), COMPILING.into());
+    }
+    gpu.choices().save();
+    let cases: Vec<Case> = findings.iter().map(|it| Case::record(gpu, it)).collect();
+    ProgramBuilder::compile_all(cases.iter().map(|it| &it.program));
 }
 
 /// Counts the checks that a process of old never finished as failed: it may have died of them.
@@ -440,7 +458,8 @@ mod tests {
         assert!(matches!(error, GpuError::Lost { .. }), "{error}");
         assert!(error.to_string().contains("first"), "{error}");
         assert!(is_wrong(&gpu, "first"));
-        assert_eq!(gpu.choices().get("second"), None);
+        // Never tried by itself: the next start does so.
+        assert_eq!(gpu.choices().get("second").as_deref(), Some(COMPILING));
     }
 
     #[test]
@@ -455,6 +474,7 @@ mod tests {
         for name in ["died", "sevens"] {
             gpu.choices().set(name.into(), TRYING.into());
         }
+        gpu.choices().set("compiled".into(), COMPILING.into());
         gpu.choices().save();
 
         // While another process is at it, nobody has died: everything is checked again.
@@ -468,10 +488,12 @@ mod tests {
         let next = open();
         let checks = [
             invented(&next, "died", &SEVENS),
+            invented(&next, "compiled", &SEVENS),
             invented(&next, "new", &SEVENS),
         ];
         pollster::block_on(run_new(&next, &checks)).expect("it runs");
         assert!(is_wrong(&next, "died"));
+        assert!(!is_wrong(&next, "compiled"));
         assert!(!is_wrong(&next, "new"));
         // That something is tried is on disk before it runs.
         let kept = std::fs::read_to_string(next.choices().file().expect("a folder"));

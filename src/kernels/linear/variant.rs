@@ -22,22 +22,23 @@ impl Kernels {
 }
 
 /// The shader `$name.wgsl` with what is put before it: activations, how weights are read, parameters, bindings and the
-/// end of a sum.
+/// end of a sum; and what it shares with its likes.
 macro_rules! kernels {
-    ($name:literal) => {
+    ($name:literal, $shared:expr) => {
         Kernels([
-            kernels!($name, "", F16_WEIGHTS),
-            kernels!($name, "_q8", Q8_WEIGHTS),
-            kernels!($name, "_q4", Q4_WEIGHTS),
+            kernels!($name, $shared, "", F16_WEIGHTS),
+            kernels!($name, $shared, "_q8", Q8_WEIGHTS),
+            kernels!($name, $shared, "_q4", Q4_WEIGHTS),
         ])
     };
-    ($name:literal, $format:literal, $weights:expr) => {
+    ($name:literal, $shared:expr, $format:literal, $weights:expr) => {
         Kernel {
             name: concat!($name, $format),
             wgsl: &[
                 ACTIVATE,
                 $weights,
                 include_str!("../../../shaders/linear.wgsl"),
+                $shared,
                 include_str!(concat!("../../../shaders/", $name, ".wgsl")),
             ],
             bindings: &[READ, READ, READ, WRITE],
@@ -45,10 +46,13 @@ macro_rules! kernels {
     };
 }
 
-static MATMUL_TILE: Kernels = kernels!("matmul_tile");
-static MATMUL_REGISTER: Kernels = kernels!("matmul_register");
-static MATVEC: Kernels = kernels!("matvec");
-static MATVEC_SUBGROUP: Kernels = kernels!("matvec_subgroup");
+/// The walk along K of the matrix–vector kernels.
+const MATVEC_SUMS: &str = include_str!("../../../shaders/matvec_sums.wgsl");
+
+static MATMUL_TILE: Kernels = kernels!("matmul_tile", "");
+static MATMUL_REGISTER: Kernels = kernels!("matmul_register", "");
+static MATVEC: Kernels = kernels!("matvec", MATVEC_SUMS);
+static MATVEC_SUBGROUP: Kernels = kernels!("matvec_subgroup", MATVEC_SUMS);
 
 /// All of them.
 pub(crate) static KERNELS: &[&[Kernel; 3]] = &[

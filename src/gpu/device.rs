@@ -446,9 +446,10 @@ fn experimental_features(features: wgpu::Features) -> wgpu::ExperimentalFeatures
         return wgpu::ExperimentalFeatures::disabled();
     }
     // SAFETY: the token acknowledges that an experimental feature may have bugs that reach undefined behaviour. The one
-    // feature requested is used by one shader of this crate's own, `matmul_cooperative.wgsl`, whose fragments lie
-    // within its workgroup memory for every tile that `CooperativeTile` makes, and are loaded and stored in uniform
-    // control flow. Each tile must pass the self-check on the device before its results are used.
+    // feature requested is used by shaders of this crate's own alone, those named `*_cooperative.wgsl`. Their fragments
+    // are loaded from and stored to their workgroup memory, within it for every tile that `CooperativeTile` and
+    // `AttentionVariant` make, in uniform control flow. Each variant must pass the self-check on the device before its
+    // results are used.
     unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 

@@ -1,7 +1,9 @@
 //! The device layer: adapter, device, limits, buffers, pipelines and recorded programs. Knows no model.
 
+mod activation;
 mod adapter;
 mod buffer;
+mod builder;
 mod choices;
 mod device;
 mod error;
@@ -15,15 +17,17 @@ mod staging;
 mod timestamps;
 mod weight_format;
 
+pub use activation::{Activation, ActivationPool, Operand};
 pub use adapter::{AdapterChoice, AdapterReport, Backend, list_adapters};
 pub use buffer::{Matrix, MatrixPart, Readback, Vector};
+pub use builder::{Product, ProgramBuilder};
 pub use choices::{Choices, Claim};
 pub use device::{Capabilities, Disabled, Gpu, GpuOptions};
 pub use error::GpuError;
 pub use pipeline::{Access, Constants, Kernel};
+pub(crate) use pipeline::{READ, WRITE};
 pub use profile::{Event, KernelTime, Lane, Phase, PhaseTime, Profiler};
-pub use program::{Activation, ActivationPool, Operand, Product, Program, ProgramBuilder, Tap};
-pub(crate) use program::{READ, WRITE};
+pub use program::{Program, Tap};
 pub use staging::{StagedWrite, Staging};
 pub use weight_format::{QUANT_BLOCK, WeightFormat, grouped_scales};
 

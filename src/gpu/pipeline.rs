@@ -20,6 +20,11 @@ pub enum Access {
     ReadWrite,
 }
 
+/// [`Access::Read`]: a kernel's bindings at a glance where it is defined.
+pub(crate) const READ: Access = Access::Read;
+/// [`Access::ReadWrite`]
+pub(crate) const WRITE: Access = Access::ReadWrite;
+
 /// A compute kernel: one `.wgsl` file, and what it binds after the uniform at binding 0.
 #[derive(Debug)]
 pub struct Kernel {

@@ -181,7 +181,7 @@ impl Timestamps {
         let readback = self.readback();
         encoder.copy_buffer_to_buffer(&self.resolved, 0, &readback, 0, bytes);
         self.profiler.expect(steps.len());
-        let kernels: Vec<_> = steps.iter().map(Step::kernel).collect();
+        let kernels: Vec<_> = steps.iter().map(|step| step.kernel).collect();
         let (this, buffer) = (Arc::clone(self), readback.clone());
         encoder.map_buffer_on_submit(&readback, wgpu::MapMode::Read, 0..bytes, move |mapped| {
             if mapped.is_ok() {

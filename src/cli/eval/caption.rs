@@ -11,11 +11,12 @@ use crate::eval::{
 };
 use crate::task::{Ask, CaptionOptions, check_caption_options};
 
+use super::args::{CaptionArgs, DataArgs, PartArgs, TruthArgs};
 use super::finish::{
     Measured, Outcome, finish, report_empty, report_missing, report_unknown, thumbnail_of,
 };
 use super::predict::{Job, run_jobs};
-use super::{CaptionArgs, DataArgs, PartArgs, TruthArgs, make_folder, settings, with_limit};
+use super::{make_folder, settings, with_limit};
 use crate::cli::Shared;
 use crate::cli::output::Output;
 use crate::cli::score::{caption_scores_json, name_each};
@@ -58,25 +59,10 @@ pub(super) async fn run(
     let file = args.part.file(&args.data.out, "predictions", "jsonl");
     let mut predictions = Predictions::open(&file, ResultFields::CAPTION, &settings)?;
 
-    let mut all_well = true;
-    let mut jobs = Vec::new();
     let ask = Ask::Caption(Arc::new(options.clone()));
-    for (index, image) in data.images.iter().enumerate() {
-        if !args.part.has(index) || predictions.get(&image.id).is_some() {
-            continue;
-        }
-        match folder.find(&image.paths, &image.id, &data.file) {
-            Ok(file) => jobs.push(Job {
-                id: image.id.clone(),
-                image: file,
-                ask: ask.clone(),
-            }),
-            Err(error) => {
-                output.error(&error);
-                all_well = false;
-            }
-        }
-    }
+    let open = (0..data.images.len())
+        .filter(|&index| args.part.has(index) && predictions.get(&data.images[index].id).is_none());
+    let (jobs, mut all_well) = jobs(&data, open, &mut folder, &ask, output);
     if !jobs.is_empty() {
         let mut model = shared
             .open(image_size, args.generation.work(), output)
@@ -100,6 +86,32 @@ pub(super) async fn run(
     Ok(truth
         .measure(&mut folder, &settings, &predictions, output)?
         .and(all_well))
+}
+
+/// The jobs of the images `open`, and whether each of them was found.
+fn jobs(
+    data: &CaptionData,
+    open: impl Iterator<Item = usize>,
+    folder: &mut ImageFolder,
+    ask: &Ask,
+    output: &Output,
+) -> (Vec<Job>, bool) {
+    let mut jobs = Vec::new();
+    let mut all_well = true;
+    for image in open.map(|index| &data.images[index]) {
+        match folder.find(&image.paths, &image.id, &data.file) {
+            Ok(file) => jobs.push(Job {
+                id: image.id.clone(),
+                image: file,
+                ask: ask.clone(),
+            }),
+            Err(error) => {
+                output.error(&error);
+                all_well = false;
+            }
+        }
+    }
+    (jobs, all_well)
 }
 
 /// A dataset and what of it to measure.
@@ -179,45 +191,57 @@ impl Truth<'_> {
         let mut order: Vec<usize> = (0..pairs.len()).collect();
         order.sort_by(|&a, &b| scores.images[a].cider.total_cmp(&scores.images[b].cider));
         let cases = order.iter().take(args.report_cases).map(|&place| {
-            let image = &data.images[indices[place]];
-            let file = folder.find(&image.paths, &image.id, &data.file).ok();
-            Case {
-                thumbnail: file.and_then(|file| thumbnail_of(&file)),
-                name: format!("image {}", image.id),
-                question: None,
-                prediction: pairs[place].candidate.to_owned(),
-                truth: pairs[place]
-                    .references
-                    .iter()
-                    .map(|&text| text.to_owned())
-                    .collect(),
-                score: format!("CIDEr {:.3}", scores.images[place].cider),
-            }
+            let cider = scores.images[place].cider;
+            case(data, indices[place], &pairs[place], cider, folder)
         });
+        let cases = cases.collect();
         let json = match pairs.is_empty() {
             false => caption_scores_json(&scores),
             true => Map::new(),
         };
-        let figures = json.iter().map(|(name, value)| {
-            let published = PUBLISHED.iter().find(|(published, _)| published == name);
-            Figure {
-                name: name.clone(),
-                value: format!("{:.4}", value.as_f64().unwrap_or(f64::NAN)),
-                published: published.map(|(_, value)| format!("{value:.4}")),
-            }
-        });
         let measured = Measured {
             title: "Captions".into(),
             dataset: data.file.clone(),
             items: said.len(),
             wanted: part.count(data.images.len()),
-            figures: figures.collect(),
+            figures: json.iter().map(figure).collect(),
             published_for: PUBLISHED_FOR,
-            cases: cases.collect(),
+            cases,
             official: predictions.official(ResultFields::CAPTION, said.iter().map(|&(id, _)| id)),
             decimals: 4,
             metrics: json,
         };
         Ok(finish(&args.out, part, settings, measured, output)?.and(all_known))
+    }
+}
+
+/// A picture of the report.
+fn case(
+    data: &CaptionData,
+    index: usize,
+    pair: &CaptionPair<&str>,
+    cider: f64,
+    folder: &mut ImageFolder,
+) -> Case {
+    let image = &data.images[index];
+    let file = folder.find(&image.paths, &image.id, &data.file).ok();
+    let truth = pair.references.iter().map(|&text| text.to_owned());
+    Case {
+        thumbnail: file.and_then(|file| thumbnail_of(&file)),
+        name: format!("image {}", image.id),
+        question: None,
+        prediction: pair.candidate.to_owned(),
+        truth: truth.collect(),
+        score: format!("CIDEr {cider:.3}"),
+    }
+}
+
+/// A metric beside the published one.
+fn figure((name, value): (&String, &Value)) -> Figure {
+    let published = PUBLISHED.iter().find(|(published, _)| published == name);
+    Figure {
+        name: name.clone(),
+        value: format!("{:.4}", value.as_f64().unwrap_or(f64::NAN)),
+        published: published.map(|(_, value)| format!("{value:.4}")),
     }
 }

@@ -8,7 +8,7 @@ use crate::Error;
 use crate::eval::{Case, Figure, Id, Predictions, Report, thumbnail, write_whole};
 use crate::image::{DecodePolicy, decode_file};
 
-use super::PartArgs;
+use super::args::PartArgs;
 use crate::cli::output::Output;
 use crate::cli::score;
 

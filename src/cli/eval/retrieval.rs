@@ -15,10 +15,9 @@ use crate::task::{
     Retriever, TextFeatures, TextUse,
 };
 
+use super::args::{DataArgs, PartArgs, RankingArgs, RetrievalArgs, TruthArgs};
 use super::finish::{Measured, Outcome, finish, report_missing, report_unknown, thumbnail_of};
-use super::{
-    DataArgs, PartArgs, RankingArgs, RetrievalArgs, TruthArgs, make_folder, settings, with_limit,
-};
+use super::{make_folder, settings, with_limit};
 use crate::cli::Shared;
 use crate::cli::output::{Output, digits};
 use crate::cli::retrieval::image_size;

@@ -13,10 +13,11 @@ use crate::cli::output::Output;
 use crate::cli::score;
 use crate::eval::{Id, Results, Scene, read_scenes};
 
-use super::{
+use super::args::{
     CaptionArgs, DataArgs, PartArgs, QuestionArgs, RankingArgs, RetrievalArgs, ScenesArgs,
-    TruthArgs, VqaArgs, caption, retrieval, vqa,
+    TruthArgs, VqaArgs,
 };
+use super::{caption, retrieval, vqa};
 
 /// The flags' defaults, by clap's own hand.
 #[derive(Debug, Parser)]

@@ -13,11 +13,12 @@ use crate::eval::{
 };
 use crate::task::{Ask, VqaOptions, check_vqa_options};
 
+use super::args::{DataArgs, PartArgs, QuestionArgs, VqaArgs};
 use super::finish::{
     Measured, Outcome, finish, report_empty, report_missing, report_unknown, thumbnail_of,
 };
 use super::predict::{Job, run_jobs};
-use super::{DataArgs, PartArgs, QuestionArgs, VqaArgs, make_folder, settings, with_limit};
+use super::{make_folder, settings, with_limit};
 use crate::cli::Shared;
 use crate::cli::output::Output;
 use crate::cli::score::vqa_scores_json;
@@ -66,43 +67,10 @@ pub(super) async fn run(
     let file = args.part.file(&args.data.out, "predictions", "jsonl");
     let mut predictions = Predictions::open(&file, ResultFields::ANSWER, &settings)?;
 
-    let mut all_well = true;
-    let mut jobs = Vec::new();
-    let shared_options = Arc::new(options.clone());
-    let mut missing_images = Vec::new();
-    for index in by_image(&data.questions) {
-        let (id, question) = &data.questions[index];
-        if !args.part.has(index) || predictions.get(id).is_some() {
-            continue;
-        }
-        if let Err(error) = options.check_question(&question.text) {
-            output.error(&format!(
-                "{}: question_id {id}: {error}",
-                data.file.display()
-            ));
-            all_well = false;
-            continue;
-        }
-        match image_of(question, &mut folder, &data.file) {
-            Ok(image) => jobs.push(Job {
-                id: id.clone(),
-                image,
-                ask: Ask::Question {
-                    question: question.text.clone(),
-                    options: Arc::clone(&shared_options),
-                },
-            }),
-            // Said once an image, however many questions are about it.
-            Err(error) => {
-                let error = error.to_string();
-                if missing_images.last() != Some(&error) {
-                    output.error(&error);
-                    missing_images.push(error);
-                }
-                all_well = false;
-            }
-        }
-    }
+    let open = by_image(&data.questions).into_iter().filter(|&index| {
+        args.part.has(index) && predictions.get(&data.questions[index].0).is_none()
+    });
+    let (jobs, mut all_well) = jobs(&data, open, &mut folder, &options, output);
     if !jobs.is_empty() {
         let mut model = shared
             .open(image_size, args.generation.work(), output)
@@ -127,6 +95,48 @@ pub(super) async fn run(
     Ok(truth
         .measure(&mut folder, &settings, &predictions, output)?
         .and(all_well))
+}
+
+/// The jobs of the questions `open`, and whether each of them can be asked.
+fn jobs(
+    data: &QuestionData,
+    open: impl Iterator<Item = usize>,
+    folder: &mut ImageFolder,
+    options: &VqaOptions,
+    output: &Output,
+) -> (Vec<Job>, bool) {
+    let shared_options = Arc::new(options.clone());
+    let mut jobs = Vec::new();
+    let mut all_well = true;
+    let mut missing_images = Vec::new();
+    for (id, question) in open.map(|index| &data.questions[index]) {
+        if let Err(error) = options.check_question(&question.text) {
+            let file = data.file.display();
+            output.error(&format!("{file}: question_id {id}: {error}"));
+            all_well = false;
+            continue;
+        }
+        match image_of(question, folder, &data.file) {
+            Ok(image) => jobs.push(Job {
+                id: id.clone(),
+                image,
+                ask: Ask::Question {
+                    question: question.text.clone(),
+                    options: Arc::clone(&shared_options),
+                },
+            }),
+            // Said once an image, however many questions are about it.
+            Err(error) => {
+                let error = error.to_string();
+                if missing_images.last() != Some(&error) {
+                    output.error(&error);
+                    missing_images.push(error);
+                }
+                all_well = false;
+            }
+        }
+    }
+    (jobs, all_well)
 }
 
 /// Measures joined parts; `false` if a question has no answer.
@@ -252,48 +262,38 @@ impl Truth<'_> {
         let mut order: Vec<usize> = (0..scores.questions.len()).collect();
         order.sort_by(|&a, &b| scores.questions[a].total_cmp(&scores.questions[b]));
         let cases = order.iter().take(args.report_cases).map(|&place| {
-            let (id, question, text) = &answered[place];
+            let (id, question, text) = answered[place];
             let file = image_of(question, folder, &data.file).ok();
             Case {
                 thumbnail: file.and_then(|file| thumbnail_of(&file)),
                 name: format!("question {id}"),
                 question: Some(question.text.clone()),
-                prediction: (*text).to_owned(),
+                prediction: text.to_owned(),
                 truth: tally(question),
                 score: format!("{:.0} %", scores.questions[place]),
             }
         });
         let cases = cases.collect();
+        let (title, fields) = match data.gqa {
+            true => ("GQA", ResultFields::GQA),
+            false => ("Visual question answering", ResultFields::ANSWER),
+        };
+        let (figures, metrics) = match measured {
+            true => (figures(&scores, data.gqa), vqa_scores_json(&scores)),
+            false => (Vec::new(), Map::new()),
+        };
+        let ids = answered.iter().map(|&(id, ..)| id);
         let measured = Measured {
-            title: if data.gqa {
-                "GQA".into()
-            } else {
-                "Visual question answering".into()
-            },
+            title: title.into(),
             dataset: data.file.clone(),
             items: answered.len(),
             wanted: part.count(data.questions.len()),
-            figures: if measured {
-                figures(&scores, data.gqa)
-            } else {
-                Vec::new()
-            },
+            figures,
             published_for: PUBLISHED_FOR,
             cases,
-            official: predictions.official(
-                if data.gqa {
-                    ResultFields::GQA
-                } else {
-                    ResultFields::ANSWER
-                },
-                answered.iter().map(|(id, _, _)| *id),
-            ),
+            official: predictions.official(fields, ids),
             decimals: 2,
-            metrics: if measured {
-                vqa_scores_json(&scores)
-            } else {
-                Map::new()
-            },
+            metrics,
         };
         Ok(finish(&args.out, part, settings, measured, output)?.and(all_known))
     }

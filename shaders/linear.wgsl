@@ -43,14 +43,3 @@ fn store(row: u32, column: u32, sum: f32) {
     }
     y[at] = v;
 }
-
-// Four of K of four columns of w, from four of K of each. Times four of K of a row of x, it is that row's part of the
-// four sums.
-fn four_k(c_0: vec4<f32>, c_1: vec4<f32>, c_2: vec4<f32>, c_3: vec4<f32>) -> mat4x4<f32> {
-    return mat4x4<f32>(
-        c_0.x, c_1.x, c_2.x, c_3.x,
-        c_0.y, c_1.y, c_2.y, c_3.y,
-        c_0.z, c_1.z, c_2.z, c_3.z,
-        c_0.w, c_1.w, c_2.w, c_3.w,
-    );
-}

@@ -8,13 +8,12 @@
 // Every sum runs over K in the same order whatever M, ROWS, COLUMNS and the subgroup size are: a row's result has the
 // same bits alone and in a batch, in prefill and in decode (the kernel test checks it on each adapter).
 // Called by kernels/linear.rs for any number of rows where subgroups have at most 16 lanes.
-// Prepended: linear.wgsl, which has the shapes and bindings, and a weights_*.wgsl.
+// Prepended: a weights_*.wgsl, linear.wgsl, which has the shapes and bindings, and columns.wgsl.
 //
 // Measured: 256×1024×1024, ROWS 32: 58 GFLOP/s, matmul_tile beside it 7.6; 10240×2560: 7.7 GB/s of weight for 1 row,
 // 4.8 for 8; 1 row in q8 1.5 times as fast, in q4 2.1 times (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine).
 
 override ROWS: u32 = 16u;          // 1 to 32
-override COLUMNS: u32 = 8u;        // 4 or 8
 override WORKGROUP_SIZE: u32 = 8u;
 
 // One row of a tile.
@@ -75,18 +74,8 @@ var<private> x_at_5: u32;
 var<private> x_at_6: u32;
 var<private> x_at_7: u32;
 
-// Adds what eight values of K give, the first eight of the elements h; x has them from vec4 `unit` on.
-fn add_eight(
-    unit: u32,
-    h_0: vec4<u32>, h_1: vec4<u32>, h_2: vec4<u32>, h_3: vec4<u32>,
-    h_4: vec4<u32>, h_5: vec4<u32>, h_6: vec4<u32>, h_7: vec4<u32>,
-    low_scale: vec4<f32>, high_scale: vec4<f32>,
-) {
-    let low_a = four_k(first_four(h_0), first_four(h_1), first_four(h_2), first_four(h_3));
-    let low_b = four_k(second_four(h_0), second_four(h_1), second_four(h_2), second_four(h_3));
-    let high_a = four_k(first_four(h_4), first_four(h_5), first_four(h_6), first_four(h_7));
-    let high_b = four_k(second_four(h_4), second_four(h_5), second_four(h_6), second_four(h_7));
-
+// Adds what eight values of K give; x has them from vec4 `unit` on.
+fn add_eight(w: EightOfK, unit: u32, scale: Columns) {
     let x_0 = x[x_at_0 + unit];
     let x_1 = x[x_at_1 + unit];
     let x_2 = x[x_at_2 + unit];
@@ -96,196 +85,164 @@ fn add_eight(
     let x_6 = x[x_at_6 + unit];
     let x_7 = x[x_at_7 + unit];
     {
-        let a = subgroupBroadcast(x_0, 0u);
-        let b = subgroupBroadcast(x_0, 1u);
-        low_0 += low_scale * (low_a * a + low_b * b);
-        high_0 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_0, 0u), subgroupBroadcast(x_0, 1u));
+        low_0 += scale.low * y.low;
+        high_0 += scale.high * y.high;
     }
     if (ROWS > 1u) {
-        let a = subgroupBroadcast(x_0, 2u);
-        let b = subgroupBroadcast(x_0, 3u);
-        low_1 += low_scale * (low_a * a + low_b * b);
-        high_1 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_0, 2u), subgroupBroadcast(x_0, 3u));
+        low_1 += scale.low * y.low;
+        high_1 += scale.high * y.high;
     }
     if (ROWS > 2u) {
-        let a = subgroupBroadcast(x_0, 4u);
-        let b = subgroupBroadcast(x_0, 5u);
-        low_2 += low_scale * (low_a * a + low_b * b);
-        high_2 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_0, 4u), subgroupBroadcast(x_0, 5u));
+        low_2 += scale.low * y.low;
+        high_2 += scale.high * y.high;
     }
     if (ROWS > 3u) {
-        let a = subgroupBroadcast(x_0, 6u);
-        let b = subgroupBroadcast(x_0, 7u);
-        low_3 += low_scale * (low_a * a + low_b * b);
-        high_3 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_0, 6u), subgroupBroadcast(x_0, 7u));
+        low_3 += scale.low * y.low;
+        high_3 += scale.high * y.high;
     }
     if (ROWS > 4u) {
-        let a = subgroupBroadcast(x_1, 0u);
-        let b = subgroupBroadcast(x_1, 1u);
-        low_4 += low_scale * (low_a * a + low_b * b);
-        high_4 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_1, 0u), subgroupBroadcast(x_1, 1u));
+        low_4 += scale.low * y.low;
+        high_4 += scale.high * y.high;
     }
     if (ROWS > 5u) {
-        let a = subgroupBroadcast(x_1, 2u);
-        let b = subgroupBroadcast(x_1, 3u);
-        low_5 += low_scale * (low_a * a + low_b * b);
-        high_5 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_1, 2u), subgroupBroadcast(x_1, 3u));
+        low_5 += scale.low * y.low;
+        high_5 += scale.high * y.high;
     }
     if (ROWS > 6u) {
-        let a = subgroupBroadcast(x_1, 4u);
-        let b = subgroupBroadcast(x_1, 5u);
-        low_6 += low_scale * (low_a * a + low_b * b);
-        high_6 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_1, 4u), subgroupBroadcast(x_1, 5u));
+        low_6 += scale.low * y.low;
+        high_6 += scale.high * y.high;
     }
     if (ROWS > 7u) {
-        let a = subgroupBroadcast(x_1, 6u);
-        let b = subgroupBroadcast(x_1, 7u);
-        low_7 += low_scale * (low_a * a + low_b * b);
-        high_7 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_1, 6u), subgroupBroadcast(x_1, 7u));
+        low_7 += scale.low * y.low;
+        high_7 += scale.high * y.high;
     }
     if (ROWS > 8u) {
-        let a = subgroupBroadcast(x_2, 0u);
-        let b = subgroupBroadcast(x_2, 1u);
-        low_8 += low_scale * (low_a * a + low_b * b);
-        high_8 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_2, 0u), subgroupBroadcast(x_2, 1u));
+        low_8 += scale.low * y.low;
+        high_8 += scale.high * y.high;
     }
     if (ROWS > 9u) {
-        let a = subgroupBroadcast(x_2, 2u);
-        let b = subgroupBroadcast(x_2, 3u);
-        low_9 += low_scale * (low_a * a + low_b * b);
-        high_9 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_2, 2u), subgroupBroadcast(x_2, 3u));
+        low_9 += scale.low * y.low;
+        high_9 += scale.high * y.high;
     }
     if (ROWS > 10u) {
-        let a = subgroupBroadcast(x_2, 4u);
-        let b = subgroupBroadcast(x_2, 5u);
-        low_10 += low_scale * (low_a * a + low_b * b);
-        high_10 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_2, 4u), subgroupBroadcast(x_2, 5u));
+        low_10 += scale.low * y.low;
+        high_10 += scale.high * y.high;
     }
     if (ROWS > 11u) {
-        let a = subgroupBroadcast(x_2, 6u);
-        let b = subgroupBroadcast(x_2, 7u);
-        low_11 += low_scale * (low_a * a + low_b * b);
-        high_11 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_2, 6u), subgroupBroadcast(x_2, 7u));
+        low_11 += scale.low * y.low;
+        high_11 += scale.high * y.high;
     }
     if (ROWS > 12u) {
-        let a = subgroupBroadcast(x_3, 0u);
-        let b = subgroupBroadcast(x_3, 1u);
-        low_12 += low_scale * (low_a * a + low_b * b);
-        high_12 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_3, 0u), subgroupBroadcast(x_3, 1u));
+        low_12 += scale.low * y.low;
+        high_12 += scale.high * y.high;
     }
     if (ROWS > 13u) {
-        let a = subgroupBroadcast(x_3, 2u);
-        let b = subgroupBroadcast(x_3, 3u);
-        low_13 += low_scale * (low_a * a + low_b * b);
-        high_13 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_3, 2u), subgroupBroadcast(x_3, 3u));
+        low_13 += scale.low * y.low;
+        high_13 += scale.high * y.high;
     }
     if (ROWS > 14u) {
-        let a = subgroupBroadcast(x_3, 4u);
-        let b = subgroupBroadcast(x_3, 5u);
-        low_14 += low_scale * (low_a * a + low_b * b);
-        high_14 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_3, 4u), subgroupBroadcast(x_3, 5u));
+        low_14 += scale.low * y.low;
+        high_14 += scale.high * y.high;
     }
     if (ROWS > 15u) {
-        let a = subgroupBroadcast(x_3, 6u);
-        let b = subgroupBroadcast(x_3, 7u);
-        low_15 += low_scale * (low_a * a + low_b * b);
-        high_15 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_3, 6u), subgroupBroadcast(x_3, 7u));
+        low_15 += scale.low * y.low;
+        high_15 += scale.high * y.high;
     }
     if (ROWS > 16u) {
-        let a = subgroupBroadcast(x_4, 0u);
-        let b = subgroupBroadcast(x_4, 1u);
-        low_16 += low_scale * (low_a * a + low_b * b);
-        high_16 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_4, 0u), subgroupBroadcast(x_4, 1u));
+        low_16 += scale.low * y.low;
+        high_16 += scale.high * y.high;
     }
     if (ROWS > 17u) {
-        let a = subgroupBroadcast(x_4, 2u);
-        let b = subgroupBroadcast(x_4, 3u);
-        low_17 += low_scale * (low_a * a + low_b * b);
-        high_17 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_4, 2u), subgroupBroadcast(x_4, 3u));
+        low_17 += scale.low * y.low;
+        high_17 += scale.high * y.high;
     }
     if (ROWS > 18u) {
-        let a = subgroupBroadcast(x_4, 4u);
-        let b = subgroupBroadcast(x_4, 5u);
-        low_18 += low_scale * (low_a * a + low_b * b);
-        high_18 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_4, 4u), subgroupBroadcast(x_4, 5u));
+        low_18 += scale.low * y.low;
+        high_18 += scale.high * y.high;
     }
     if (ROWS > 19u) {
-        let a = subgroupBroadcast(x_4, 6u);
-        let b = subgroupBroadcast(x_4, 7u);
-        low_19 += low_scale * (low_a * a + low_b * b);
-        high_19 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_4, 6u), subgroupBroadcast(x_4, 7u));
+        low_19 += scale.low * y.low;
+        high_19 += scale.high * y.high;
     }
     if (ROWS > 20u) {
-        let a = subgroupBroadcast(x_5, 0u);
-        let b = subgroupBroadcast(x_5, 1u);
-        low_20 += low_scale * (low_a * a + low_b * b);
-        high_20 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_5, 0u), subgroupBroadcast(x_5, 1u));
+        low_20 += scale.low * y.low;
+        high_20 += scale.high * y.high;
     }
     if (ROWS > 21u) {
-        let a = subgroupBroadcast(x_5, 2u);
-        let b = subgroupBroadcast(x_5, 3u);
-        low_21 += low_scale * (low_a * a + low_b * b);
-        high_21 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_5, 2u), subgroupBroadcast(x_5, 3u));
+        low_21 += scale.low * y.low;
+        high_21 += scale.high * y.high;
     }
     if (ROWS > 22u) {
-        let a = subgroupBroadcast(x_5, 4u);
-        let b = subgroupBroadcast(x_5, 5u);
-        low_22 += low_scale * (low_a * a + low_b * b);
-        high_22 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_5, 4u), subgroupBroadcast(x_5, 5u));
+        low_22 += scale.low * y.low;
+        high_22 += scale.high * y.high;
     }
     if (ROWS > 23u) {
-        let a = subgroupBroadcast(x_5, 6u);
-        let b = subgroupBroadcast(x_5, 7u);
-        low_23 += low_scale * (low_a * a + low_b * b);
-        high_23 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_5, 6u), subgroupBroadcast(x_5, 7u));
+        low_23 += scale.low * y.low;
+        high_23 += scale.high * y.high;
     }
     if (ROWS > 24u) {
-        let a = subgroupBroadcast(x_6, 0u);
-        let b = subgroupBroadcast(x_6, 1u);
-        low_24 += low_scale * (low_a * a + low_b * b);
-        high_24 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_6, 0u), subgroupBroadcast(x_6, 1u));
+        low_24 += scale.low * y.low;
+        high_24 += scale.high * y.high;
     }
     if (ROWS > 25u) {
-        let a = subgroupBroadcast(x_6, 2u);
-        let b = subgroupBroadcast(x_6, 3u);
-        low_25 += low_scale * (low_a * a + low_b * b);
-        high_25 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_6, 2u), subgroupBroadcast(x_6, 3u));
+        low_25 += scale.low * y.low;
+        high_25 += scale.high * y.high;
     }
     if (ROWS > 26u) {
-        let a = subgroupBroadcast(x_6, 4u);
-        let b = subgroupBroadcast(x_6, 5u);
-        low_26 += low_scale * (low_a * a + low_b * b);
-        high_26 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_6, 4u), subgroupBroadcast(x_6, 5u));
+        low_26 += scale.low * y.low;
+        high_26 += scale.high * y.high;
     }
     if (ROWS > 27u) {
-        let a = subgroupBroadcast(x_6, 6u);
-        let b = subgroupBroadcast(x_6, 7u);
-        low_27 += low_scale * (low_a * a + low_b * b);
-        high_27 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_6, 6u), subgroupBroadcast(x_6, 7u));
+        low_27 += scale.low * y.low;
+        high_27 += scale.high * y.high;
     }
     if (ROWS > 28u) {
-        let a = subgroupBroadcast(x_7, 0u);
-        let b = subgroupBroadcast(x_7, 1u);
-        low_28 += low_scale * (low_a * a + low_b * b);
-        high_28 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_7, 0u), subgroupBroadcast(x_7, 1u));
+        low_28 += scale.low * y.low;
+        high_28 += scale.high * y.high;
     }
     if (ROWS > 29u) {
-        let a = subgroupBroadcast(x_7, 2u);
-        let b = subgroupBroadcast(x_7, 3u);
-        low_29 += low_scale * (low_a * a + low_b * b);
-        high_29 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_7, 2u), subgroupBroadcast(x_7, 3u));
+        low_29 += scale.low * y.low;
+        high_29 += scale.high * y.high;
     }
     if (ROWS > 30u) {
-        let a = subgroupBroadcast(x_7, 4u);
-        let b = subgroupBroadcast(x_7, 5u);
-        low_30 += low_scale * (low_a * a + low_b * b);
-        high_30 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_7, 4u), subgroupBroadcast(x_7, 5u));
+        low_30 += scale.low * y.low;
+        high_30 += scale.high * y.high;
     }
     if (ROWS > 31u) {
-        let a = subgroupBroadcast(x_7, 6u);
-        let b = subgroupBroadcast(x_7, 7u);
-        low_31 += low_scale * (low_a * a + low_b * b);
-        high_31 += high_scale * (high_a * a + high_b * b);
+        let y = products(w, subgroupBroadcast(x_7, 6u), subgroupBroadcast(x_7, 7u));
+        low_31 += scale.low * y.low;
+        high_31 += scale.high * y.high;
     }
 }
 
@@ -298,19 +255,8 @@ fn main(
     let row_base = tile.y * ROWS;
     let column = (tile.x * WORKGROUP_SIZE + thread) * COLUMNS; // and the next ones
     let last_row = params.rows - 1u;
-    let last_column = params.out_features - 1u;
 
-    // Where the lane's weight rows begin. Columns past the end read the last column and are not stored.
-    let elements = params.in_features / WEIGHT_K;
-    let w_at_0 = min(column, last_column) * elements;
-    let w_at_1 = min(column + 1u, last_column) * elements;
-    let w_at_2 = min(column + 2u, last_column) * elements;
-    let w_at_3 = min(column + 3u, last_column) * elements;
-    let w_at_4 = min(column + 4u, last_column) * elements;
-    let w_at_5 = min(column + 5u, last_column) * elements;
-    let w_at_6 = min(column + 6u, last_column) * elements;
-    let w_at_7 = min(column + 7u, last_column) * elements;
-
+    begin_columns(column);
     let x_stride = params.in_features / 4u;
     // Eight lanes hold four rows × eight of K: lane 2r the first four of K of row r, lane 2r + 1 the other four.
     // A subgroup of more lanes holds copies. Rows past the end read the last row and are not stored.
@@ -326,61 +272,22 @@ fn main(
     x_at_6 = min(x_row + 24u, last_row) * x_stride + x_part;
     x_at_7 = min(x_row + 28u, last_row) * x_stride + x_part;
 
+    let elements = params.in_features / WEIGHT_K;
     for (var element = 0u; element < elements; element++) {
-        var h_0 = weight[w_at_0 + element];
-        var h_1 = weight[w_at_1 + element];
-        var h_2 = weight[w_at_2 + element];
-        var h_3 = weight[w_at_3 + element];
-        var h_4 = vec4<u32>();
-        var h_5 = vec4<u32>();
-        var h_6 = vec4<u32>();
-        var h_7 = vec4<u32>();
-        if (COLUMNS > 4u) {
-            h_4 = weight[w_at_4 + element];
-            h_5 = weight[w_at_5 + element];
-            h_6 = weight[w_at_6 + element];
-            h_7 = weight[w_at_7 + element];
-        }
-        var scales = eight_scales(params.out_features, params.in_features, min(column, last_column), element * WEIGHT_K);
-        if (COLUMNS == 4u && column % 8u == 4u) {
-            scales = scales.zwxy;
-        }
-        let low_scale = low_scales(scales);
-        let high_scale = high_scales(scales);
-
+        var e = elements_at(element);
+        let scale = column_scales(column, element);
         // Not a loop: it would carry all sums, which cost half as much again on llvmpipe.
         let unit = element * (WEIGHT_K / 4u);
-        add_eight(unit, h_0, h_1, h_2, h_3, h_4, h_5, h_6, h_7, low_scale, high_scale);
+        add_eight(eight_of_k(e), unit, scale);
         if (WEIGHT_K > 8u) {
-            h_0 = next_eight(h_0);
-            h_1 = next_eight(h_1);
-            h_2 = next_eight(h_2);
-            h_3 = next_eight(h_3);
-            h_4 = next_eight(h_4);
-            h_5 = next_eight(h_5);
-            h_6 = next_eight(h_6);
-            h_7 = next_eight(h_7);
-            add_eight(unit + 2u, h_0, h_1, h_2, h_3, h_4, h_5, h_6, h_7, low_scale, high_scale);
+            e = next_eights(e);
+            add_eight(eight_of_k(e), unit + 2u, scale);
         }
         if (WEIGHT_K > 16u) {
-            h_0 = next_eight(h_0);
-            h_1 = next_eight(h_1);
-            h_2 = next_eight(h_2);
-            h_3 = next_eight(h_3);
-            h_4 = next_eight(h_4);
-            h_5 = next_eight(h_5);
-            h_6 = next_eight(h_6);
-            h_7 = next_eight(h_7);
-            add_eight(unit + 4u, h_0, h_1, h_2, h_3, h_4, h_5, h_6, h_7, low_scale, high_scale);
-            h_0 = next_eight(h_0);
-            h_1 = next_eight(h_1);
-            h_2 = next_eight(h_2);
-            h_3 = next_eight(h_3);
-            h_4 = next_eight(h_4);
-            h_5 = next_eight(h_5);
-            h_6 = next_eight(h_6);
-            h_7 = next_eight(h_7);
-            add_eight(unit + 6u, h_0, h_1, h_2, h_3, h_4, h_5, h_6, h_7, low_scale, high_scale);
+            e = next_eights(e);
+            add_eight(eight_of_k(e), unit + 4u, scale);
+            e = next_eights(e);
+            add_eight(eight_of_k(e), unit + 6u, scale);
         }
     }
 

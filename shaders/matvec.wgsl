@@ -5,7 +5,7 @@
 // Grid: (ceil(N / 8), 1, 1).
 // A sum's order depends on K alone, not on M or ROWS: a row has the same bits alone and among eight.
 // Called by kernels/linear.rs for decode steps and beams, where subgroups are missing or vary in size.
-// Prepended: a weights_*.wgsl, linear.wgsl, which has the shapes and bindings, and matvec_sums.wgsl, which walks.
+// Prepended: a weights_*.wgsl, linear.wgsl, which has the shapes and bindings, columns.wgsl, and matvec_sums.wgsl, which walks.
 //
 // Measured: 10240×2560, 4.4 GB/s of weight for 1 row, 1.7 for 8
 // (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine).

@@ -10,7 +10,7 @@
 // A sum's order depends on K, the subgroup size and SPLITS, not on M, ROWS or COLUMNS: a row has the same bits alone
 // and among eight.
 // Called by kernels/linear.rs for decode steps and beams, where subgroups have more than 16 lanes.
-// Prepended: a weights_*.wgsl, linear.wgsl, which has the shapes and bindings, and matvec_sums.wgsl, which walks.
+// Prepended: a weights_*.wgsl, linear.wgsl, which has the shapes and bindings, columns.wgsl, and matvec_sums.wgsl, which walks.
 //
 // Measured: 10240×2560, 7.8 GB/s of weight for 1 row, 2.7 for 8
 // (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine). Splits and 4 columns are unmeasured on a GPU.

@@ -24,21 +24,21 @@ impl Kernels {
 /// The shader `$name.wgsl` with what is put before it: activations, how weights are read, parameters, bindings and the
 /// end of a sum; and what it shares with its likes.
 macro_rules! kernels {
-    ($name:literal, $shared:expr) => {
+    ($name:literal $(, $shared:ident)*) => {
         Kernels([
-            kernels!($name, $shared, "", F16_WEIGHTS),
-            kernels!($name, $shared, "_q8", Q8_WEIGHTS),
-            kernels!($name, $shared, "_q4", Q4_WEIGHTS),
+            kernels!($name, "", F16_WEIGHTS; $($shared),*),
+            kernels!($name, "_q8", Q8_WEIGHTS; $($shared),*),
+            kernels!($name, "_q4", Q4_WEIGHTS; $($shared),*),
         ])
     };
-    ($name:literal, $shared:expr, $format:literal, $weights:expr) => {
+    ($name:literal, $format:literal, $weights:expr; $($shared:ident),*) => {
         Kernel {
             name: concat!($name, $format),
             wgsl: &[
                 ACTIVATE,
                 $weights,
                 include_str!("../../../shaders/linear.wgsl"),
-                $shared,
+                $($shared,)*
                 include_str!(concat!("../../../shaders/", $name, ".wgsl")),
             ],
             bindings: &[READ, READ, READ, WRITE],
@@ -46,13 +46,15 @@ macro_rules! kernels {
     };
 }
 
+/// Columns of the weight side by side.
+const COLUMNS: &str = include_str!("../../../shaders/columns.wgsl");
 /// The walk along K of the matrix–vector kernels.
 const MATVEC_SUMS: &str = include_str!("../../../shaders/matvec_sums.wgsl");
 
-static MATMUL_TILE: Kernels = kernels!("matmul_tile", "");
-static MATMUL_REGISTER: Kernels = kernels!("matmul_register", "");
-static MATVEC: Kernels = kernels!("matvec", MATVEC_SUMS);
-static MATVEC_SUBGROUP: Kernels = kernels!("matvec_subgroup", MATVEC_SUMS);
+static MATMUL_TILE: Kernels = kernels!("matmul_tile");
+static MATMUL_REGISTER: Kernels = kernels!("matmul_register", COLUMNS);
+static MATVEC: Kernels = kernels!("matvec", COLUMNS, MATVEC_SUMS);
+static MATVEC_SUBGROUP: Kernels = kernels!("matvec_subgroup", COLUMNS, MATVEC_SUMS);
 
 /// All of them.
 pub(crate) static KERNELS: &[&[Kernel; 3]] = &[

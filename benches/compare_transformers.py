@@ -10,7 +10,8 @@ warm. First our program runs, as a process of its own, and ends before any model
 CUDA where there is one, else on the CPU:
 
 * `eager`: attention written out, a growing cache;
-* `compiled`: torch's fused attention, a static cache and torch.compile of the decoder's step, the vision model and the Q-Former;
+* `compiled`: torch's fused attention, a static cache and torch.compile of the decoder's step, the vision model, the
+  Q-Former and T5's encoder;
 * `sdpa`: the fused attention alone.
 
 A mode that fails is reported, and the others go on. The JSON file is written anew after every measurement.
@@ -75,7 +76,10 @@ def parse_args():
     parser.add_argument("--threads", type=int, help="torch threads")
     parser.add_argument("--work", type=Path, help="folder for checkpoint and pictures (default: a temporary one)")
     parser.add_argument("--json", type=Path, help="write all figures here")
-    return parser.parse_args()
+    args = parser.parse_args()
+    # A path that names no folder would be looked for in PATH, and pathlib drops a leading "./".
+    args.binary = args.binary.resolve()
+    return args
 
 
 # Pictures
@@ -171,7 +175,10 @@ class Peer:
             compile_config = CompileConfig(mode="reduce-overhead" if device == "cuda" else "default")
             compile_config._compile_all_devices = True  # generate would compile on accelerators only
             self.settings = {"cache_implementation": "static", "compile_config": compile_config}
-            for part in (self.model.vision_model, self.model.qformer):
+            parts = [self.model.vision_model, self.model.qformer]
+            if self.model.language_model.config.is_encoder_decoder:
+                parts.append(self.model.language_model.get_encoder())
+            for part in parts:
                 part.forward = torch.compile(part.forward)
 
     def synchronize(self):
@@ -186,6 +193,11 @@ class Peer:
         encoded["pixel_values"] = encoded["pixel_values"].to(self.dtype)
         return encoded.to(self.device)
 
+    def new_tokens(self, sequences, encoded):
+        """What was generated: behind the prompt, or, where an encoder reads the prompt (T5), behind the decoder's start token."""
+        encoder_decoder = self.model.language_model.config.is_encoder_decoder
+        return sequences[:, 1 if encoder_decoder else encoded["input_ids"].shape[1]:].tolist()
+
     def generate(self, encoded, tokens, **settings):
         with self.torch.inference_mode():
             return self.model.generate(**encoded, do_sample=False, num_beams=1, max_new_tokens=tokens,
@@ -196,8 +208,7 @@ class Peer:
         self.synchronize()
         started = time.time()
         encoded = self.encode(paths, prompt)
-        ids = self.generate(encoded, tokens)
-        ids = ids[:, encoded["input_ids"].shape[1]:].tolist()
+        ids = self.new_tokens(self.generate(encoded, tokens), encoded)
         seconds = time.time() - started
         if any(len(row) != tokens for row in ids):
             raise RuntimeError(f"asked for {tokens} tokens, got {[len(row) for row in ids]}")
@@ -249,6 +260,19 @@ def check_reference(args, checkpoint, work):
     return results
 
 
+def difference(scores, theirs, ours, step):
+    """How far our token lies behind theirs at `step`, in the logits that the choice was made from (the stop token
+    forbidden), which both have the same tokens before. No gap where ours is forbidden or no token at all."""
+    logits = scores[step][0].float()
+    if ours[step] >= len(logits) or logits[ours[step]] == float("-inf"):
+        return {"first_difference": step}
+    gap = (logits[theirs[step]] - logits[ours[step]]).item()
+    if not gap >= 0:  # nor NaN
+        raise RuntimeError(f"token {step}: transformers' {theirs[step]} is not the best of its own logits ({gap:.2e} before "
+                           f"our {ours[step]}): they are not of one step")
+    return {"first_difference": step, "gap": gap}
+
+
 def check_tokens(peer, args, pictures, ours, dtype):
     """Each picture by itself: equal tokens, or how far apart the logits are where the first differs.
 
@@ -262,17 +286,14 @@ def check_tokens(peer, args, pictures, ours, dtype):
         encoded = peer.encode([path], args.prompt)
         # Pillow's pixels: the processor resizes with torchvision where that is installed, a grey level off.
         encoded["pixel_values"] = preprocess(path, size, image_config)[2][None].to(peer.device, peer.dtype)
-        output = peer.generate(encoded, args.tokens, return_dict_in_generate=True, output_logits=True)
-        theirs = output.sequences[0, encoded["input_ids"].shape[1]:].tolist()
+        output = peer.generate(encoded, args.tokens, return_dict_in_generate=True, output_scores=True)
+        theirs = peer.new_tokens(output.sequences, encoded)[0]
         for name, tokens in ours.items():
             result = {"image": path.name, "path": name, "ours": tokens[number], "theirs": theirs, "dtype": dtype}
             result["equal"] = tokens[number] == theirs
             differing = [step for step, pair in enumerate(zip(tokens[number], theirs)) if pair[0] != pair[1]]
             if differing:
-                step = differing[0]
-                logits = output.logits[step][0].float()
-                gap = (logits[theirs[step]] - logits[tokens[number][step]]).item()
-                result |= {"first_difference": step, "gap": gap}
+                result |= difference(output.scores, theirs, tokens[number], differing[0])
             result["ok"] = result["equal"] or result.get("gap", float("inf")) < GAP_ALLOWED
             results.append(result)
     return results
@@ -301,8 +322,9 @@ def print_checks(checks):
     for check in checks:
         verdict = "equal"
         if not check["equal"]:
-            verdict = (f"differ from token {check.get('first_difference')}, logits {check.get('gap', float('nan')):.2e} apart"
-                       f" ({'a tie' if check['ok'] else 'MORE THAN ROUNDING'})")
+            first = check.get("first_difference", min(len(check["ours"]), len(check["theirs"])))  # one ends before the other
+            apart = f"logits {check['gap']:.2e} apart" if "gap" in check else "ours cannot be there"
+            verdict = f"differ from token {first}, {apart} ({'a tie' if check['ok'] else 'MORE THAN ROUNDING'})"
         path = f", {check['path']}" if "path" in check else ""
         print(f"tokens of {check['image']}{path}, beside transformers' {check['dtype']}: {verdict}")
 

@@ -18,12 +18,16 @@
 #   devices.json  kernels.json  model.json  compare.json  peers.json (JSON, or a JSON object a line)
 #   trace.json    of one caption, for ui.perfetto.dev
 #
+# Calls add up: summary.txt and gpu.log grow, each call under a heading with its steps, the commit and the time; of the
+# other files a step that runs replaces its own.
+#
 # Nothing is fetched. Needed: a release build of the program (--binary, or .gl/blip2-wgpu, or target/release/blip2-wgpu).
 # Where the machine has no Vulkan loader, put its Debian package (libvulkan1, and libegl1 libglvnd0 libopengl0 libgl1
 # libglx0, which NVIDIA's driver may ask for) into .gl/; they are unpacked for this run, not into the system.
 # `model`, `profile` and `compare` take the checkpoint of full size: the one given, or target/full, which `checkpoint` has
-# python3 (with torch, transformers, tokenizers and safetensors) make while the next steps run. `peers` wants a build of
-# benches/peers as .gl/blip2-wgpu-peers. --small is for trying this script: the tiny checkpoint, the shortest settings.
+# python3 (with torch, transformers, tokenizers and safetensors) make while the next steps run; one whose making was
+# interrupted is made again. `peers` wants a build of benches/peers as .gl/blip2-wgpu-peers. --small is for trying this
+# script: the tiny checkpoint, the shortest settings.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
@@ -34,7 +38,7 @@ while [ $# -gt 0 ]; do
         --binary) binary=${2:?}; shift ;;
         --out) OUT=${2:?}; shift ;;
         --total) total=${2:?}; shift ;;
-        --checkpoint) checkpoint=${2:?}; shift ;;
+        --checkpoint) checkpoint=${2:?} checkpoint=${checkpoint%/}; shift ;;
         --small) SMALL=yes ;;
         -*) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0" >&2; exit 2 ;;
         *) steps+=("$1") ;;
@@ -55,7 +59,7 @@ mkdir -p "$OUT" || exit 2
 OUT=$(cd "$OUT" && pwd)
 WORK=$(mktemp -d) || exit 2
 export PROGRAM WORK PYTHONUNBUFFERED=1
-rm -f "$OUT"/{summary.txt,gpu.log,devices.json,kernels.json,model.json,compare.json,peers.json,trace.json}
+heading="##### ${steps[*]}${SMALL:+ (small)}; commit $(git describe --always --dirty 2>/dev/null || echo unknown); $(date -u '+%Y-%m-%d %H:%M:%S UTC')"
 
 # A loader that was brought along, and where containers mount NVIDIA's driver.
 if ! ldconfig -p 2>/dev/null | grep -q 'libvulkan\.so\.1'; then
@@ -69,28 +73,43 @@ if [ -z "${VK_DRIVER_FILES:-}" ] && [ -e $mounted ] && [ -z "$(ls /{usr/share,et
     export VK_DRIVER_FILES=$mounted
 fi
 
-export CHECKPOINT=${checkpoint:-target/full}
-[ -z "$SMALL" ] || [ -n "$checkpoint" ] || CHECKPOINT=tests/data/tiny
+export CHECKPOINT=${checkpoint:-target/full} BROUGHT=$checkpoint
+if [ -n "$SMALL" ] && [ -z "$checkpoint" ]; then
+    CHECKPOINT=tests/data/tiny BROUGHT=yes
+fi
 trap 'rm -rf "$WORK"' EXIT
 
-# Begins to make the checkpoint, in a session of its own, which outlives this script; CHECKPOINT/made is its last file.
+# Whether the checkpoint is there and whole. One that was brought along is taken as it is; of target/full beside a log of
+# its making, `made` has to be there, its last file.
+have_checkpoint() {
+    [ -e "$CHECKPOINT/made" ] || { [ -e "$CHECKPOINT/config.json" ] && { [ -n "$BROUGHT" ] || [ ! -e "$CHECKPOINT.log" ]; }; }
+}
+
+# Begins to make the checkpoint, in a session of its own, which outlives this script and holds a lock on the log meanwhile.
+# It gets its name when it is whole.
 do_checkpoint() {
-    if [ -e "$CHECKPOINT/config.json" ]; then
+    if have_checkpoint; then
         echo "found $CHECKPOINT"
         return
     fi
     mkdir -p "$(dirname "$CHECKPOINT")"
+    exec 9>>"$CHECKPOINT.log" || return
+    flock --nonblock 9 || { echo "found that it is being made already"; return; }
     # shellcheck disable=SC2016 # expanded by the inner shell
-    setsid bash -c 'python3 weights-tools/make_checkpoint.py "$CHECKPOINT" --preset opt-2.7b && touch "$CHECKPOINT/made"' \
-        >"$CHECKPOINT.log" 2>&1 </dev/null &
+    setsid bash -c 'unfinished=$CHECKPOINT.unfinished
+        rm -rf "$unfinished"
+        [ -n "$BROUGHT" ] || rm -rf "$CHECKPOINT"
+        python3 weights-tools/make_checkpoint.py "$unfinished" --preset opt-2.7b &&
+            touch "$unfinished/made" && mv -T "$unfinished" "$CHECKPOINT"' >"$CHECKPOINT.log" 2>&1 </dev/null &
     echo "found that it is being made"
 }
 
 # Waits for the checkpoint; ends the step where there is none.
 need_checkpoint() {
-    while pgrep -f make_checkpoint.py >/dev/null; do sleep 0.5; done
-    if [ -e "$CHECKPOINT/made" ] || { [ -e "$CHECKPOINT/config.json" ] && [ ! -e "$CHECKPOINT.log" ]; }; then return; fi
-    echo "skipped, no checkpoint: $(tail -n 1 "$CHECKPOINT.log" 2>/dev/null)"
+    if have_checkpoint; then return; fi
+    [ ! -e "$CHECKPOINT.log" ] || flock "$CHECKPOINT.log" true
+    if have_checkpoint; then return; fi
+    echo "skipped, no checkpoint; the step \`checkpoint\` makes it: $(tail -n 1 "$CHECKPOINT.log" 2>/dev/null)"
     exit 0
 }
 
@@ -172,6 +191,7 @@ do_kernels() {
 do_model() {
     need_checkpoint
     local failed=0 type settings=()
+    : >"$OUT/model.json"
     [ -z "$SMALL" ] || settings=(--rounds 1 --batches 1,2)
     for type in f16 q8 q4; do
         echo "{\"quant\": \"$type\"}" >>"$OUT/model.json"
@@ -185,12 +205,14 @@ do_model() {
 
 do_profile() {
     need_checkpoint
+    rm -f "$OUT/trace.json"
     "$PROGRAM" caption examples/scene_12.png --model "$CHECKPOINT" --prompt "a photo of" -v --profile --trace "$OUT/trace.json"
 }
 
 do_compare() {
     python3 -c 'import torch, transformers, tokenizers, safetensors' || { echo "skipped, python3 lacks a package"; return 0; }
     need_checkpoint
+    rm -f "$OUT/compare.json"
     local settings=()
     [ -z "$SMALL" ] || settings=(--batch 1 2 --rounds 1 --check-images 2)
     python3 benches/compare_transformers.py --checkpoint "$CHECKPOINT" --binary "$PROGRAM" --work "$WORK/compare" \
@@ -231,7 +253,7 @@ step() {
     esac
 }
 
-export -f need_checkpoint scene_captions kept_captions
+export -f have_checkpoint need_checkpoint scene_captions kept_captions
 limit_of() {
     case $1 in
         checkpoint) echo 5 ;;
@@ -244,6 +266,7 @@ limit_of() {
         compare) echo 560 ;;
     esac
 }
+printf '%s\n' "$heading" | tee -a "$OUT/gpu.log" "$OUT/summary.txt"
 for name in "${steps[@]}"; do
     if ! declare -F "do_$name" >/dev/null; then
         echo "$name: FAILED, there is no such step"
@@ -251,6 +274,6 @@ for name in "${steps[@]}"; do
     fi
     export -f "do_${name?}"
     step "$name" "$(limit_of "$name")"
-done | tee "$OUT/summary.txt"
+done | tee -a "$OUT/summary.txt" "$WORK/summary"
 echo "$SECONDS s; files in $OUT"
-! grep -q FAILED "$OUT/summary.txt"
+! grep -q FAILED "$WORK/summary"

@@ -129,6 +129,24 @@ fn bench_model_has_load_ceilings_and_a_line_for_each_batch() {
 }
 
 #[test]
+fn a_filter_that_fits_nothing_is_said() {
+    let run = run(["bench", "kernels", "MATVEC", "nothing_like_it"]).exits(1);
+    assert_eq!(run.stdout, "");
+    run.says(&["no line contains", "MATVEC", "nothing_like_it", "matvec 1x"]);
+}
+
+/// What is suggested must be this command's to take, and enough.
+#[test]
+fn a_bench_that_does_not_fit_says_what_does() {
+    let batches = ["bench", "model", "--model", "demo", "--batches", "1,8"];
+    let small = |more: &[&str]| run([&batches[..], more].concat());
+    let refused = small(&["--memory", "6MB"]).exits(1);
+    let flag = "--batch-size".to_owned();
+    assert!(!refused.stderr.concat().contains(&flag), "{refused:#?}");
+    refused.says(&["not enough memory", "this fits: --batches "]);
+}
+
+#[test]
 fn a_profile_shows_the_kernels_and_a_trace_opens() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let trace = folder.path().join("trace.json");

@@ -256,6 +256,63 @@ fn images_without_captions_are_left_out_of_the_metrics() {
 }
 
 #[test]
+fn questions_without_answers_are_left_out_of_the_accuracy() {
+    let world = World::new();
+    let question = |id: usize, answers: Value| {
+        let mut question = json!({
+            "question_id": id,
+            "image": "house.png",
+            "question": "what is it?",
+        });
+        if !answers.is_null() {
+            question["answer"] = answers;
+        }
+        question
+    };
+    let files = |list: &'static str| {
+        [
+            ("--images", "images"),
+            ("--annotations", list),
+            ("--out", list.trim_end_matches(".json")),
+        ]
+    };
+    let more = ["--model", TINY, "--json"];
+    // LAVIS's lists of VQAv2 and of GQA, whichever item lacks its answer.
+    for answers in [json!(["house", "a house"]), json!("house")] {
+        for gap in 0..2 {
+            let of = |id| match id == gap {
+                true => Value::Null,
+                false => answers.clone(),
+            };
+            let list: Vec<Value> = (0..3).map(|id| question(id, of(id))).collect();
+            world.write("some.json", &json!(list));
+            let answered = list.iter().filter(|it| it.get("answer").is_some());
+            let whole: Vec<Value> = answered.cloned().collect();
+            world.write("whole.json", &json!(whole));
+            let _ = std::fs::remove_dir_all(world.path("some"));
+            let _ = std::fs::remove_dir_all(world.path("whole"));
+            let some = world.eval(&["vqa"], &files("some.json"), &more).exits(0);
+            let name = format!("question_id {gap}");
+            let some = some.says(&["warn: ", "some.json", &name, "leave it out"]);
+            let whole = world.eval(&["vqa"], &files("whole.json"), &more).exits(0);
+            assert_eq!(some.one_json(), whole.one_json());
+        }
+    }
+    // No answer at all: a test split.
+    let list: Vec<Value> = (0..2).map(|id| question(id, Value::Null)).collect();
+    world.write("test.json", &json!(list));
+    let run = world.eval(&["vqa"], &files("test.json"), &more).exits(0);
+    assert_eq!(run.stdout, "");
+    run.says(&["test.json", "no metrics", "results.json"]);
+
+    let mut list = list;
+    list[1]["image"] = json!(" ");
+    world.write("blank.json", &json!(list));
+    let run = world.eval(&["vqa"], &files("blank.json"), &more).exits(1);
+    run.says(&["blank.json", "question_id 1", "image", "is empty"]);
+}
+
+#[test]
 fn pictures_are_named_by_path_and_id() {
     let world = World::new();
     world.captions("truth.json", &["a house"], &["a boat"]);

@@ -255,6 +255,16 @@ pub async fn measure_kernels(
     Ok(())
 }
 
+/// Those of `filter`'s words that [`measure_kernels`] would find in no line.
+#[must_use]
+pub fn unmatched<'f>(gpu: &Gpu, filter: &'f [String]) -> Vec<&'f str> {
+    let names = cases(gpu).into_iter().chain(ceilings(gpu));
+    let names: Vec<String> = names.map(|case| case.name()).collect();
+    let is_unmatched = |word: &&str| !names.iter().any(|name| name.contains(word));
+    let words = filter.iter().map(String::as_str);
+    words.filter(is_unmatched).collect()
+}
+
 async fn measure_in_turns(
     cases: Vec<Case>,
     inputs: &mut Inputs,
@@ -283,6 +293,12 @@ async fn measure_in_turns(
 mod tests {
     use super::*;
     use crate::kernels::testing::gpu;
+
+    #[test]
+    fn words_that_no_line_contains_are_told() {
+        let filter = ["copy", "257x6144x1408", "nothing", "MATVEC"].map(str::to_owned);
+        assert_eq!(unmatched(gpu(), &filter), ["nothing", "MATVEC"]);
+    }
 
     #[test]
     fn the_slower_of_memory_and_arithmetic_bounds_a_kernel() {

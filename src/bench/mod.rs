@@ -9,5 +9,5 @@ mod model;
 
 pub use cases::{Case, Traffic, cases, ceilings};
 pub use inputs::Inputs;
-pub use kernels::{Ceiling, Ceilings, KernelRow, Measurement, measure_kernels, replay};
+pub use kernels::{Ceiling, Ceilings, KernelRow, Measurement, measure_kernels, replay, unmatched};
 pub use model::{BatchRow, LoadRow, ModelBench, ModelReport, picture, reading_rate};

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::Error;
 use crate::gpu::{KernelTime, Profiler};
@@ -15,7 +15,7 @@ pub(super) struct Profile {
     profiler: Profiler,
     /// Whether the table was asked for.
     table: bool,
-    trace: Option<(PathBuf, File)>,
+    trace: Option<Trace>,
 }
 
 impl Profile {
@@ -27,14 +27,7 @@ impl Profile {
         if !shared.profile && shared.trace.is_none() {
             return Ok(None);
         }
-        let create = |path: &PathBuf| match File::create(path) {
-            Ok(file) => Ok((path.clone(), file)),
-            Err(cause) => Err(Error::Output {
-                file: path.clone(),
-                cause,
-            }),
-        };
-        let trace = shared.trace.as_ref().map(create).transpose()?;
+        let trace = shared.trace.as_deref().map(Trace::prepare).transpose()?;
         let profiler = Profiler::new(trace.is_some());
         shared.profiler = Some(profiler.clone());
         Ok(Some(Self {
@@ -51,23 +44,16 @@ impl Profile {
                 output.report(&line);
             }
         }
-        let Some((path, file)) = self.trace else {
-            return true;
-        };
-        let mut file = BufWriter::new(file);
-        let written = self
-            .profiler
-            .write_trace(&mut file)
-            .and_then(|()| file.flush());
-        match written {
-            Ok(()) => true,
-            Err(cause) => output.fail(&Error::Output { file: path, cause }),
+        match self.trace.map(|trace| trace.write(&self.profiler)) {
+            None | Some(Ok(())) => true,
+            Some(Err(error)) => output.fail(&error),
         }
     }
 
     fn lines(&self) -> Vec<String> {
         let times = self.profiler.kernel_times();
-        let total: f64 = times.iter().map(|it| it.time.as_secs_f64()).sum();
+        // The sum of nothing is -0.
+        let total: f64 = 0.0 + times.iter().map(|it| it.time.as_secs_f64()).sum::<f64>();
         let mut lines = vec![format!(
             "{:<22}{:<14}{:>11}{:>12}{:>11}{:>8}",
             "kernel", "program", "dispatches", "total ms", "mean µs", "share"
@@ -95,6 +81,61 @@ impl Profile {
     }
 }
 
+/// Where the trace goes. A run that is stopped leaves there what was there before.
+struct Trace {
+    path: PathBuf,
+    /// What is written and then renamed; a pipe or a device is written itself.
+    temporary: Option<PathBuf>,
+}
+
+impl Trace {
+    /// Finds out before the run whether a file can be made there.
+    fn prepare(path: &Path) -> Result<Self, Error> {
+        let there = path.metadata().ok();
+        let is_file = there.as_ref().is_none_or(|it| it.is_file());
+        let mut name = path.as_os_str().to_owned();
+        name.push(".tmp");
+        let trace = Self {
+            path: path.into(),
+            temporary: is_file.then(|| name.into()),
+        };
+        if is_file || there.is_some_and(|it| it.is_dir()) {
+            trace.create()?;
+        }
+        if let Some(temporary) = &trace.temporary {
+            let _ = std::fs::remove_file(temporary);
+        }
+        Ok(trace)
+    }
+
+    fn create(&self) -> Result<File, Error> {
+        let target = self.temporary.as_ref().unwrap_or(&self.path);
+        File::create(target).map_err(|cause| self.error(cause))
+    }
+
+    fn write(self, profiler: &Profiler) -> Result<(), Error> {
+        let mut file = BufWriter::new(self.create()?);
+        let written = profiler.write_trace(&mut file).and_then(|()| file.flush());
+        let placed = written.and_then(|()| match &self.temporary {
+            Some(temporary) => std::fs::rename(temporary, &self.path),
+            None => Ok(()),
+        });
+        placed.map_err(|cause| {
+            if let Some(temporary) = &self.temporary {
+                let _ = std::fs::remove_file(temporary);
+            }
+            self.error(cause)
+        })
+    }
+
+    fn error(&self, cause: std::io::Error) -> Error {
+        Error::Output {
+            file: self.path.clone(),
+            cause,
+        }
+    }
+}
+
 fn row(kernel: &KernelTime, total: f64) -> String {
     let seconds = kernel.time.as_secs_f64();
     format!(
@@ -106,4 +147,30 @@ fn row(kernel: &KernelTime, total: f64) -> String {
         seconds * 1e6 / kernel.dispatches.max(1) as f64,
         100.0 * seconds / total.max(1e-12),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_that_is_never_written_leaves_what_was_there() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("trace.json");
+        Trace::prepare(&path).expect("a place for a file");
+        assert!(!path.exists());
+        std::fs::write(&path, "an older one").expect("written");
+        let trace = Trace::prepare(&path).expect("as before");
+        let text = std::fs::read_to_string(&path).expect("still there");
+        assert_eq!(text, "an older one");
+
+        trace.write(&Profiler::new(true)).expect("written");
+        let text = std::fs::read_to_string(&path).expect("a trace");
+        assert!(text.contains("traceEvents"), "{text}");
+        let files = folder.path().read_dir().expect("a folder").count();
+        assert_eq!(files, 1, "nothing temporary is left");
+
+        assert!(Trace::prepare(folder.path()).is_err(), "a folder");
+        assert!(Trace::prepare(&path.join("below")).is_err(), "no folder");
+    }
 }

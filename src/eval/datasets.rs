@@ -144,7 +144,7 @@ impl CaptionData {
         let mut ids = HashSet::new();
         for (index, raw) in items.iter().enumerate() {
             let item = json.item(raw, "", index, "image")?;
-            let path = item.string("image")?;
+            let path = item.path("image")?;
             let one = item.get("caption").is_some_and(Value::is_string);
             let captions = if one {
                 vec![item.string("caption")?.to_owned()]
@@ -196,7 +196,7 @@ impl CaptionData {
             if item.string("split")? != split {
                 continue;
             }
-            let name = item.string("filename")?;
+            let name = item.path("filename")?;
             let in_folder = item
                 .optional_string("filepath")?
                 .map(|folder| format!("{folder}/{name}"));

@@ -295,6 +295,14 @@ impl Item<'_> {
             .ok_or_else(|| self.not(field, value, "a string"))
     }
 
+    /// The path of an image.
+    pub(super) fn path(&self, field: &str) -> Result<&str, EvalError> {
+        match self.string(field)?.trim() {
+            "" => Err(self.wrong(field, "is empty; expected an image's path")),
+            _ => self.string(field),
+        }
+    }
+
     /// A string, where the field is there at all.
     pub(super) fn optional_string(&self, field: &str) -> Result<Option<&str>, EvalError> {
         match self.get(field) {

@@ -396,6 +396,8 @@ fn check_settings(
             };
             format!("was made with another {what}: {old}, not {new}{same}; {remedy}")
         }
+        None if old.is_null() => format!("was made without {key}, not with {new}; {remedy}"),
+        None if new.is_null() => format!("was made with {key} {old}, not without; {remedy}"),
         None => format!("was made with {key} {old}, not {new}; {remedy}"),
     };
     Err(EvalError::item(file, "it", problem))
@@ -450,9 +452,12 @@ pub fn write_whole(file: &Path, text: &str) -> Result<(), EvalError> {
         handle.sync_all()?;
         std::fs::rename(&temporary, file)
     };
-    write().map_err(|cause| EvalError::Write {
-        file: file.into(),
-        cause,
+    write().map_err(|cause| {
+        let _ = std::fs::remove_file(&temporary);
+        EvalError::Write {
+            file: file.into(),
+            cause,
+        }
     })
 }
 

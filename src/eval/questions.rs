@@ -162,6 +162,7 @@ impl QuestionData {
 
     /// LAVIS's and mmpretrain's lists: GQA's have one answer, VQAv2's a list of them or, for a test split, none.
     fn read_list(&mut self, json: &JsonFile, items: &[&RawValue]) -> Result<(), EvalError> {
+        let mut kind = None;
         for (index, raw) in items.iter().enumerate() {
             let item = json.item(raw, "", index, "question_id")?;
             let answers = match item.get("answer") {
@@ -169,14 +170,14 @@ impl QuestionData {
                 Some(Value::String(answer)) => Some(vec![answer.clone()]),
                 Some(_) => Some(answers(&item, "answer", None)?),
             };
-            let one = item.get("answer").is_some_and(Value::is_string);
-            if index > 0 && one != self.gqa {
+            let one = item.get("answer").map(Value::is_string);
+            if kind.is_some() && one.is_some() && one != kind {
                 return Err(item.wrong(
                     "answer",
                     "is of another kind than the items' before: one answer here, a list there",
                 ));
             }
-            self.gqa = one;
+            kind = kind.or(one);
             let text = |field| {
                 item.optional_string(field)
                     .map(|text| text.map(str::to_owned))
@@ -190,11 +191,12 @@ impl QuestionData {
             let question = ListedQuestion {
                 text: item.string("question")?.to_owned(),
                 image_id: None,
-                image: Some(item.string("image")?.to_owned()),
+                image: Some(item.path("image")?.to_owned()),
                 truth,
             };
             self.questions.push((item.id("question_id")?, question));
         }
+        self.gqa = kind == Some(true);
         Ok(())
     }
 

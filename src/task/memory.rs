@@ -123,8 +123,8 @@ impl fmt::Display for Shortage {
             size(plan.cache),
         )?;
         match self.budget {
-            Budget::Allowed(bytes) => write!(f, "{} are allowed", size(bytes))?,
-            Budget::Available(bytes) => write!(f, "{} are free", size(bytes))?,
+            Budget::Allowed(bytes) => write!(f, "{} are allowed", room(bytes))?,
+            Budget::Available(bytes) => write!(f, "{} are free", room(bytes))?,
             Budget::Unknown => write!(f, "the device ran out")?,
         }
         let fits = |other: &&Alternative| self.budget.holds(other.bytes);
@@ -154,12 +154,22 @@ impl fmt::Display for Shortage {
 
 impl std::error::Error for Shortage {}
 
-/// Bytes for people: `7.66 GB`, in powers of ten as disks and drivers count.
+/// Bytes for people: `7.66 GB`, in powers of ten as disks and drivers count. Rounded up, so that who allows as much as is said
+/// to be needed has allowed enough.
 fn size(bytes: u64) -> String {
+    shown(bytes, u64::div_ceil)
+}
+
+/// The same of what there is: rounded down.
+fn room(bytes: u64) -> String {
+    shown(bytes, |bytes, step| bytes / step)
+}
+
+fn shown(bytes: u64, steps_of: fn(u64, u64) -> u64) -> String {
     match bytes {
-        0..1_000_000 => format!("{:.1} KB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+        0..1_000_000 => format!("{:.1} KB", steps_of(bytes, 100) as f64 / 1e1),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", steps_of(bytes, 100_000) as f64 / 1e1),
+        _ => format!("{:.2} GB", steps_of(bytes, 10_000_000) as f64 / 1e2),
     }
 }
 
@@ -191,7 +201,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     if bytes < 1.0 || bytes > u64::MAX as f64 {
         return Err(problem());
     }
-    Ok(bytes as u64)
+    Ok(bytes.round() as u64)
 }
 
 /// Batches that are chosen among where none is asked for: the first is what a device with room gets.
@@ -334,8 +344,20 @@ mod tests {
             let problem = parse_bytes(text).expect_err(text);
             assert!(problem.contains("6GB"), "{problem}");
         }
-        assert_eq!(size(7_662_000_000), "7.66 GB");
+        assert_eq!(size(7_660_000_000), "7.66 GB");
         assert_eq!(size(1_500), "1.5 KB");
+        for (bytes, needed, there) in [
+            (999, "1.0 KB", "0.9 KB"),
+            (3_340_001, "3.4 MB", "3.3 MB"),
+            (4_161_234_567, "4.17 GB", "4.16 GB"),
+            (4_170_000_000, "4.17 GB", "4.17 GB"),
+        ] {
+            assert_eq!(
+                (size(bytes).as_str(), room(bytes).as_str()),
+                (needed, there)
+            );
+            assert!(parse_bytes(needed).is_ok_and(|allowed| allowed >= bytes));
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `blip2-wgpu bench kernels`
 
 use crate::Error;
-use crate::bench::{KernelRow, measure_kernels};
+use crate::bench::{KernelRow, measure_kernels, unmatched};
 use crate::cli::Shared;
 use crate::cli::output::Output;
 use crate::gpu::Gpu;
@@ -20,6 +20,15 @@ pub(in crate::cli) struct Args {
 
 pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
     let gpu = Gpu::open(&shared.gpu_options()?).await?;
+    let unmatched = unmatched(&gpu, &args.filter);
+    for word in &unmatched {
+        output.error(&format!(
+            "no line contains {word:?}; lines begin like \"matvec 1x10240x2560 f16\""
+        ));
+    }
+    if !unmatched.is_empty() && unmatched.len() == args.filter.len() {
+        return Ok(false);
+    }
     if !output.json {
         let info = gpu.info();
         output.line(&format!(
@@ -40,7 +49,7 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     };
     measure_kernels(&gpu, &args.filter, usize::from(args.rounds), &mut found).await?;
     gpu.save_pipelines();
-    Ok(true)
+    Ok(unmatched.is_empty())
 }
 
 fn json(row: &KernelRow, gpu: &Gpu) -> serde_json::Value {

@@ -21,7 +21,7 @@ use super::predict::{Job, run_jobs};
 use super::{make_folder, settings, with_limit};
 use crate::cli::Shared;
 use crate::cli::output::Output;
-use crate::cli::score::vqa_scores_json;
+use crate::cli::score::{name_each, vqa_scores_json};
 
 /// mmpretrain's figure for blip2-opt-2.7b, zero-shot.
 const PUBLISHED: f64 = 53.50;
@@ -248,12 +248,23 @@ impl Truth<'_> {
         report_empty(predictions, said, output);
         let ids = data.questions.iter().map(|(id, _)| id);
         let all_known = report_unknown(predictions, ids, &data.file, output);
-        let truths = answered
+        let (judged, unjudged): (Vec<_>, Vec<_>) =
+            (answered.iter().copied()).partition(|(_, question, _)| question.truth.is_some());
+        // A test split has no answers at all: there is nothing to measure, but something to hand in.
+        let measured = !judged.is_empty();
+        if measured {
+            let without = unjudged.iter().map(|(id, ..)| EvalError::Item {
+                file: data.file.clone(),
+                item: format!("question_id {id}"),
+                problem: "has no answer to be judged by; the metrics leave it out".into(),
+            });
+            let without: Vec<_> = without.collect();
+            name_each(&without, &|line| output.warning(line));
+        }
+        let truths = judged
             .iter()
             .filter_map(|(_, question, text)| Some((*text, question.truth.as_ref()?)));
         let truths: Vec<_> = truths.collect();
-        // A test split has no answers: there is nothing to measure, but something to hand in.
-        let measured = truths.len() == answered.len();
         let scores = match measured {
             false => VqaScores::default(),
             true if data.gqa => score_gqa(truths),
@@ -262,7 +273,7 @@ impl Truth<'_> {
         let mut order: Vec<usize> = (0..scores.questions.len()).collect();
         order.sort_by(|&a, &b| scores.questions[a].total_cmp(&scores.questions[b]));
         let cases = order.iter().take(args.report_cases).map(|&place| {
-            let (id, question, text) = answered[place];
+            let (id, question, text) = judged[place];
             let file = image_of(question, folder, &data.file).ok();
             Case {
                 thumbnail: file.and_then(|file| thumbnail_of(&file)),

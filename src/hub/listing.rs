@@ -6,6 +6,7 @@ use std::io::Read;
 use serde::Deserialize;
 use ureq::Agent;
 
+use super::denied::Asked;
 use super::{HubError, HubSettings};
 
 /// A listing has a few KB a file.
@@ -174,7 +175,13 @@ pub(super) fn fetch(
         .call()
         .map_err(|error| connection(error.to_string()))?;
     if !answer.status().is_success() {
-        return Err(HubError::status(&url, answer.status().as_u16()));
+        let asked = Asked {
+            url: &url,
+            page: &settings.page(repo),
+            with_token: settings.token.is_some(),
+            file: false,
+        };
+        return Err(asked.denied(&answer));
     }
     let mut text = Vec::new();
     let body = answer

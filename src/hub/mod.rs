@@ -4,6 +4,7 @@
 //! and can be fetched from any byte on. `ureq` speaks HTTP. Blocking: for a program, or a thread of its own.
 
 mod cache;
+mod denied;
 mod download;
 mod error;
 mod listing;
@@ -16,6 +17,7 @@ use ureq::Agent;
 use ureq::config::RedirectAuthHeaders;
 
 pub use cache::{Cache, Held};
+use denied::Asked;
 pub use error::HubError;
 pub use listing::{Listing, RemoteFile, RepoName};
 pub use settings::HubSettings;
@@ -124,11 +126,14 @@ impl Hub {
             });
         }
         self.settings.check()?;
-        let url = format!(
-            "{}/{}/resolve/{}/{}",
-            self.settings.endpoint, listing.repo, listing.commit, file.name
-        );
-        download::fetch(&self.agent, &self.settings, &url, file, blob, progress)
+        let page = self.settings.page(&listing.repo);
+        let asked = Asked {
+            url: &format!("{page}/resolve/{}/{}", listing.commit, file.name),
+            page: &page,
+            with_token: self.settings.token.is_some(),
+            file: true,
+        };
+        download::fetch(&self.agent, &self.settings, asked, file, blob, progress)
     }
 
     /// Bytes of a listing that the cache lacks.

@@ -192,6 +192,11 @@ pub fn verify(folder: &Path, config: &Blip2Config) -> Result<(), ConvertError> {
     }
     match config.language_model() {
         Some(decoder) => {
+    check_tokenizer(folder, config)
+}
+
+/// Opens the folder's tokenizer as the engine would: of the model's kind, every token with its embedding.
+pub fn check_tokenizer(folder: &Path, config: &Blip2Config) -> Result<(), ConvertError> {
             let tokenizer = Tokenizer::open(folder, PromptMark::of(decoder))?;
             tokenizer.check_embedding_rows(decoder.vocab_size())?;
         }

@@ -145,6 +145,8 @@ pub fn convert(
     files::verify(folder.path(), &parsed)?;
     folder.finish()?;
     Ok(Conversion {
+    // Before gigabytes are written, and named where it lies.
+    files::check_tokenizer(&tokenizer, &parsed)?;
         kind,
         tensors: tensors.len(),
         bytes: tensors.iter().map(plan::Output::bytes).sum(),

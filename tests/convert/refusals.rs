@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::cli_support::HOUSE;
+use crate::cli_support::{HOUSE, run};
 use crate::{LAVIS, convert_run, data};
 
 /// `convert` of bytes fails with one line that holds `parts`, and leaves nothing.
@@ -317,4 +317,43 @@ fn files_that_were_not_needed_are_named() {
         !run.stderr.iter().any(|line| line.contains("--llm")),
         "{run:#?}"
     );
+}
+
+#[test]
+fn a_tokenizer_of_another_kind_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    // Its 81 ids fit into OPT's vocabulary.
+    let bert = [&LAVIS[..], &["--tokenizer", "@micro-itm"]].concat();
+    let micro_itm = data("micro-itm/tokenizer.json").display().to_string();
+    refused_in(
+        &folder,
+        &data("lavis_pretrained.pth"),
+        &bert,
+        &[&micro_itm, "WordPiece", "needs BPE", "--tokenizer"],
+    );
+    let opt = [
+        "--vit",
+        "@eva_vit.pth",
+        "--config",
+        "@micro-itm/config.json",
+        "--tokenizer",
+        "@micro",
+    ];
+    refused_in(
+        &folder,
+        &data("lavis_retrieval.pth"),
+        &opt,
+        &["micro/tokenizer.json", "BPE", "needs WordPiece"],
+    );
+    // Every command that opens a model refuses it, too.
+    for entry in std::fs::read_dir(data("micro")).unwrap() {
+        let file = entry.unwrap().path();
+        std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let ours = folder.path().join("tokenizer.json");
+    std::fs::copy(data("micro-itm/tokenizer.json"), &ours).unwrap();
+    let model = folder.path().to_str().unwrap();
+    run(["caption", "--model", model, HOUSE])
+        .exits(1)
+        .one_error(&[ours.to_str().unwrap(), "WordPiece", "needs BPE"]);
 }

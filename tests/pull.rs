@@ -735,6 +735,36 @@ fn what_cannot_be_pulled_is_named() {
 }
 
 #[test]
+fn a_repository_that_lacks_shards_is_refused_before_they_are_fetched() {
+    for (index, shard, end) in [
+        ("model.safetensors.index.json", "model-0000", ".safetensors"),
+        ("pytorch_model.bin.index.json", "pytorch_model-0000", ".bin"),
+    ] {
+        let hub = FakeHub::new();
+        let [one, two, three] = [1, 2, 3].map(|n| format!("{shard}{n}-of-00003{end}"));
+        let map = json!({"weight_map": {"a": one, "b": two, "c": three, "d": three}});
+        {
+            let files = &mut hub.state.lock().unwrap().files;
+            let weights = files.remove("model.safetensors").unwrap();
+            files.insert(two.clone(), weights);
+            files.insert(index.into(), map.to_string().into_bytes());
+        }
+        let run = hub.run(&["pull", NAME], &[]).exits(1);
+        run.says_and(&[index, "2 are not in the repository", &one, &three]);
+        assert_eq!(run.stdout, "");
+        let asked = |log: Vec<String>| log.iter().any(|line| line.contains(&two));
+        assert!(!asked(hub.log()), "no shard is asked for");
+        // Once they are there it goes on.
+        for missing in [one, three] {
+            let files = &mut hub.state.lock().unwrap().files;
+            files.insert(missing, b"weights".to_vec());
+        }
+        hub.run(&["pull", NAME], &[]).exits(0);
+        assert!(asked(hub.log()));
+    }
+}
+
+#[test]
 fn a_language_model_to_convert_with_may_be_a_name() {
     let data = |name: &str| format!("{}/tests/data/convert/{name}", env!("CARGO_MANIFEST_DIR"));
     let hub = FakeHub::new();

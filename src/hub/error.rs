@@ -92,6 +92,16 @@ pub enum HubError {
         /// What is missing.
         problem: &'static str,
     },
+    /// The repository's list of its shards is wrong.
+    #[error(
+        "{url}: {problem}; the repository is not whole: tell its owner, or pull another revision (--revision)"
+    )]
+    Shards {
+        /// The index.
+        url: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A file came whole but is another than the hub lists.
     #[error(
         "{url}: has {found} where the hub lists {expected}; it was removed, run the command again"

@@ -86,7 +86,7 @@ impl Hub {
     /// continued by the next call; a file that another process is fetching is waited for. `progress` is told the bytes that are there, and all of them.
     ///
     /// # Errors
-    /// As [`Hub::list`]; a file whose size or hash is another than the listing's; no room.
+    /// As [`Hub::list`]; shards that the repository lacks; a file whose size or hash is another than the listing's; no room.
     pub fn pull(
         &self,
         listing: &Listing,
@@ -107,10 +107,33 @@ impl Hub {
                 self.cache.link(listing, file)?;
                 drop(lock);
             }
+            if file.is_index() {
+                self.check_shards(listing, file, &blob)?;
+            }
             done += file.size;
             progress(done, total);
         }
         self.cache.name(listing)
+    }
+
+    /// Refuses a listing that lacks shards which its `index`, fetched first, names.
+    fn check_shards(
+        &self,
+        listing: &Listing,
+        index: &RemoteFile,
+        blob: &Path,
+    ) -> Result<(), HubError> {
+        let text = std::fs::read(blob).map_err(HubError::cache(blob))?;
+        let checked = listing.check_shards(&text);
+        checked.map_err(|problem| HubError::Shards {
+            url: self.url(listing, index),
+            problem,
+        })
+    }
+
+    fn url(&self, listing: &Listing, file: &RemoteFile) -> String {
+        let page = self.settings.page(&listing.repo);
+        format!("{page}/resolve/{}/{}", listing.commit, file.name)
     }
 
     fn download(
@@ -126,10 +149,9 @@ impl Hub {
             });
         }
         self.settings.check()?;
-        let page = self.settings.page(&listing.repo);
         let asked = Asked {
-            url: &format!("{page}/resolve/{}/{}", listing.commit, file.name),
-            page: &page,
+            url: &self.url(listing, file),
+            page: &self.settings.page(&listing.repo),
             with_token: self.settings.token.is_some(),
             file: true,
         };

@@ -160,6 +160,67 @@ fn gqa_and_retrieval() {
 }
 
 #[test]
+fn a_square_matrix_of_the_texts_has_its_rows_named() {
+    let folder = Folder::new();
+    // Of two images with a text each, in f64; the second text finds the first image.
+    let npy = |name: &str, values: [f64; 4]| {
+        let header = "{'descr': '<f8', 'fortran_order': False, 'shape': (2, 2), }";
+        let header = format!("{header:<117}\n");
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((header.len() as u16).to_le_bytes());
+        bytes.extend(header.as_bytes());
+        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        std::fs::write(folder.path(name), bytes).expect("written");
+        folder.path(name).display().to_string()
+    };
+    let scores = npy("i2t.npy", [9.0, 1.0, 2.0, 3.0]);
+    let of_texts = npy("t2i.npy", [9.0, 1.0, 8.0, 3.0]); // texts × images
+    let annotations = folder.file("list.json", &json!([0, 1]));
+    let files = [
+        "retrieval",
+        "--scores",
+        &scores,
+        "--annotations",
+        &annotations,
+    ];
+    let with_texts = |rows: &[&str]| {
+        let arguments = [&files[..], &["--scores-t2i", &of_texts], rows].concat();
+        score(&arguments)
+    };
+    with_texts(&[]).exits(1).one_error(&[
+        "t2i.npy",
+        "2 × 2",
+        "--t2i-rows images",
+        "--t2i-rows texts",
+    ]);
+    for (rows, recall) in [("texts", 50.0), ("images", 100.0)] {
+        let printed = with_texts(&["--t2i-rows", rows]).exits(0).one_json();
+        assert_eq!(printed["t2i"]["Recall@1"], recall, "{rows}");
+    }
+    with_texts(&["--t2i-rows", "captions"]).exits(2);
+    score(&[&files[..], &["--t2i-rows", "texts"]].concat()).exits(2);
+
+    // Where the shape does tell, it and the flag must agree.
+    let of_texts = data("t2i.npy");
+    let (scores, annotations) = (data("i2t.npy"), data("karpathy.json"));
+    let files = [
+        "retrieval",
+        "--scores",
+        &scores,
+        "--scores-t2i",
+        &of_texts,
+        "--annotations",
+        &annotations,
+    ];
+    let said = |rows| score(&[&files[..], &["--t2i-rows", rows]].concat());
+    let printed = said("texts").exits(0).one_json();
+    assert_eq!(printed["t2i"]["Recall@1"], 20.69);
+    said("images")
+        .exits(1)
+        .one_error(&["t2i.npy", "29 × 13", "13 images"]);
+}
+
+#[test]
 fn each_items_scores_can_be_kept() {
     let folder = Folder::new();
     let details = folder.path("details.jsonl");

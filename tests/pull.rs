@@ -32,6 +32,8 @@ enum Mood {
     Short(usize),
     /// Answers with this status.
     Status(u16),
+    /// Answers with this status and `X-Error-Code`.
+    Refuses(u16, &'static str),
     /// Sends it once the list of files has been asked for twice, and a while later.
     WaitsForAnother,
 }
@@ -255,6 +257,10 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, other: Option<&str>) -> O
         .unwrap_or(0);
     match mood {
         Mood::Status(status) => send(&format!("{status} Sorry"), "", b""),
+        Mood::Refuses(status, code) => {
+            let code = format!("X-Error-Code: {code}\r\nX-Error-Message: Not for you\r\n");
+            send(&format!("{status} Sorry"), &code, b"")
+        }
         Mood::IgnoresRanges => send("200 OK", "", &bytes),
         Mood::BreaksAfter(count) => {
             let (from, to) = (start, bytes.len().min(start + count));
@@ -653,6 +659,40 @@ fn the_token_goes_to_the_hub_and_nowhere_else() {
 }
 
 #[test]
+fn a_gated_file_is_told_from_a_wrong_name() {
+    let hub = FakeHub::new();
+    let terms = format!("accept the terms at http://{}/{NAME} ", hub.address);
+    for status in [401, 403] {
+        hub.mood("config.json", Mood::Refuses(status, "GatedRepo"));
+        for (token, about) in [
+            (None, "no token was sent"),
+            (Some("hf_x"), "a token was sent"),
+        ] {
+            let token: Vec<(&str, &str)> =
+                token.map(|token| ("HF_TOKEN", token)).into_iter().collect();
+            let run = hub.run(&["pull", NAME], &token).exits(1);
+            run.says_and(&[
+                "config.json",
+                &status.to_string(),
+                &terms,
+                about,
+                "Not for you",
+            ]);
+            let text = run.stderr.join("\n");
+            assert!(
+                !text.contains("check the name") && !text.contains("hf_x"),
+                "{text}"
+            );
+        }
+    }
+    // A token that the hub does not know.
+    hub.state.lock().unwrap().token = Some("hf_secret".into());
+    hub.run(&["pull", NAME], &[("HF_TOKEN", "hf_other")])
+        .exits(1)
+        .one_error(&["401", "the token was refused", "set HF_TOKEN"]);
+}
+
+#[test]
 fn what_cannot_be_pulled_is_named() {
     let hub = FakeHub::new();
     hub.run(&["pull", "nonsense"], &[])
@@ -692,6 +732,36 @@ fn what_cannot_be_pulled_is_named() {
     hub.run(&["pull", NAME], &[])
         .exits(1)
         .one_error(&[NAME, "no checkpoint", "model.safetensors"]);
+}
+
+#[test]
+fn a_repository_that_lacks_shards_is_refused_before_they_are_fetched() {
+    for (index, shard, end) in [
+        ("model.safetensors.index.json", "model-0000", ".safetensors"),
+        ("pytorch_model.bin.index.json", "pytorch_model-0000", ".bin"),
+    ] {
+        let hub = FakeHub::new();
+        let [one, two, three] = [1, 2, 3].map(|n| format!("{shard}{n}-of-00003{end}"));
+        let map = json!({"weight_map": {"a": one, "b": two, "c": three, "d": three}});
+        {
+            let files = &mut hub.state.lock().unwrap().files;
+            let weights = files.remove("model.safetensors").unwrap();
+            files.insert(two.clone(), weights);
+            files.insert(index.into(), map.to_string().into_bytes());
+        }
+        let run = hub.run(&["pull", NAME], &[]).exits(1);
+        run.says_and(&[index, "2 are not in the repository", &one, &three]);
+        assert_eq!(run.stdout, "");
+        let asked = |log: Vec<String>| log.iter().any(|line| line.contains(&two));
+        assert!(!asked(hub.log()), "no shard is asked for");
+        // Once they are there it goes on.
+        for missing in [one, three] {
+            let files = &mut hub.state.lock().unwrap().files;
+            files.insert(missing, b"weights".to_vec());
+        }
+        hub.run(&["pull", NAME], &[]).exits(0);
+        assert!(asked(hub.log()));
+    }
 }
 
 #[test]

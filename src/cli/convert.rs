@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::Error;
 #[cfg(unix)]
 use crate::convert::unfinished_folder;
-use crate::convert::{Conversion, ConvertOptions, convert};
+use crate::convert::{Conversion, ConvertOptions, Task, convert, kind_of};
 use crate::weights::Format;
 
 use super::Shared;
@@ -57,10 +57,15 @@ enum Dtype {
 
 /// Converts; what was left out or decided goes to stderr.
 pub(super) fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
-    let llm = args.llm.as_deref();
+    // A language model that is of no use is not fetched; what is wrong with IN the conversion says.
+    let wants_llm = || kind_of(&args.input).is_ok_and(|kind| kind.task == Task::Generation);
+    let llm = match &args.llm {
+        Some(llm) if wants_llm() => Some(resolve(llm, output)?),
+        llm => llm.clone(),
+    };
     let options = ConvertOptions {
         vit: args.vit.clone(),
-        llm: llm.map(|llm| resolve(llm, output)).transpose()?,
+        llm,
         config: args.config.clone(),
         tokenizer: args.tokenizer.clone(),
         format: args.dtype.map(|dtype| match dtype {

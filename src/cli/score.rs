@@ -37,7 +37,9 @@ pub(super) enum Command {
     #[command(
         after_help = "Example: blip2-wgpu score retrieval --scores i2t.npy --scores-t2i t2i.npy --annotations coco_karpathy_test.json\n\n\
         Rows are images and columns texts, in the order of the annotations: Karpathy's layouts, COCO's, or a plain list that\n\
-        has the index of each text's image ([0, 0, 0, 0, 0, 1, …]). Of equal scores the higher index comes first, as in LAVIS."
+        has the index of each text's image ([0, 0, 0, 0, 0, 1, …]). Of equal scores the higher index comes first, as in LAVIS.\n\
+        The shape of --scores-t2i tells whether its rows are images or texts, except with as many texts as images: then\n\
+        --t2i-rows has to."
     )]
     Retrieval(RetrievalArgs),
 }
@@ -93,12 +95,22 @@ pub(super) struct RetrievalArgs {
     /// Scores of the other direction, where re-ranking made them differ: images × texts, or texts × images as LAVIS has it
     #[arg(long, value_name = "FILE.npy")]
     scores_t2i: Option<PathBuf>,
+    /// What the rows of --scores-t2i are, where its shape does not tell (texts: LAVIS's matrix)
+    #[arg(long, value_name = "images|texts", requires = "scores_t2i")]
+    t2i_rows: Option<Rows>,
     /// Which text belongs to which image
     #[arg(long, value_name = "FILE")]
     annotations: PathBuf,
     /// Split to read from Karpathy's dataset files
     #[arg(long, default_value = "test")]
     split: String,
+}
+
+/// What a row of a matrix of scores is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Rows {
+    Images,
+    Texts,
 }
 
 /// Scores; `false` if results were missing, empty or for unknown items.
@@ -197,10 +209,10 @@ fn retrieval(args: &RetrievalArgs, output: &Output) -> Result<bool, Error> {
     let image_of_text = read_image_of_text(&args.annotations, &args.split)?;
     let images = image_of_text.iter().max().map_or(0, |last| last + 1);
     let size = (images, image_of_text.len());
-    let scores = matrix(&args.scores, size, false, &args.annotations)?;
+    let scores = matrix(&args.scores, size, Some(Rows::Images), &args.annotations)?;
     let by_text = args.scores_t2i.as_ref();
     let by_text = by_text
-        .map(|file| matrix(file, size, true, &args.annotations))
+        .map(|file| matrix(file, size, args.t2i_rows, &args.annotations))
         .transpose()?;
     let with_text: HashSet<usize> = image_of_text.iter().copied().collect();
     if let Some(image) = (0..images).find(|image| !with_text.contains(image)) {
@@ -222,31 +234,40 @@ fn retrieval(args: &RetrievalArgs, output: &Output) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// Reads scores that must be `size`, or its reverse where that is allowed.
+/// Reads scores of `size` (images, texts), whose `rows` are known, or told by their shape.
 fn matrix(
     file: &Path,
     size: (usize, usize),
-    may_be_transposed: bool,
+    rows: Option<Rows>,
     annotations: &Path,
 ) -> Result<ScoreMatrix, EvalError> {
     let matrix = ScoreMatrix::read(file)?;
     let found = (matrix.images(), matrix.texts());
-    if found == size {
-        Ok(matrix)
-    } else if may_be_transposed && (found.1, found.0) == size {
-        Ok(matrix.transposed())
-    } else {
-        Err(EvalError::Npy {
-            file: file.into(),
-            problem: format!(
-                "{} × {} scores, but {} has {} images and {} texts",
-                found.0,
-                found.1,
-                annotations.display(),
-                size.0,
-                size.1
-            ),
-        })
+    let by_texts = (size.1, size.0);
+    let wrong = |problem: String| EvalError::Npy {
+        file: file.into(),
+        problem,
+    };
+    match rows {
+        None if found == size && found == by_texts => Err(wrong(format!(
+            "{} × {} scores do not tell whether their rows are images or texts; pass --t2i-rows images, or \
+             --t2i-rows texts if the matrix is LAVIS's",
+            found.0, found.1
+        ))),
+        None | Some(Rows::Images) if found == size => Ok(matrix),
+        None | Some(Rows::Texts) if found == by_texts => Ok(matrix.transposed()),
+        _ => Err(wrong(format!(
+            "{} × {} scores{}, but {} has {} images and {} texts",
+            found.0,
+            found.1,
+            match rows {
+                Some(Rows::Texts) => " with texts as rows",
+                _ => "",
+            },
+            annotations.display(),
+            size.0,
+            size.1
+        ))),
     }
 }
 

@@ -111,7 +111,9 @@ pub fn find_tokenizer(
             remedy,
         ));
     }
+    // Retrieval reads its texts by BERT's, which no language model has.
     let llm = options.llm.as_deref();
+    let llm = llm.filter(|_| kind.task == Task::Generation);
     let found = [Some(source.folder()), llm]
         .into_iter()
         .flatten()
@@ -190,6 +192,11 @@ pub fn verify(folder: &Path, config: &Blip2Config) -> Result<(), ConvertError> {
     for spec in Blip2Config::open(folder)?.tensors() {
         checkpoint.weight(&spec.name, &spec.shape)?;
     }
+    check_tokenizer(folder, config)
+}
+
+/// Opens the folder's tokenizer as the engine would: of the model's kind, every token with its embedding.
+pub fn check_tokenizer(folder: &Path, config: &Blip2Config) -> Result<(), ConvertError> {
     match config.language_model() {
         Some(decoder) => {
             let tokenizer = Tokenizer::open(folder, PromptMark::of(decoder))?;

@@ -36,7 +36,8 @@ const SHARD_BYTES: u64 = 5_000_000_000;
 pub struct ConvertOptions {
     /// The vision transformer, where the checkpoint has none: LAVIS's `eva_vit_g.pth`.
     pub vit: Option<PathBuf>,
-    /// The language model's folder in the Hugging Face layout, where the checkpoint has none.
+    /// The language model's folder in the Hugging Face layout, where the checkpoint has none. Retrieval needs none, and
+    /// nothing of it is read then.
     pub llm: Option<PathBuf>,
     /// The result's `config.json`, where the sizes are not those of a published model.
     pub config: Option<PathBuf>,
@@ -85,18 +86,17 @@ pub struct Conversion {
 
 /// Names the files that were given and not needed.
 fn note_unused(plan: &mut Plan, options: &ConvertOptions, tokenizer: &Path) {
+    let used = |source: Option<&Source>| source.is_some_and(|source| plan.uses(source));
+    let has_tokenizer = options.llm.as_deref() == Some(tokenizer);
     let given = [
-        ("--vit", plan.vit, false),
-        ("--llm", plan.llm, options.llm.as_deref() == Some(tokenizer)),
+        ("--vit", &options.vit, used(plan.vit)),
+        ("--llm", &options.llm, used(plan.llm) || has_tokenizer),
     ];
-    for (option, source, of_use) in given {
-        if let Some(source) = source
-            && !of_use
-            && !plan.uses(source)
-        {
-            let path = source.path().display();
+    for (option, path, of_use) in given {
+        if let (Some(path), false) = (path, of_use) {
             plan.notes.push(format!(
-                "{option} {path}: not used; all of the model is in {}",
+                "{option} {}: not used; all of the model is in {}",
+                path.display(),
                 plan.source.path().display()
             ));
         }
@@ -106,6 +106,14 @@ fn note_unused(plan: &mut Plan, options: &ConvertOptions, tokenizer: &Path) {
 /// Whether a folder has weights in a format that [`convert`] reads, all shards of them.
 pub fn has_weights(folder: &Path) -> bool {
     Source::open(folder).is_ok()
+}
+
+/// What a checkpoint (a file, or a folder) is, told by its tensors' names.
+///
+/// # Errors
+/// No weights there, damaged ones, or those of another model.
+pub fn kind_of(input: &Path) -> Result<Kind, ConvertError> {
+    kind::detect(&Source::open(input)?)
 }
 
 /// Converts the checkpoint `input` (a file, or a folder) into the folder `out`, which must not exist yet.
@@ -123,8 +131,12 @@ pub fn convert(
     write::check_place(out)?;
     let source = Source::open(input)?;
     let kind = kind::detect(&source)?;
-    let open = |path: &Option<PathBuf>| path.as_deref().map(Source::open).transpose();
-    let (vit, llm) = (open(&options.vit)?, open(&options.llm)?);
+    let open = |path: Option<&Path>| path.map(Source::open).transpose();
+    let llm = options.llm.as_deref();
+    let (vit, llm) = (
+        open(options.vit.as_deref())?,
+        open(llm.filter(|_| kind.task == Task::Generation))?,
+    );
     let mut plan = Plan::gather(kind, &source, vit.as_ref(), llm.as_ref());
     plan.check_parts()?;
     let tokenizer = files::find_tokenizer(kind, &source, options)?;
@@ -133,6 +145,8 @@ pub fn convert(
     quantise::check(&parsed, &config.file, options)?;
     let format = options.format.or(options.quant.map(|_| Format::F16));
     let mut tensors = plan.tensors(&parsed, format)?;
+    // Before gigabytes are written, and named where it lies.
+    files::check_tokenizer(&tokenizer, &parsed)?;
     note_unused(&mut plan, options, &tokenizer);
     config.set_dtype(&tensors, &plan, format);
     if let Some(quant) = options.quant {

@@ -8,6 +8,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use ureq::Agent;
 
+use super::denied::Asked;
 use super::{HubError, HubSettings, RemoteFile};
 
 /// Bytes read at a time.
@@ -16,12 +17,12 @@ const CHUNK: usize = 1 << 20;
 /// Digits of a SHA-256.
 const SHA256_DIGITS: usize = 64;
 
-/// Fetches `url` into `blob`, by way of a file `blob.incomplete`, which a later call continues. `progress` is told the
+/// Fetches the file `asked` for into `blob`, by way of a file `blob.incomplete`, which a later call continues. `progress` is told the
 /// bytes that are there.
 pub(super) fn fetch(
     agent: &Agent,
     settings: &HubSettings,
-    url: &str,
+    asked: Asked,
     file: &RemoteFile,
     blob: &Path,
     progress: &mut dyn FnMut(u64),
@@ -31,21 +32,21 @@ pub(super) fn fetch(
     let mut download = Download {
         agent,
         settings,
-        url,
+        asked,
         size: file.size,
         path: path.into(),
         progress,
     };
     download.run()?;
     let path = download.path;
-    verify(&path, url, file)?;
+    verify(&path, asked.url, file)?;
     std::fs::rename(&path, blob).map_err(HubError::cache(blob))
 }
 
 struct Download<'a> {
     agent: &'a Agent,
     settings: &'a HubSettings,
-    url: &'a str,
+    asked: Asked<'a>,
     size: u64,
     path: PathBuf,
     progress: &'a mut dyn FnMut(u64),
@@ -81,7 +82,7 @@ impl Download<'_> {
                 _ => self.settings.retries,
             };
             if failures > patience {
-                let url = self.url.into();
+                let url = self.asked.url.into();
                 return Err(match end {
                     End::Broken(problem) => HubError::Connection { url, problem },
                     End::Short | End::Whole => HubError::Short {
@@ -111,7 +112,7 @@ impl Download<'_> {
             self.open(self.size)?; // an empty file must be made
             return Ok(End::Whole);
         }
-        let mut request = self.agent.get(self.url);
+        let mut request = self.agent.get(self.asked.url);
         if let Some(token) = &self.settings.token {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
@@ -138,7 +139,7 @@ impl Download<'_> {
             status @ (408 | 429 | 500..) => {
                 return Ok(End::Broken(format!("the hub answers {status}")));
             }
-            status => return Err(HubError::status(self.url, status)),
+            _ => return Err(self.asked.denied(&answer)),
         }
         let mut target = self.open(have)?;
         self.receive(answer.body_mut().as_reader(), &mut target, have)

@@ -60,9 +60,9 @@ pub enum HubError {
         /// HTTP's status.
         status: u16,
         /// What it means.
-        problem: &'static str,
+        problem: String,
         /// What to do.
-        remedy: &'static str,
+        remedy: String,
     },
     /// The hub cannot be reached, or breaks off each time.
     #[error(
@@ -92,6 +92,16 @@ pub enum HubError {
         /// What is missing.
         problem: &'static str,
     },
+    /// The repository's list of its shards is wrong.
+    #[error(
+        "{url}: {problem}; the repository is not whole: tell its owner, or pull another revision (--revision)"
+    )]
+    Shards {
+        /// The index.
+        url: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A file came whole but is another than the hub lists.
     #[error(
         "{url}: has {found} where the hub lists {expected}; it was removed, run the command again"
@@ -118,32 +128,5 @@ impl HubError {
     pub(super) fn cache(file: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let file = file.into();
         move |cause| Self::Cache { file, cause }
-    }
-
-    /// What a status that is no success means.
-    pub(super) fn status(url: &str, status: u16) -> Self {
-        let (problem, remedy) = match status {
-            401 => (
-                "no such repository, or one that needs a token",
-                "check the name; for a private one set HF_TOKEN",
-            ),
-            403 => (
-                "no permission",
-                "accept the model's terms on its page and set HF_TOKEN to your token",
-            ),
-            404 => (
-                "no such repository, revision or file",
-                "check the name and --revision",
-            ),
-            429 => ("too many requests", "wait a few minutes, or set HF_TOKEN"),
-            500.. => ("the hub is in trouble", "try again later"),
-            _ => ("unexpected", "check HF_ENDPOINT"),
-        };
-        Self::Denied {
-            url: url.into(),
-            status,
-            problem,
-            remedy,
-        }
     }
 }

@@ -1,15 +1,20 @@
 //! What a repository holds.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io::Read;
 
 use serde::Deserialize;
 use ureq::Agent;
 
+use super::denied::Asked;
 use super::{HubError, HubSettings};
 
 /// A listing has a few KB a file.
 const MAX_BYTES: u64 = 32 << 20;
+
+/// Missing shards named; published models have fewer.
+const MOST_NAMED: usize = 20;
 
 /// Files besides the weights that a checkpoint may have.
 pub(super) const SMALL: [&str; 13] = [
@@ -98,6 +103,13 @@ pub struct RemoteFile {
     pub hash: String,
 }
 
+impl RemoteFile {
+    /// Whether it says which shard each tensor is in.
+    pub(super) fn is_index(&self) -> bool {
+        WEIGHTS.iter().any(|(_, index, ..)| self.name == *index)
+    }
+}
+
 /// The files of a checkpoint at a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing {
@@ -107,7 +119,7 @@ pub struct Listing {
     pub revision: String,
     /// The commit that it is.
     pub commit: String,
-    /// Those of its files that this program has use for.
+    /// Those of its files that this program has use for, an index of shards first.
     pub files: Vec<RemoteFile>,
 }
 
@@ -116,6 +128,45 @@ impl Listing {
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
     }
+
+    /// Compares the shards that `index` names, a file of the listing, with those that are listed. That they are too few
+    /// is said before they are fetched.
+    ///
+    /// # Errors
+    /// A problem with it, for people: it is no index, or names what is not listed.
+    pub(super) fn check_shards(&self, index: &[u8]) -> Result<(), String> {
+        let index: ShardIndex = serde_json::from_slice(index)
+            .map_err(|error| format!("is no index of shards ({error})"))?;
+        let listed = |name: &String| self.files.iter().any(|file| file.name == *name);
+        let named: BTreeSet<String> = index.weight_map.into_values().collect();
+        if named.is_empty() {
+            return Err("names no shards".into());
+        }
+        let count = named.len();
+        let missing: Vec<String> = named.into_iter().filter(|name| !listed(name)).collect();
+        match missing.as_slice() {
+            [] => Ok(()),
+            missing => Err(format!(
+                "of the {count} shards that it names, {} not in the repository: {}{}",
+                match missing.len() {
+                    1 => "one is".into(),
+                    missing => format!("{missing} are"),
+                },
+                missing[..missing.len().min(MOST_NAMED)].join(", "),
+                match missing.len() > MOST_NAMED {
+                    true => ", …",
+                    false => "",
+                }
+            )),
+        }
+    }
+}
+
+/// `model.safetensors.index.json` and its like.
+#[derive(Deserialize)]
+struct ShardIndex {
+    /// The shard of each tensor.
+    weight_map: HashMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -174,7 +225,13 @@ pub(super) fn fetch(
         .call()
         .map_err(|error| connection(error.to_string()))?;
     if !answer.status().is_success() {
-        return Err(HubError::status(&url, answer.status().as_u16()));
+        let asked = Asked {
+            url: &url,
+            page: &settings.page(repo),
+            with_token: settings.token.is_some(),
+            file: false,
+        };
+        return Err(asked.denied(&answer));
     }
     let mut text = Vec::new();
     let body = answer
@@ -228,6 +285,7 @@ fn read(answer: Answer, repo: &RepoName, revision: &str, url: &str) -> Result<Li
             hash: hash.into(),
         });
     }
+    files.sort_by_key(|file| !file.is_index());
     Ok(Listing {
         repo: repo.clone(),
         revision: revision.into(),
@@ -315,6 +373,38 @@ mod tests {
         );
         assert!(wanted(&["model.safetensors"]).is_err());
         assert!(wanted(&["config.json", "flax_model.msgpack"]).is_err());
+    }
+
+    #[test]
+    fn shards_that_are_not_listed_are_named() {
+        let file = |name: &str| serde_json::json!({"rfilename": name, "size": 3, "blobId": "0".repeat(40)});
+        let names = [
+            "config.json",
+            "pytorch_model-1.bin",
+            "pytorch_model.bin.index.json",
+        ];
+        let files: Vec<_> = names.into_iter().map(file).collect();
+        let answer = serde_json::json!({"sha": "0".repeat(40), "siblings": files});
+        let repo = RepoName::parse("a/b").unwrap();
+        let listing = read(
+            serde_json::from_value(answer).unwrap(),
+            &repo,
+            "main",
+            "url",
+        )
+        .unwrap();
+        assert!(listing.files[0].is_index(), "fetched first");
+        let check = |index: &str| listing.check_shards(index.as_bytes());
+        let one = r#"{"metadata": {}, "weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-1.bin"}}"#;
+        assert_eq!(check(one), Ok(()));
+        let more = r#"{"weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin", "c": "x/y.bin"}}"#;
+        let problem = check(more).unwrap_err();
+        let expected = "of the 3 shards that it names, 2 are not in the repository: pytorch_model-2.bin, x/y.bin";
+        assert_eq!(problem, expected);
+        for wrong in ["", "[]", "{}", r#"{"weight_map": {"a": 1}}"#] {
+            assert!(check(wrong).unwrap_err().contains("no index"), "{wrong}");
+        }
+        assert!(check(r#"{"weight_map": {}}"#).is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! and can be fetched from any byte on. `ureq` speaks HTTP. Blocking: for a program, or a thread of its own.
 
 mod cache;
+mod denied;
 mod download;
 mod error;
 mod listing;
@@ -16,6 +17,7 @@ use ureq::Agent;
 use ureq::config::RedirectAuthHeaders;
 
 pub use cache::{Cache, Held};
+use denied::Asked;
 pub use error::HubError;
 pub use listing::{Listing, RemoteFile, RepoName};
 pub use settings::HubSettings;
@@ -84,7 +86,7 @@ impl Hub {
     /// continued by the next call; a file that another process is fetching is waited for. `progress` is told the bytes that are there, and all of them.
     ///
     /// # Errors
-    /// As [`Hub::list`]; a file whose size or hash is another than the listing's; no room.
+    /// As [`Hub::list`]; shards that the repository lacks; a file whose size or hash is another than the listing's; no room.
     pub fn pull(
         &self,
         listing: &Listing,
@@ -105,10 +107,33 @@ impl Hub {
                 self.cache.link(listing, file)?;
                 drop(lock);
             }
+            if file.is_index() {
+                self.check_shards(listing, file, &blob)?;
+            }
             done += file.size;
             progress(done, total);
         }
         self.cache.name(listing)
+    }
+
+    /// Refuses a listing that lacks shards which its `index`, fetched first, names.
+    fn check_shards(
+        &self,
+        listing: &Listing,
+        index: &RemoteFile,
+        blob: &Path,
+    ) -> Result<(), HubError> {
+        let text = std::fs::read(blob).map_err(HubError::cache(blob))?;
+        let checked = listing.check_shards(&text);
+        checked.map_err(|problem| HubError::Shards {
+            url: self.url(listing, index),
+            problem,
+        })
+    }
+
+    fn url(&self, listing: &Listing, file: &RemoteFile) -> String {
+        let page = self.settings.page(&listing.repo);
+        format!("{page}/resolve/{}/{}", listing.commit, file.name)
     }
 
     fn download(
@@ -124,11 +149,13 @@ impl Hub {
             });
         }
         self.settings.check()?;
-        let url = format!(
-            "{}/{}/resolve/{}/{}",
-            self.settings.endpoint, listing.repo, listing.commit, file.name
-        );
-        download::fetch(&self.agent, &self.settings, &url, file, blob, progress)
+        let asked = Asked {
+            url: &self.url(listing, file),
+            page: &self.settings.page(&listing.repo),
+            with_token: self.settings.token.is_some(),
+            file: true,
+        };
+        download::fetch(&self.agent, &self.settings, asked, file, blob, progress)
     }
 
     /// Bytes of a listing that the cache lacks.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::HubError;
+use super::{HubError, RepoName};
 
 const ENDPOINT: &str = "https://huggingface.co";
 
@@ -86,6 +86,11 @@ impl HubSettings {
 }
 
 impl HubSettings {
+    /// The page of a repository.
+    pub(super) fn page(&self, repo: &RepoName) -> String {
+        format!("{}/{repo}", self.endpoint)
+    }
+
     /// Refuses what no request can be made with.
     pub(super) fn check(&self) -> Result<(), HubError> {
         let with_scheme = ["http://", "https://"]

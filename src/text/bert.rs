@@ -5,7 +5,7 @@ use tokenizers::{
     normalizers::bert::BertNormalizer, pre_tokenizers::bert::BertPreTokenizer,
 };
 
-use super::{TextError, files, special};
+use super::{TextError, files, files::Algorithm, special};
 
 /// BERT's tokens of their own, first in the files that name no others.
 const SPECIAL_TOKENS: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
@@ -30,12 +30,12 @@ impl BertTokenizer {
     /// `tokenizer_config.json` says `"do_lower_case": false`).
     ///
     /// # Errors
-    /// [`TextError`] where files are missing, broken or lack `[CLS]` or `[SEP]`.
+    /// [`TextError`] where files are missing, broken, of another kind of tokenizer, or lack `[CLS]` or `[SEP]`.
     pub fn open(folder: &Path) -> Result<Self, TextError> {
         let special_files = special::SpecialFiles::read(folder)?;
         let whole = folder.join("tokenizer.json");
         let mut tokenizer = if whole.exists() {
-            files::tokenizer_json(&whole)?
+            files::tokenizer_json(&whole, Algorithm::WordPiece)?
         } else {
             let lower_case = special_files.flag("do_lower_case").unwrap_or(true);
             from_vocab(folder, lower_case)?
@@ -52,7 +52,8 @@ impl BertTokenizer {
     /// As [`BertTokenizer::open`].
     pub fn from_json(text: &[u8], name: &Path) -> Result<Self, TextError> {
         let frame = ["[CLS]", "[SEP]"].map(String::from);
-        Self::framed_by(files::parse_tokenizer(text, name)?, name, frame)
+        let tokenizer = files::parse_tokenizer(text, name, Algorithm::WordPiece)?;
+        Self::framed_by(tokenizer, name, frame)
     }
 
     /// `frame`: the tokens before and after each text.

@@ -41,6 +41,20 @@ pub enum TextError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A tokenizer of another model.
+    #[error(
+        "{}: is a tokenizer of the kind {found}, but the model needs {wanted}; put the tokenizer published with this model \
+         in its place (for convert, give its folder as --tokenizer)",
+        file.display()
+    )]
+    OtherTokenizer {
+        /// The file.
+        file: PathBuf,
+        /// The kind that it is.
+        found: &'static str,
+        /// The kind that the model was trained with.
+        wanted: &'static str,
+    },
     /// A special token that encoding needs is not in the vocabulary.
     #[error(
         "{}: the {role} token {wanted} is not in the vocabulary; use the tokenizer published with this model",

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
-use tokenizers::Tokenizer;
+use tokenizers::{ModelWrapper, Tokenizer};
 
 use super::TextError;
 
@@ -48,16 +48,60 @@ pub(super) fn ids(
         .collect()
 }
 
+/// How a tokenizer splits a word: the `model.type` of its `tokenizer.json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Algorithm {
+    /// OPT's.
+    Bpe,
+    /// BERT's, which the Q-Former has.
+    WordPiece,
+    /// T5's.
+    Unigram,
+}
+
+impl Algorithm {
+    /// Its name and whose it is, for people.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bpe => "BPE (OPT's kind)",
+            Self::WordPiece => "WordPiece (BERT's kind)",
+            Self::Unigram => "Unigram (T5's kind)",
+        }
+    }
+
+    /// That of a tokenizer; `None` for one that no part of a BLIP-2 has.
+    fn of(tokenizer: &Tokenizer) -> Option<Self> {
+        match tokenizer.get_model() {
+            ModelWrapper::BPE(_) => Some(Self::Bpe),
+            ModelWrapper::WordPiece(_) => Some(Self::WordPiece),
+            ModelWrapper::Unigram(_) => Some(Self::Unigram),
+            ModelWrapper::WordLevel(_) => None,
+        }
+    }
+}
+
 /// The tokenizer of a `tokenizer.json`, without the padding and truncation that may be set in it:
-/// both belong to the caller.
-pub(super) fn tokenizer_json(file: &Path) -> Result<Tokenizer, TextError> {
-    parse_tokenizer(read(file)?.as_bytes(), file)
+/// both belong to the caller. One of another kind is refused: its ids may well fit the model, its words do not.
+pub(super) fn tokenizer_json(file: &Path, wanted: Algorithm) -> Result<Tokenizer, TextError> {
+    parse_tokenizer(read(file)?.as_bytes(), file, wanted)
 }
 
 /// [`tokenizer_json`] of the file's text.
-pub(super) fn parse_tokenizer(text: &[u8], file: &Path) -> Result<Tokenizer, TextError> {
+pub(super) fn parse_tokenizer(
+    text: &[u8],
+    file: &Path,
+    wanted: Algorithm,
+) -> Result<Tokenizer, TextError> {
     let mut tokenizer = Tokenizer::from_bytes(text)
         .map_err(|error| broken(file, format!("no tokenizer ({error})")))?;
+    let found = Algorithm::of(&tokenizer);
+    if found != Some(wanted) {
+        return Err(TextError::OtherTokenizer {
+            file: file.to_owned(),
+            found: found.map_or("WordLevel", Algorithm::name),
+            wanted: wanted.name(),
+        });
+    }
     tokenizer.with_padding(None);
     tokenizer
         .with_truncation(None)

@@ -7,7 +7,7 @@ use tokenizers::{
 
 use crate::model::config::LanguageConfig;
 
-use super::{TextError, files, special};
+use super::{TextError, files, files::Algorithm, special};
 
 /// The special token of every prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,14 @@ impl PromptMark {
         match language {
             LanguageConfig::Opt(opt) => Self::First(opt.bos_token_id),
             LanguageConfig::T5(t5) => Self::Last(t5.prompt_end()),
+        }
+    }
+
+    /// The kind of tokenizer that the model with such prompts was trained with.
+    fn algorithm(self) -> Algorithm {
+        match self {
+            Self::First(_) => Algorithm::Bpe,
+            Self::Last(_) => Algorithm::Unigram,
         }
     }
 }
@@ -46,12 +54,12 @@ impl Tokenizer {
     /// and `merges.txt`. `mark` is the special token of every prompt, as the model's config has it.
     ///
     /// # Errors
-    /// [`TextError`] where files are missing, broken or do not fit together.
+    /// [`TextError`] where files are missing, broken, of another kind of tokenizer, or do not fit together.
     pub fn open(folder: &Path, mark: PromptMark) -> Result<Self, TextError> {
         let special_files = special::SpecialFiles::read(folder)?;
         let whole = folder.join("tokenizer.json");
         let mut tokenizer = if whole.exists() {
-            files::tokenizer_json(&whole)?
+            files::tokenizer_json(&whole, mark.algorithm())?
         } else if let PromptMark::Last(_) = mark {
             return Err(TextError::NoTokenizer {
                 folder: folder.to_owned(),
@@ -70,7 +78,8 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::open`].
     pub fn from_json(text: &[u8], name: &Path, mark: PromptMark) -> Result<Self, TextError> {
-        Self::with_mark(files::parse_tokenizer(text, name)?, name, mark)
+        let tokenizer = files::parse_tokenizer(text, name, mark.algorithm())?;
+        Self::with_mark(tokenizer, name, mark)
     }
 
     fn with_mark(

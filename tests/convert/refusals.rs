@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::cli_support::HOUSE;
+use crate::cli_support::{HOUSE, run};
 use crate::{LAVIS, convert_run, data};
 
 /// `convert` of bytes fails with one line that holds `parts`, and leaves nothing.
@@ -316,5 +316,94 @@ fn files_that_were_not_needed_are_named() {
     assert!(
         !run.stderr.iter().any(|line| line.contains("--llm")),
         "{run:#?}"
+    );
+}
+
+#[test]
+fn a_tokenizer_of_another_kind_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    // Its 81 ids fit into OPT's vocabulary.
+    let bert = [&LAVIS[..], &["--tokenizer", "@micro-itm"]].concat();
+    let micro_itm = data("micro-itm/tokenizer.json").display().to_string();
+    refused_in(
+        &folder,
+        &data("lavis_pretrained.pth"),
+        &bert,
+        &[&micro_itm, "WordPiece", "needs BPE", "--tokenizer"],
+    );
+    let opt = [
+        "--vit",
+        "@eva_vit.pth",
+        "--config",
+        "@micro-itm/config.json",
+        "--tokenizer",
+        "@micro",
+    ];
+    refused_in(
+        &folder,
+        &data("lavis_retrieval.pth"),
+        &opt,
+        &["micro/tokenizer.json", "BPE", "needs WordPiece"],
+    );
+    // Every command that opens a model refuses it, too.
+    for entry in std::fs::read_dir(data("micro")).unwrap() {
+        let file = entry.unwrap().path();
+        std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let ours = folder.path().join("tokenizer.json");
+    std::fs::copy(data("micro-itm/tokenizer.json"), &ours).unwrap();
+    let model = folder.path().to_str().unwrap();
+    run(["caption", "--model", model, HOUSE])
+        .exits(1)
+        .one_error(&[ours.to_str().unwrap(), "WordPiece", "needs BPE"]);
+}
+
+#[test]
+fn a_language_model_has_no_effect_on_retrieval() {
+    let folder = tempfile::tempdir().unwrap();
+    // A configuration that says something of a language model, as transformers' own do.
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(data("micro-itm/config.json")).unwrap()).unwrap();
+    config["text_config"] = serde_json::json!({"model_type": "opt", "vocab_size": 7});
+    let file = folder.path().join("config.json");
+    std::fs::write(&file, config.to_string()).unwrap();
+    let common = [
+        "--vit",
+        "@eva_vit.pth",
+        "--config",
+        file.to_str().unwrap(),
+        "--tokenizer",
+        "@micro-itm",
+    ];
+    let input = data("lavis_retrieval.pth");
+    let plain = folder.path().join("plain");
+    let expected = convert_run(&input, &plain, &common).exits(0);
+    // A language model, and a name that would have to be fetched.
+    for (number, llm) in ["@opt", "some-one/never-asked-for"].into_iter().enumerate() {
+        let out = folder.path().join(number.to_string());
+        let run = convert_run(&input, &out, &[&common[..], &["--llm", llm]].concat()).exits(0);
+        let (unused, rest): (Vec<&String>, Vec<&String>) =
+            run.stderr.iter().partition(|line| line.contains("--llm"));
+        assert!(
+            unused.len() == 1 && unused[0].contains("not used"),
+            "{run:#?}"
+        );
+        assert_eq!(rest, expected.stderr.iter().collect::<Vec<_>>());
+        for entry in std::fs::read_dir(&plain).unwrap() {
+            let theirs = entry.unwrap().path();
+            let ours = out.join(theirs.file_name().unwrap());
+            let same = std::fs::read(&ours).unwrap() == std::fs::read(&theirs).unwrap();
+            assert!(same, "{}", ours.display());
+        }
+        let count = |folder: &Path| std::fs::read_dir(folder).unwrap().count();
+        assert_eq!(count(&out), count(&plain));
+    }
+    // Nor does its tokenizer stand in for BERT's.
+    let without = [&common[..4], &["--llm", "@micro-itm"]].concat();
+    refused_in(
+        &folder,
+        &input,
+        &without,
+        &["no tokenizer", "--tokenizer DIR"],
     );
 }

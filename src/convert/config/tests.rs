@@ -41,6 +41,7 @@ fn decide_with(
 ) -> Result<(Config, Vec<String>), ConvertError> {
     let folder = tempfile::tempdir().unwrap();
     let source = Source::open(&data("convert/lavis_pretrained.pth")).unwrap();
+    let t5 = llm.as_ref().is_some_and(|json| json["model_type"] == "t5");
     let llm = llm.map(|json| {
         std::fs::write(folder.path().join("config.json"), json.to_string()).unwrap();
         std::fs::copy(
@@ -64,6 +65,7 @@ fn decide_with(
     });
     let mut plan = Plan::of_views(kind, &source, llm.as_ref(), views);
     let tokenizer = match task {
+        Task::Generation if t5 => data("tiny-t5"),
         Task::Generation => data("tiny"),
         Task::Retrieval => data("convert/micro-itm"),
     };

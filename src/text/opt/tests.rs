@@ -3,7 +3,7 @@ use std::fs;
 use serde_json::json;
 
 use super::*;
-use crate::text::TextStream;
+use crate::text::{BertTokenizer, TextStream};
 
 /// The character that stands for a byte in a byte-level vocabulary (GPT-2's table).
 fn byte_character(byte: u8) -> char {
@@ -218,4 +218,47 @@ fn the_opt_vocabulary_encodes_as_expected() {
         opt.check_embedding_rows(50272).unwrap();
         assert!(opt.check_embedding_rows(50265).is_err());
     }
+}
+
+#[test]
+fn a_tokenizer_of_another_kind_is_refused_though_its_ids_fit() {
+    let folders = [
+        ("tiny", "BPE"),
+        ("tiny-itm", "WordPiece"),
+        ("tiny-t5", "Unigram"),
+    ];
+    for (name, kind) in folders {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/data")
+            .join(name);
+        let file = folder.join("tokenizer.json");
+        let text = fs::read(&file).unwrap();
+        let (first, last) = (PromptMark::First(2), PromptMark::Last(1));
+        let opened = [
+            ("BPE", Tokenizer::open(&folder, first).err()),
+            ("BPE", Tokenizer::from_json(&text, &file, first).err()),
+            ("Unigram", Tokenizer::open(&folder, last).err()),
+            ("Unigram", Tokenizer::from_json(&text, &file, last).err()),
+            ("WordPiece", BertTokenizer::open(&folder).err()),
+            ("WordPiece", BertTokenizer::from_json(&text, &file).err()),
+        ];
+        for (wanted, error) in opened {
+            let error = error.map(|error| error.to_string());
+            assert_eq!(error.is_none(), wanted == kind, "{name}: {error:?}");
+            if let Some(error) = error {
+                let start = format!("{}: is a tokenizer of the kind {kind} (", file.display());
+                assert!(error.starts_with(&start), "{error}");
+                assert!(error.contains(&format!("needs {wanted} (")), "{error}");
+            }
+        }
+    }
+    // One without any subwords is nobody's.
+    let words =
+        json!({"model": {"type": "WordLevel", "vocab": {"</s>": 2, "a": 3}, "unk_token": "a"}});
+    let folder = folder(&[("tokenizer.json", words.to_string())]);
+    let error = Tokenizer::open(folder.path(), PromptMark::First(2)).unwrap_err();
+    assert!(
+        error.to_string().contains("of the kind WordLevel"),
+        "{error}"
+    );
 }

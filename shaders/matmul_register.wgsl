@@ -76,6 +76,11 @@ var<private> x_at_7: u32;
 
 // Adds what eight values of K give; x has them from vec4 `unit` on.
 fn add_eight(w: EightOfK, unit: u32, scale: Columns) {
+    // Taken apart once: with w handed on for each row, the first caption of a warm start takes 40 ms more on llvmpipe.
+    let low_a = w.low_a;
+    let low_b = w.low_b;
+    let high_a = w.high_a;
+    let high_b = w.high_b;
     let x_0 = x[x_at_0 + unit];
     let x_1 = x[x_at_1 + unit];
     let x_2 = x[x_at_2 + unit];
@@ -85,164 +90,196 @@ fn add_eight(w: EightOfK, unit: u32, scale: Columns) {
     let x_6 = x[x_at_6 + unit];
     let x_7 = x[x_at_7 + unit];
     {
-        let y = products(w, subgroupBroadcast(x_0, 0u), subgroupBroadcast(x_0, 1u));
-        low_0 += scale.low * y.low;
-        high_0 += scale.high * y.high;
+        let a = subgroupBroadcast(x_0, 0u);
+        let b = subgroupBroadcast(x_0, 1u);
+        low_0 += scale.low * (low_a * a + low_b * b);
+        high_0 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 1u) {
-        let y = products(w, subgroupBroadcast(x_0, 2u), subgroupBroadcast(x_0, 3u));
-        low_1 += scale.low * y.low;
-        high_1 += scale.high * y.high;
+        let a = subgroupBroadcast(x_0, 2u);
+        let b = subgroupBroadcast(x_0, 3u);
+        low_1 += scale.low * (low_a * a + low_b * b);
+        high_1 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 2u) {
-        let y = products(w, subgroupBroadcast(x_0, 4u), subgroupBroadcast(x_0, 5u));
-        low_2 += scale.low * y.low;
-        high_2 += scale.high * y.high;
+        let a = subgroupBroadcast(x_0, 4u);
+        let b = subgroupBroadcast(x_0, 5u);
+        low_2 += scale.low * (low_a * a + low_b * b);
+        high_2 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 3u) {
-        let y = products(w, subgroupBroadcast(x_0, 6u), subgroupBroadcast(x_0, 7u));
-        low_3 += scale.low * y.low;
-        high_3 += scale.high * y.high;
+        let a = subgroupBroadcast(x_0, 6u);
+        let b = subgroupBroadcast(x_0, 7u);
+        low_3 += scale.low * (low_a * a + low_b * b);
+        high_3 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 4u) {
-        let y = products(w, subgroupBroadcast(x_1, 0u), subgroupBroadcast(x_1, 1u));
-        low_4 += scale.low * y.low;
-        high_4 += scale.high * y.high;
+        let a = subgroupBroadcast(x_1, 0u);
+        let b = subgroupBroadcast(x_1, 1u);
+        low_4 += scale.low * (low_a * a + low_b * b);
+        high_4 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 5u) {
-        let y = products(w, subgroupBroadcast(x_1, 2u), subgroupBroadcast(x_1, 3u));
-        low_5 += scale.low * y.low;
-        high_5 += scale.high * y.high;
+        let a = subgroupBroadcast(x_1, 2u);
+        let b = subgroupBroadcast(x_1, 3u);
+        low_5 += scale.low * (low_a * a + low_b * b);
+        high_5 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 6u) {
-        let y = products(w, subgroupBroadcast(x_1, 4u), subgroupBroadcast(x_1, 5u));
-        low_6 += scale.low * y.low;
-        high_6 += scale.high * y.high;
+        let a = subgroupBroadcast(x_1, 4u);
+        let b = subgroupBroadcast(x_1, 5u);
+        low_6 += scale.low * (low_a * a + low_b * b);
+        high_6 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 7u) {
-        let y = products(w, subgroupBroadcast(x_1, 6u), subgroupBroadcast(x_1, 7u));
-        low_7 += scale.low * y.low;
-        high_7 += scale.high * y.high;
+        let a = subgroupBroadcast(x_1, 6u);
+        let b = subgroupBroadcast(x_1, 7u);
+        low_7 += scale.low * (low_a * a + low_b * b);
+        high_7 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 8u) {
-        let y = products(w, subgroupBroadcast(x_2, 0u), subgroupBroadcast(x_2, 1u));
-        low_8 += scale.low * y.low;
-        high_8 += scale.high * y.high;
+        let a = subgroupBroadcast(x_2, 0u);
+        let b = subgroupBroadcast(x_2, 1u);
+        low_8 += scale.low * (low_a * a + low_b * b);
+        high_8 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 9u) {
-        let y = products(w, subgroupBroadcast(x_2, 2u), subgroupBroadcast(x_2, 3u));
-        low_9 += scale.low * y.low;
-        high_9 += scale.high * y.high;
+        let a = subgroupBroadcast(x_2, 2u);
+        let b = subgroupBroadcast(x_2, 3u);
+        low_9 += scale.low * (low_a * a + low_b * b);
+        high_9 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 10u) {
-        let y = products(w, subgroupBroadcast(x_2, 4u), subgroupBroadcast(x_2, 5u));
-        low_10 += scale.low * y.low;
-        high_10 += scale.high * y.high;
+        let a = subgroupBroadcast(x_2, 4u);
+        let b = subgroupBroadcast(x_2, 5u);
+        low_10 += scale.low * (low_a * a + low_b * b);
+        high_10 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 11u) {
-        let y = products(w, subgroupBroadcast(x_2, 6u), subgroupBroadcast(x_2, 7u));
-        low_11 += scale.low * y.low;
-        high_11 += scale.high * y.high;
+        let a = subgroupBroadcast(x_2, 6u);
+        let b = subgroupBroadcast(x_2, 7u);
+        low_11 += scale.low * (low_a * a + low_b * b);
+        high_11 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 12u) {
-        let y = products(w, subgroupBroadcast(x_3, 0u), subgroupBroadcast(x_3, 1u));
-        low_12 += scale.low * y.low;
-        high_12 += scale.high * y.high;
+        let a = subgroupBroadcast(x_3, 0u);
+        let b = subgroupBroadcast(x_3, 1u);
+        low_12 += scale.low * (low_a * a + low_b * b);
+        high_12 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 13u) {
-        let y = products(w, subgroupBroadcast(x_3, 2u), subgroupBroadcast(x_3, 3u));
-        low_13 += scale.low * y.low;
-        high_13 += scale.high * y.high;
+        let a = subgroupBroadcast(x_3, 2u);
+        let b = subgroupBroadcast(x_3, 3u);
+        low_13 += scale.low * (low_a * a + low_b * b);
+        high_13 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 14u) {
-        let y = products(w, subgroupBroadcast(x_3, 4u), subgroupBroadcast(x_3, 5u));
-        low_14 += scale.low * y.low;
-        high_14 += scale.high * y.high;
+        let a = subgroupBroadcast(x_3, 4u);
+        let b = subgroupBroadcast(x_3, 5u);
+        low_14 += scale.low * (low_a * a + low_b * b);
+        high_14 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 15u) {
-        let y = products(w, subgroupBroadcast(x_3, 6u), subgroupBroadcast(x_3, 7u));
-        low_15 += scale.low * y.low;
-        high_15 += scale.high * y.high;
+        let a = subgroupBroadcast(x_3, 6u);
+        let b = subgroupBroadcast(x_3, 7u);
+        low_15 += scale.low * (low_a * a + low_b * b);
+        high_15 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 16u) {
-        let y = products(w, subgroupBroadcast(x_4, 0u), subgroupBroadcast(x_4, 1u));
-        low_16 += scale.low * y.low;
-        high_16 += scale.high * y.high;
+        let a = subgroupBroadcast(x_4, 0u);
+        let b = subgroupBroadcast(x_4, 1u);
+        low_16 += scale.low * (low_a * a + low_b * b);
+        high_16 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 17u) {
-        let y = products(w, subgroupBroadcast(x_4, 2u), subgroupBroadcast(x_4, 3u));
-        low_17 += scale.low * y.low;
-        high_17 += scale.high * y.high;
+        let a = subgroupBroadcast(x_4, 2u);
+        let b = subgroupBroadcast(x_4, 3u);
+        low_17 += scale.low * (low_a * a + low_b * b);
+        high_17 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 18u) {
-        let y = products(w, subgroupBroadcast(x_4, 4u), subgroupBroadcast(x_4, 5u));
-        low_18 += scale.low * y.low;
-        high_18 += scale.high * y.high;
+        let a = subgroupBroadcast(x_4, 4u);
+        let b = subgroupBroadcast(x_4, 5u);
+        low_18 += scale.low * (low_a * a + low_b * b);
+        high_18 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 19u) {
-        let y = products(w, subgroupBroadcast(x_4, 6u), subgroupBroadcast(x_4, 7u));
-        low_19 += scale.low * y.low;
-        high_19 += scale.high * y.high;
+        let a = subgroupBroadcast(x_4, 6u);
+        let b = subgroupBroadcast(x_4, 7u);
+        low_19 += scale.low * (low_a * a + low_b * b);
+        high_19 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 20u) {
-        let y = products(w, subgroupBroadcast(x_5, 0u), subgroupBroadcast(x_5, 1u));
-        low_20 += scale.low * y.low;
-        high_20 += scale.high * y.high;
+        let a = subgroupBroadcast(x_5, 0u);
+        let b = subgroupBroadcast(x_5, 1u);
+        low_20 += scale.low * (low_a * a + low_b * b);
+        high_20 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 21u) {
-        let y = products(w, subgroupBroadcast(x_5, 2u), subgroupBroadcast(x_5, 3u));
-        low_21 += scale.low * y.low;
-        high_21 += scale.high * y.high;
+        let a = subgroupBroadcast(x_5, 2u);
+        let b = subgroupBroadcast(x_5, 3u);
+        low_21 += scale.low * (low_a * a + low_b * b);
+        high_21 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 22u) {
-        let y = products(w, subgroupBroadcast(x_5, 4u), subgroupBroadcast(x_5, 5u));
-        low_22 += scale.low * y.low;
-        high_22 += scale.high * y.high;
+        let a = subgroupBroadcast(x_5, 4u);
+        let b = subgroupBroadcast(x_5, 5u);
+        low_22 += scale.low * (low_a * a + low_b * b);
+        high_22 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 23u) {
-        let y = products(w, subgroupBroadcast(x_5, 6u), subgroupBroadcast(x_5, 7u));
-        low_23 += scale.low * y.low;
-        high_23 += scale.high * y.high;
+        let a = subgroupBroadcast(x_5, 6u);
+        let b = subgroupBroadcast(x_5, 7u);
+        low_23 += scale.low * (low_a * a + low_b * b);
+        high_23 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 24u) {
-        let y = products(w, subgroupBroadcast(x_6, 0u), subgroupBroadcast(x_6, 1u));
-        low_24 += scale.low * y.low;
-        high_24 += scale.high * y.high;
+        let a = subgroupBroadcast(x_6, 0u);
+        let b = subgroupBroadcast(x_6, 1u);
+        low_24 += scale.low * (low_a * a + low_b * b);
+        high_24 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 25u) {
-        let y = products(w, subgroupBroadcast(x_6, 2u), subgroupBroadcast(x_6, 3u));
-        low_25 += scale.low * y.low;
-        high_25 += scale.high * y.high;
+        let a = subgroupBroadcast(x_6, 2u);
+        let b = subgroupBroadcast(x_6, 3u);
+        low_25 += scale.low * (low_a * a + low_b * b);
+        high_25 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 26u) {
-        let y = products(w, subgroupBroadcast(x_6, 4u), subgroupBroadcast(x_6, 5u));
-        low_26 += scale.low * y.low;
-        high_26 += scale.high * y.high;
+        let a = subgroupBroadcast(x_6, 4u);
+        let b = subgroupBroadcast(x_6, 5u);
+        low_26 += scale.low * (low_a * a + low_b * b);
+        high_26 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 27u) {
-        let y = products(w, subgroupBroadcast(x_6, 6u), subgroupBroadcast(x_6, 7u));
-        low_27 += scale.low * y.low;
-        high_27 += scale.high * y.high;
+        let a = subgroupBroadcast(x_6, 6u);
+        let b = subgroupBroadcast(x_6, 7u);
+        low_27 += scale.low * (low_a * a + low_b * b);
+        high_27 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 28u) {
-        let y = products(w, subgroupBroadcast(x_7, 0u), subgroupBroadcast(x_7, 1u));
-        low_28 += scale.low * y.low;
-        high_28 += scale.high * y.high;
+        let a = subgroupBroadcast(x_7, 0u);
+        let b = subgroupBroadcast(x_7, 1u);
+        low_28 += scale.low * (low_a * a + low_b * b);
+        high_28 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 29u) {
-        let y = products(w, subgroupBroadcast(x_7, 2u), subgroupBroadcast(x_7, 3u));
-        low_29 += scale.low * y.low;
-        high_29 += scale.high * y.high;
+        let a = subgroupBroadcast(x_7, 2u);
+        let b = subgroupBroadcast(x_7, 3u);
+        low_29 += scale.low * (low_a * a + low_b * b);
+        high_29 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 30u) {
-        let y = products(w, subgroupBroadcast(x_7, 4u), subgroupBroadcast(x_7, 5u));
-        low_30 += scale.low * y.low;
-        high_30 += scale.high * y.high;
+        let a = subgroupBroadcast(x_7, 4u);
+        let b = subgroupBroadcast(x_7, 5u);
+        low_30 += scale.low * (low_a * a + low_b * b);
+        high_30 += scale.high * (high_a * a + high_b * b);
     }
     if (ROWS > 31u) {
-        let y = products(w, subgroupBroadcast(x_7, 6u), subgroupBroadcast(x_7, 7u));
-        low_31 += scale.low * y.low;
-        high_31 += scale.high * y.high;
+        let a = subgroupBroadcast(x_7, 6u);
+        let b = subgroupBroadcast(x_7, 7u);
+        low_31 += scale.low * (low_a * a + low_b * b);
+        high_31 += scale.high * (high_a * a + high_b * b);
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) struct Args {
     /// The model's config.json (Hugging Face's) where the sizes are not a published model's
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Folder with the tokenizer where none lies beside IN or in --llm
+    /// Folder with the tokenizer where none lies beside IN or, for a generative model, in --llm
     #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
     /// Element type of all tensors; left out, each stays as it is stored

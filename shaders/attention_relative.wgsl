@@ -1,7 +1,8 @@
 // Attention with a bias by relative position over one layer's paged cache: T5's three kinds. A request's pages hold
 // its prompt first (positions 0..prompt_length: what the encoder read), then the decoded text.
 //
-//   q              row r, head h: q[r * q_stride + h * head_dim + d] (the fused qkv buffer, or queries alone)
+//   q              row r, head h: q[r * q_stride + h * head_dim + d] (queries alone, or fused qkv: the row's key and value
+//                  one and two widths behind)
 //   k_cache, v_cache  [physical rows, heads * head_dim] f32
 //   row_info       [rows]: x = sequence, y = position; position 0xffffffff: an inactive row, zeros out
 //   page_table     [sequences, max_length] u32: the physical row of (sequence, position)
@@ -10,7 +11,8 @@
 //   out            [rows, heads * head_dim] f32, dense
 //
 // SPAN says which positions a row attends to: 0 the encoder's: the whole prompt; 1 the decoder's own: from the prompt's
-// end to the row itself; 2 cross-attention: the whole prompt, without bias. The keys and values are in the cache already.
+// end to the row itself; 2 cross-attention: the whole prompt, without bias. The keys and values are in the cache already
+// (store_kv), but for the decoder's own: each workgroup first puts its row's there, as no row of a step attends to another.
 // Scores are not scaled. head_dim and q_stride are multiples of 4, head_dim <= 128. The softmax is streamed over tiles
 // of 32 positions, always from the span's first on: a row's result depends on nothing but its own sequence.
 // Grid: (rows, heads, 1); a workgroup of 32 a row and head. Called by T5. Its cost is that of attention_cached_vec4.wgsl.
@@ -28,8 +30,8 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> k_cache: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> v_cache: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> k_cache: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> v_cache: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> row_info: array<vec2<u32>>;
 @group(0) @binding(5) var<storage, read> page_table: array<u32>;
 @group(0) @binding(6) var<storage, read> prompt_lengths: array<u32>;
@@ -64,6 +66,7 @@ fn main(
     let width = params.heads * columns;
     let head = group.y * columns;
     let info = row_info[row];
+    let pages = info.x * params.max_length;
     let is_active = info.y != INACTIVE;
     var start = 0u;
     var end = 0u;
@@ -74,9 +77,18 @@ fn main(
             end = info.y + 1u;
         }
     }
+    let own = row * params.q_stride / 4u + head + thread;
     let has_column = thread < columns;
     if has_column {
-        query[thread] = q[row * params.q_stride / 4u + head + thread];
+        query[thread] = q[own];
+        if SPAN == CAUSAL && is_active {
+            let own_row = page_table[pages + info.y] * width + head;
+            k_cache[own_row + thread] = q[own + width];
+            v_cache[own_row + thread] = q[own + 2u * width];
+        }
+    }
+    if SPAN == CAUSAL {
+        storageBarrier();
     }
 
     var highest = LOWEST;
@@ -88,7 +100,7 @@ fn main(
         // Each thread the score of one position,
         if thread < keys_here {
             let position = first + thread;
-            let key_row = page_table[info.x * params.max_length + position] * width + head;
+            let key_row = page_table[pages + position] * width + head;
             var products = vec4<f32>();
             for (var d = 0u; d < columns; d++) {
                 products += query[d] * k_cache[key_row + d];

@@ -7,7 +7,7 @@ use super::{Heads, KvLayer, Pages, word};
 pub(super) static ATTENTION_RELATIVE: Kernel = Kernel {
     name: "attention_relative",
     wgsl: &[include_str!("../../shaders/attention_relative.wgsl")],
-    bindings: &[READ, READ, READ, READ, READ, READ, READ, WRITE],
+    bindings: &[READ, WRITE, WRITE, READ, READ, READ, READ, WRITE],
 };
 
 /// Which positions of its sequence a row attends to. A sequence holds its prompt first, then the decoded text.
@@ -15,7 +15,8 @@ pub(super) static ATTENTION_RELATIVE: Kernel = Kernel {
 pub enum Span {
     /// The whole prompt, with bias: the encoder's self-attention.
     Prompt,
-    /// From the prompt's end to the row itself, with bias: the decoder's self-attention.
+    /// From the prompt's end to the row itself, with bias: the decoder's self-attention. The rows, of one sequence each, put
+    /// their own keys and values into the cache first.
     Text,
     /// The whole prompt, without bias: the decoder's cross-attention.
     Encoded,
@@ -44,9 +45,9 @@ pub struct RelativeBias {
 /// One attention of T5: without scale.
 #[derive(Debug)]
 pub struct RelativeAttention<'a> {
-    /// Queries in the first columns, `[rows, any]`.
+    /// Queries in the first columns, `[rows, any]`; for [`Span::Text`] the fused projection `[rows, 3 · width]`.
     pub q: &'a Activation,
-    /// The layer's cache, with the keys and values of the span.
+    /// The layer's cache, with the keys and values of the span but for those that the rows of [`Span::Text`] bring.
     pub cache: &'a KvLayer,
     /// Rows, sequences and cache rows.
     pub pages: &'a Pages,
@@ -83,6 +84,7 @@ pub fn attention_relative(program: &mut ProgramBuilder, inputs: &RelativeAttenti
     } = *inputs;
     debug_assert!(heads.dim <= 128 && heads.dim.is_multiple_of(4));
     debug_assert!(q.columns.is_multiple_of(4) && q.columns >= heads.width());
+    debug_assert!(inputs.span != Span::Text || q.columns == 3 * heads.width());
     debug_assert_eq!(bias.values.len, heads.count * (2 * bias.reach + 1));
     let out = program.activation(q.rows, heads.width());
     program.dispatch(
@@ -114,32 +116,101 @@ pub fn attention_relative(program: &mut ProgramBuilder, inputs: &RelativeAttenti
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::Gpu;
     use crate::kernels::INACTIVE;
+    use crate::kernels::store_kv::reference as store_reference;
     use crate::kernels::testing::{Random, assert_close, gpus, run, upload};
 
     const MAX_LENGTH: usize = 90;
-    const PHYSICAL: usize = 200;
+    const PHYSICAL: usize = 460;
+    /// Prompts below and above one tile of 32 keys.
+    const PROMPT_LENGTHS: [u32; 5] = [7, 41, 7, 41, 20];
 
     /// What the test's kernel reads, on the host.
     struct Inputs {
         heads: Heads,
         reach: usize,
-        q_stride: usize,
         q: Vec<f32>,
         keys: Vec<f32>,
         values: Vec<f32>,
         bias: Vec<f32>,
         row_info: Vec<[u32; 2]>,
         page_table: Vec<u32>,
-        prompt_lengths: Vec<u32>,
     }
 
     impl Inputs {
-        /// Plain-Rust twin of [`attention_relative`], in f64.
-        fn reference(&self, span: Span) -> Vec<f32> {
+        fn new(heads: Heads, reach: usize, row_info: Vec<[u32; 2]>) -> Self {
+            let mut random = Random(heads.dim as u64);
+            let width = heads.width();
+            Self {
+                heads,
+                reach,
+                q: random.vec(row_info.len() * 3 * width),
+                keys: random.vec(PHYSICAL * width),
+                values: random.vec(PHYSICAL * width),
+                bias: random.vec(heads.count * (2 * reach + 1)),
+                row_info,
+                page_table: (0..PROMPT_LENGTHS.len() * MAX_LENGTH)
+                    .map(|entry| (entry * 7 % PHYSICAL) as u32)
+                    .collect(),
+            }
+        }
+
+        /// The outputs, then keys and values as the cache holds them in the end.
+        fn ours(&self, gpu: &Gpu, span: Span) -> Vec<f32> {
+            let width = self.heads.width();
+            let upload_words = |data: &[u32]| gpu.storage_with("words", data).expect("small");
+            let cache = KvLayer {
+                keys: gpu.storage_with("keys", &self.keys).expect("small"),
+                values: gpu.storage_with("values", &self.values).expect("small"),
+            };
+            let pages = Pages {
+                row_info: gpu.storage_with("rows", &self.row_info).expect("small"),
+                page_table: upload_words(&self.page_table),
+                max_length: MAX_LENGTH,
+            };
+            let prompt_lengths = upload_words(&PROMPT_LENGTHS);
+            let bias = RelativeBias {
+                values: gpu.vector("bias", &self.bias).expect("small"),
+                reach: self.reach,
+            };
+            let q = upload(gpu, &self.q, self.row_info.len(), 3 * width);
+            let inputs = RelativeAttention {
+                q: &q,
+                cache: &cache,
+                pages: &pages,
+                prompt_lengths: &prompt_lengths,
+                heads: self.heads,
+                span,
+                bias: &bias,
+            };
+            let mut result = run(gpu, |program| attention_relative(program, &inputs));
+            for buffer in [&cache.keys, &cache.values] {
+                let held = gpu.read::<f32>(buffer, PHYSICAL * width);
+                result.extend(pollster::block_on(held).expect("readable"));
+            }
+            result
+        }
+
+        /// Plain-Rust twin of [`Self::ours`], in f64.
+        fn twin(&mut self, span: Span) -> Vec<f32> {
+            let width = self.heads.width();
+            if span == Span::Text {
+                let (rows, table) = (&self.row_info, &self.page_table);
+                for (part, cache) in [(1, &mut self.keys), (2, &mut self.values)] {
+                    store_reference(&self.q, width, part, rows, table, MAX_LENGTH, cache);
+                }
+            }
+            let mut out = self.outputs(span);
+            out.extend(&self.keys);
+            out.extend(&self.values);
+            out
+        }
+
+        fn outputs(&self, span: Span) -> Vec<f32> {
             let mut out = Vec::new();
             for (row, &[sequence, position]) in self.row_info.iter().enumerate() {
-                let prompt = self.prompt_lengths[sequence as usize] as usize;
+                let prompt = PROMPT_LENGTHS[sequence as usize] as usize;
                 let range = match span {
                     _ if position == INACTIVE => 0..0,
                     Span::Prompt | Span::Encoded => 0..prompt,
@@ -166,7 +237,8 @@ mod tests {
 
         fn score(&self, row: usize, head: usize, key: usize, span: Span) -> f64 {
             let [sequence, position] = self.row_info[row];
-            let q = &self.q[row * self.q_stride + head * self.heads.dim..][..self.heads.dim];
+            let at = row * 3 * self.heads.width() + head * self.heads.dim;
+            let q = &self.q[at..][..self.heads.dim];
             let k = &self.keys[self.at(sequence, key, head)..][..self.heads.dim];
             let dot = q.iter().zip(k).map(|(&a, &b)| f64::from(a) * f64::from(b));
             let distance = key as isize - position as isize;
@@ -186,68 +258,23 @@ mod tests {
         }
     }
 
+    /// Texts of one, a few and many tokens; one row idle. In a step no two rows are of one sequence, in an encoder many are.
     #[test]
     fn equals_its_twin_through_a_scattered_page_table() {
+        let step = [[0, 7], [1, 47], [2, 89], [3, INACTIVE], [4, 52]];
+        let prompts = [[0, 6], [1, 40], [0, 0], [0, INACTIVE], [1, 3], [4, 19]];
         for gpu in gpus() {
             for (dim, count, reach) in [(64, 2, 16), (12, 3, 128), (4, 2, 3), (128, 1, 7)] {
                 let heads = Heads { count, dim };
-                let width = heads.width();
-                let mut random = Random(dim as u64);
-                // Prompts below and above one tile of 32 keys; texts of one, a few and many tokens; one row idle.
-                let row_info = vec![
-                    [0, 7],
-                    [1, 41],
-                    [0, 20],
-                    [0, INACTIVE],
-                    [1, 47],
-                    [0, 89],
-                    [1, 80],
-                ];
-                let inputs = Inputs {
-                    heads,
-                    reach,
-                    q_stride: 3 * width,
-                    q: random.vec(row_info.len() * 3 * width),
-                    keys: random.vec(PHYSICAL * width),
-                    values: random.vec(PHYSICAL * width),
-                    bias: random.vec(count * (2 * reach + 1)),
-                    row_info,
-                    page_table: (0..2 * MAX_LENGTH)
-                        .map(|entry| (entry * 7 % PHYSICAL) as u32)
-                        .collect(),
-                    prompt_lengths: vec![7, 41],
-                };
-                let upload_words = |data: &[u32]| gpu.storage_with("words", data).expect("small");
-                let cache = KvLayer {
-                    keys: gpu.storage_with("keys", &inputs.keys).expect("small"),
-                    values: gpu.storage_with("values", &inputs.values).expect("small"),
-                };
-                let pages = Pages {
-                    row_info: gpu.storage_with("rows", &inputs.row_info).expect("small"),
-                    page_table: upload_words(&inputs.page_table),
-                    max_length: MAX_LENGTH,
-                };
-                let prompt_lengths = upload_words(&inputs.prompt_lengths);
-                let bias = RelativeBias {
-                    values: gpu.vector("bias", &inputs.bias).expect("small"),
-                    reach,
-                };
-                let q = upload(gpu, &inputs.q, inputs.row_info.len(), inputs.q_stride);
-                for span in [Span::Prompt, Span::Text, Span::Encoded] {
-                    let ours = run(gpu, |program| {
-                        let inputs = RelativeAttention {
-                            q: &q,
-                            cache: &cache,
-                            pages: &pages,
-                            prompt_lengths: &prompt_lengths,
-                            heads,
-                            span,
-                            bias: &bias,
-                        };
-                        attention_relative(program, &inputs)
-                    });
+                for (span, rows) in [
+                    (Span::Prompt, prompts.to_vec()),
+                    (Span::Text, step.to_vec()),
+                    (Span::Encoded, step.to_vec()),
+                ] {
+                    let mut inputs = Inputs::new(heads, reach, rows);
+                    let ours = inputs.ours(gpu, span);
                     let what = format!("{heads:?} {span:?}");
-                    assert_close(&ours, &inputs.reference(span), 1e-5, &what);
+                    assert_close(&ours, &inputs.twin(span), 1e-5, &what);
                 }
             }
         }

@@ -234,7 +234,9 @@ impl T5 {
     ) {
         let normed = rms_norm(program, hidden, &layer.layer_norm);
         let qkv = linear(program, &normed, &layer.qkv, Activate::Identity); // [rows, 3 · inner]
-        store_kv(program, &qkv, cache, rows.pages);
+        if span != Span::Text {
+            store_kv(program, &qkv, cache, rows.pages);
+        }
         let context = self.attention(program, &qkv, rows, cache, span);
         linear_into(program, &context, &layer.o, hidden);
     }

@@ -2,7 +2,8 @@
 """Makes random BLIP-2 checkpoints in the Hugging Face folder layout.
 
 Presets: `tiny` (a few hundred KB, for tests), `tiny-t5` (with T5 in OPT's place), `tiny-itm` (the retrieval model), `micro`,
-`micro-t5` and `micro-itm` (some ten KB, to convert), `opt-2.7b` (the published sizes, or their widths with fewer layers). Names and shapes come from transformers' own model classes, built without memory on
+`micro-t5` and `micro-itm` (some ten KB, to convert), `opt-2.7b`, `opt-6.7b`, `flan-t5-xl` and `flan-t5-xxl` (the published
+sizes, or their widths with fewer layers). Names and shapes come from transformers' own model classes, built without memory on
 the "meta" device; each tensor is drawn, rounded to float16 and written before the next, so the full size needs about
 half a GB of RAM. Same arguments, same bytes.
 
@@ -374,14 +375,37 @@ def micro_t5_config(vocab_size, image_token):
                        num_query_tokens=4, image_token_index=image_token, image_text_hidden_size=8)
 
 
-def published_config(args, eos):
-    """blip2-opt-2.7b: 39 × 1408/16/6144, 12 × 768/12/3072, 32 × 2560/32/10240."""
+# The published language models: widths, layers, heads, inner widths, vocabularies.
+PUBLISHED = {
+    "opt-2.7b": {"hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32, "ffn_dim": 10240},
+    "opt-6.7b": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "ffn_dim": 16384},
+    "flan-t5-xl": {"d_model": 2048, "num_layers": 24, "num_heads": 32, "d_ff": 5120},
+    "flan-t5-xxl": {"d_model": 4096, "num_layers": 24, "num_heads": 64, "d_ff": 10240},
+}
+SMALL = ["tiny", "tiny-t5", "tiny-itm", "micro", "micro-t5", "micro-itm"]
+OPT_VOCABULARY = 50304
+T5_VOCABULARY = 32128
+
+
+def is_t5(preset):
+    """Whether the preset's language model is a T5."""
+    return "t5" in preset
+
+
+def published_config(args, eos=None):
+    """The published sizes: ViT-g (39 × 1408/16/6144), Q-Former (12 × 768/12/3072) and a language model of `PUBLISHED`."""
+    sizes = dict(PUBLISHED[args.preset])
+    if is_t5(args.preset):
+        sizes["num_layers"] = sizes["num_decoder_layers"] = args.llm_layers or sizes["num_layers"]
+        text = T5Config(vocab_size=args.vocab, d_kv=64, feed_forward_proj="gated-gelu", decoder_start_token_id=0,
+                        tie_word_embeddings=False, **sizes)
+    else:
+        sizes["num_hidden_layers"] = args.llm_layers or sizes["num_hidden_layers"]
+        text = OPTConfig(vocab_size=args.vocab, word_embed_proj_dim=sizes["hidden_size"], eos_token_id=eos, **sizes)
     return Blip2Config(
-        vision_config=Blip2VisionConfig(num_hidden_layers=args.vit_layers or 39),
+        vision_config=Blip2VisionConfig(num_hidden_layers=args.vit_layers or 39, image_size=args.image_size),
         qformer_config=Blip2QFormerConfig(num_hidden_layers=args.qformer_layers or 12),
-        text_config=OPTConfig(vocab_size=args.vocab, hidden_size=2560, num_hidden_layers=args.opt_layers or 32,
-                              num_attention_heads=32, ffn_dim=10240, word_embed_proj_dim=2560, eos_token_id=eos),
-        num_query_tokens=32, image_token_index=args.image_token,
+        text_config=text, num_query_tokens=32, image_token_index=args.image_token,
     )
 
 
@@ -476,13 +500,14 @@ def unlikely_tokens(tokenizer, vocab_size, eos, image_token):
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the checkpoint goes (made if missing)")
-    parser.add_argument("--preset", choices=["tiny", "tiny-t5", "tiny-itm", "micro", "micro-t5", "micro-itm", "opt-2.7b"], default="tiny")
+    parser.add_argument("--preset", choices=[*SMALL, *PUBLISHED], default="tiny")
     parser.add_argument("--seed", type=int, default=None, help="default: the preset's own")
-    parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer files to copy (opt-2.7b)")
-    parser.add_argument("--vit-layers", type=int, help="opt-2.7b: fewer ViT blocks")
-    parser.add_argument("--qformer-layers", type=int, help="opt-2.7b: fewer Q-Former layers")
-    parser.add_argument("--opt-layers", type=int, help="opt-2.7b: fewer decoder layers")
-    parser.add_argument("--vocab", type=int, help="opt-2.7b: vocabulary (default 50304, as published)")
+    parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer files to copy (OPT)")
+    parser.add_argument("--vit-layers", type=int, help="published sizes: fewer ViT blocks")
+    parser.add_argument("--qformer-layers", type=int, help="published sizes: fewer Q-Former layers")
+    parser.add_argument("--llm-layers", "--opt-layers", type=int, help="published sizes: fewer layers of the language model")
+    parser.add_argument("--vocab", type=int, help="published sizes: vocabulary (as published, if not given)")
+    parser.add_argument("--image-size", type=int, default=224, help="published sizes: side of the image (-coco: 364)")
     parser.add_argument("--eos-lean", type=float, help="how much the stop token is favoured, in standard deviations of a logit")
     parser.add_argument("--shard-mb", type=int, default=2000, help="size of a shard in MB")
     return parser.parse_args()
@@ -502,16 +527,22 @@ def main():
         known = write_wordpiece_tokenizer(folder, words)
         config = sizes(vocab_size=known + 1, image_token=known)
         config.qformer_config.use_qformer_text_input = True
-    elif args.preset.endswith("-t5"):
-        sizes, words = (tiny_t5_config, 200) if args.preset == "tiny-t5" else (micro_t5_config, 100)
-        tokenizer = write_unigram_tokenizer(folder, words)
-        image_token = tokenizer.token_to_id("<image>")
-        config = sizes(-(-tokenizer.get_vocab_size() // 8) * 8, image_token)
+    elif is_t5(args.preset):
+        tokenizer = write_unigram_tokenizer(folder, 100 if args.preset == "micro-t5" else 200)
+        args.image_token = tokenizer.token_to_id("<image>")
+        vocabulary = -(-tokenizer.get_vocab_size() // 8) * 8
         eos_lean = 1.0
-        if args.preset == "tiny-t5":
+        if args.preset == "micro-t5":
+            config = micro_t5_config(vocabulary, args.image_token)
+        elif args.preset == "tiny-t5":
+            config = tiny_t5_config(vocabulary, args.image_token)
             # Of some dozen seeds one with texts of several lengths.
             seed, gains = 5, replace(SHALLOW, attention_out=1.4)
-        unlikely = sorted({0, 2, *range(image_token, config.text_config.vocab_size)})
+        else:
+            args.vocab = args.vocab or T5_VOCABULARY
+            config = published_config(args)
+            gains = DEEP
+        unlikely = sorted({0, 2, *range(args.image_token, config.text_config.vocab_size)})
     else:
         if args.tokenizer:
             copy_tokenizer(args.tokenizer, folder)
@@ -523,7 +554,7 @@ def main():
         elif args.preset == "micro":
             config = micro_config(264, args.image_token, eos)
         else:
-            args.vocab = args.vocab or 50304
+            args.vocab = args.vocab or OPT_VOCABULARY
             if args.vocab < tokenizer.get_vocab_size():
                 raise SystemExit(f"--vocab {args.vocab} is less than the tokenizer's {tokenizer.get_vocab_size()} tokens")
             config = published_config(args, eos)
@@ -533,7 +564,7 @@ def main():
     eos_lean = eos_lean if args.eos_lean is None else args.eos_lean
     write_configs(folder, config, model_class.__name__)
     shapes = tensor_shapes(config, model_class)
-    maker = TensorMaker(config, seed, unlikely, eos_lean, gains, small_block=args.preset != "opt-2.7b")
+    maker = TensorMaker(config, seed, unlikely, eos_lean, gains, small_block=args.preset in SMALL)
     if args.preset == "micro-t5":
         # `micro` draws a tensor of OPT first; with one drawn here, too, both have the same image side.
         maker.normal((8,), 1.0)

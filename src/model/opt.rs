@@ -14,6 +14,7 @@ use crate::weights::{UploadError, Uploader};
 use super::config::OptConfig;
 use super::language::{InputRows, KvCache};
 use super::layers::{load_layer_norm, load_linear, load_stacked};
+use super::tensors::OPT_EMBEDDING;
 
 /// Rows that OPT's position table keeps in front of position 0.
 const POSITION_OFFSET: usize = 2;
@@ -57,8 +58,7 @@ impl Opt {
         let hidden = config.hidden_size;
         let name = "language_model.model.decoder";
         let vocabulary = [config.vocab_size, hidden];
-        let embedding = format!("{name}.embed_tokens.weight");
-        let embed_tokens = uploader.matrix(&embedding, &vocabulary).await?;
+        let embed_tokens = uploader.matrix(OPT_EMBEDDING, &vocabulary).await?;
         let positions = config.position_rows();
         let embed_positions = uploader
             .matrix(
@@ -78,7 +78,7 @@ impl Opt {
         )
         .await?;
         let lm_head = match uploader.checkpoint().lm_head(
-            &embedding,
+            OPT_EMBEDDING,
             config.tie_word_embeddings,
             &vocabulary,
         )? {

@@ -24,10 +24,8 @@ use crate::weights::{UploadError, Uploader};
 use super::config::T5Config;
 use super::language::{InputRows, KvCache};
 use super::layers::{load_rms_norm, load_unbiased};
+use super::tensors::T5_EMBEDDING;
 use bias::Buckets;
-
-/// The token embedding of both stacks, and of the output where it has none of its own.
-const SHARED: &str = "language_model.shared.weight";
 
 /// The encoder's and decoder's weights.
 #[derive(Debug)]
@@ -102,14 +100,15 @@ impl T5 {
     /// A missing or misshapen tensor, or no room on the device.
     pub async fn load(uploader: &mut Uploader<'_>, config: &T5Config) -> Result<Self, UploadError> {
         let vocabulary = [config.vocab_size, config.d_model];
-        let shared = uploader.matrix(SHARED, &vocabulary).await?;
+        let shared = uploader.matrix(T5_EMBEDDING, &vocabulary).await?;
         let encoder = Encoder::load(uploader, config).await?;
         let decoder = Decoder::load(uploader, config).await?;
         let checkpoint = uploader.checkpoint();
-        let lm_head = match checkpoint.lm_head(SHARED, config.tie_word_embeddings, &vocabulary)? {
-            Some(weight) => uploader.matrix_of(&[weight]).await?,
-            None => shared.clone(),
-        };
+        let lm_head =
+            match checkpoint.lm_head(T5_EMBEDDING, config.tie_word_embeddings, &vocabulary)? {
+                Some(weight) => uploader.matrix_of(&[weight]).await?,
+                None => shared.clone(),
+            };
         Ok(Self {
             heads: Heads {
                 count: config.num_heads,

@@ -4,6 +4,12 @@
 use super::config::{
     Blip2Config, Head, LanguageConfig, OptConfig, QFormerConfig, T5Config, VisionConfig,
 };
+use crate::weights::{Checkpoint, WeightsError};
+
+/// OPT's token embedding; its output matrix, too, where that is tied.
+pub(super) const OPT_EMBEDDING: &str = "language_model.model.decoder.embed_tokens.weight";
+/// The token embedding of both stacks of T5, and of the output where it has none of its own.
+pub(super) const T5_EMBEDDING: &str = "language_model.shared.weight";
 
 /// A part of the model, as `inspect` lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,6 +123,27 @@ impl Blip2Config {
             }
         }
         list.0
+    }
+
+    /// With an output matrix of its own where the checkpoint has one: transformers 5 writes every T5 as tied, whatever its
+    /// file holds.
+    ///
+    /// # Errors
+    /// The stored output matrix or the token embedding is damaged or of another shape.
+    pub fn as_stored(mut self, checkpoint: &Checkpoint) -> Result<Self, WeightsError> {
+        let (tied, embedding, shape) = match &mut self.head {
+            Head::Generation(LanguageConfig::Opt(opt)) => {
+                let shape = [opt.vocab_size, opt.hidden_size];
+                (&mut opt.tie_word_embeddings, OPT_EMBEDDING, shape)
+            }
+            Head::Generation(LanguageConfig::T5(t5)) => {
+                let shape = [t5.vocab_size, t5.d_model];
+                (&mut t5.tie_word_embeddings, T5_EMBEDDING, shape)
+            }
+            Head::Retrieval { .. } => return Ok(self),
+        };
+        *tied = checkpoint.lm_head(embedding, *tied, &shape)?.is_none();
+        Ok(self)
     }
 
     /// Parameters of one component.
@@ -251,11 +278,7 @@ impl List {
     fn opt(&mut self, config: &OptConfig) {
         let (c, width) = (Component::LanguageModel, config.hidden_size);
         let decoder = "language_model.model.decoder";
-        self.push(
-            c,
-            format!("{decoder}.embed_tokens.weight"),
-            &[config.vocab_size, width],
-        );
+        self.push(c, OPT_EMBEDDING, &[config.vocab_size, width]);
         self.push(
             c,
             format!("{decoder}.embed_positions.weight"),
@@ -286,7 +309,7 @@ impl List {
     fn t5(&mut self, config: &T5Config) {
         let c = Component::LanguageModel;
         let vocabulary = [config.vocab_size, config.d_model];
-        self.push(c, "language_model.shared.weight", &vocabulary);
+        self.push(c, T5_EMBEDDING, &vocabulary);
         for (stack, layers) in [
             ("encoder", config.num_layers),
             ("decoder", config.num_decoder_layers),

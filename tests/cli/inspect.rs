@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 use crate::cli_support::{DUMP, HOUSE, ModelCopy, Safetensors, TINY, caption, run};
 use crate::keys;
 
+/// A tiny checkpoint with a T5.
+const TINY_T5: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tiny-t5");
+
 #[test]
 fn inspect_counts_parameters_and_bytes() {
     let report = run(["inspect", TINY, "--json"]).exits(0).one_json();
@@ -54,6 +57,17 @@ fn inspect_counts_parameters_and_bytes() {
     let report = run(["inspect", "--json", model.path().to_str().unwrap()]).exits(0);
     assert_eq!(report.one_json()["unused_tensors"], json!(["ema.shadow"]));
     caption(model.path(), &[HOUSE]).exits(0).one_json();
+}
+
+/// Its configuration, as transformers 5 writes it, says that the output matrix is the embedding; the file has both.
+#[test]
+fn inspect_counts_an_output_matrix_that_only_the_file_tells_of() {
+    let report = run(["inspect", TINY_T5, "--json"]).exits(0).one_json();
+    assert_eq!(report["config"]["text_config"]["tie_word_embeddings"], true);
+    let parameters = report["parameters"].as_u64().unwrap();
+    assert_eq!(report["file_bytes"], parameters * 2);
+    let text = run(["inspect", TINY_T5, "--tensors"]).exits(0).stdout;
+    assert!(text.contains("language_model.lm_head.weight"), "{text}");
 }
 
 /// A dump with fewer prompts, for speed, changed further by `change`.

@@ -21,6 +21,7 @@ pub mod hub;
 pub mod image;
 pub mod kernels;
 pub mod model;
+mod platform;
 pub mod schedule;
 pub mod task;
 pub mod text;

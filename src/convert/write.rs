@@ -4,8 +4,8 @@ use std::fs::{File, TryLockError};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use crate::platform::parallel::*;
 use half::f16;
-use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
@@ -358,7 +358,7 @@ fn each_quantised(
         let mut values = vec![0; format.row_bytes(length)];
         let mut scales = vec![f16::ZERO; format.row_scales(length)];
         let rows = length
-            .div_ceil(rayon::current_num_threads())
+            .div_ceil(crate::platform::threads())
             .next_multiple_of(QUANT_BLOCK);
         halves
             .par_chunks(rows)

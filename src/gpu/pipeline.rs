@@ -122,23 +122,9 @@ impl PipelineStore {
             return;
         }
         self.grown.store(true, Ordering::Relaxed);
-        let threads = std::thread::available_parallelism()
-            .map_or(1, usize::from)
-            .min(missing.len());
-        let next = Mutex::new(missing.into_iter());
-        std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| {
-                    loop {
-                        let job = next.lock().unwrap_or_else(PoisonError::into_inner).next();
-                        let Some((key, kernel, constants)) = job else {
-                            break;
-                        };
-                        let compiled = self.compile(device, kernel, constants);
-                        self.lock().insert(key, compiled);
-                    }
-                });
-            }
+        crate::platform::for_each_on_threads(missing, |(key, kernel, constants)| {
+            let compiled = self.compile(device, kernel, constants);
+            self.lock().insert(key, compiled);
         });
     }
 

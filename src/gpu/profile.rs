@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::platform::Instant;
 
 /// Events kept for a trace; a run that has more keeps the first ones (60 MB of them).
 const MAX_EVENTS: usize = 1 << 20;
@@ -195,9 +197,9 @@ impl Profiler {
         self.phase_in(Lane::Host, name)
     }
 
-    /// [`Profiler::phase`] in the lane of the calling thread, if it is one of rayon's.
+    /// [`Profiler::phase`] in the lane of the calling thread, if it is one of those that work beside the host.
     pub fn worker_phase(&self, name: &'static str) -> Phase {
-        let lane = rayon::current_thread_index().map_or(Lane::Host, Lane::Worker);
+        let lane = crate::platform::worker_index().map_or(Lane::Host, Lane::Worker);
         self.phase_in(lane, name)
     }
 

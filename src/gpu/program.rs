@@ -1,7 +1,8 @@
 //! Recorded programs: the dispatches of a forward pass with their bind groups, built once and replayed.
 
 use std::sync::Arc;
-use std::time::Instant;
+
+use crate::platform::Instant;
 
 use super::Gpu;
 use super::pace::Pace;

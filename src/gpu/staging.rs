@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::platform::parallel::*;
 use futures_channel::oneshot;
-use rayon::prelude::*;
 
 use super::device::one_line;
 use super::{Gpu, GpuError};

@@ -1,7 +1,9 @@
 //! The device's side of a profile: queries around each dispatch, read back when their command buffer is done.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::platform::Instant;
 
 use super::profile::{Clock, Profiler};
 use super::program::Step;

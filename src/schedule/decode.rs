@@ -1,6 +1,8 @@
 //! One turn of decoding all active jobs: several greedy steps in one submit, or one step whose tokens the host chooses.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::platform::Instant;
 
 use crate::Error;
 use crate::gpu::{Gpu, Program};

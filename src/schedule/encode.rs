@@ -1,10 +1,10 @@
 //! Images → image tokens → projected query rows: two recorded programs a batch size, and the store of their results.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, Program, ProgramBuilder, Tap};
 use crate::model::Blip2Model;
+use crate::platform::Instant;
 
 use super::Timings;
 

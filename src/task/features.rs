@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
+use crate::platform::parallel::*;
 
 use crate::Error;
 use crate::gpu::Gpu;

@@ -105,7 +105,7 @@ impl Preparation {
         let (sender, receiver) = oneshot::channel();
         let (work, preprocessor) = (source.clone(), Arc::clone(&self.preprocessor));
         let profiler = self.profiler.clone();
-        rayon::spawn(move || {
+        crate::platform::spawn(move || {
             let phase = profiler.as_ref().map(|it| it.worker_phase("preprocess"));
             // A decoder that panics must not take the process with it; the dropped sender tells of it.
             let prepare = || work.prepare(policy, &preprocessor);

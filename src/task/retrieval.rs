@@ -9,7 +9,7 @@ mod text;
 
 use std::path::Path;
 
-use rayon::prelude::*;
+use crate::platform::parallel::*;
 
 use crate::Error;
 use crate::gpu::{Gpu, WeightFormat};

@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
+use crate::platform::parallel::*;
 use half::f16;
-use rayon::prelude::*;
 use safetensors::Dtype;
 
 use crate::gpu::{QUANT_BLOCK, WeightFormat};

@@ -8,8 +8,8 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use crate::platform::parallel::*;
 use half::f16;
-use rayon::prelude::*;
 
 use crate::gpu::{
     Gpu, GpuError, Matrix, MatrixPart, StagedWrite, Staging, WeightFormat, grouped_scales, round_up,

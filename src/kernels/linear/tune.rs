@@ -5,7 +5,9 @@
 //! slices of K a matrix–vector product is summed in does change its order; one number is chosen for all its rows.) What
 //! is not measured within [`MOST_TIME`] takes the default and is left for the next start.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::platform::Instant;
 
 use crate::gpu::{
     Activation, ActivationPool, Gpu, GpuError, Matrix, Product, Program, ProgramBuilder,

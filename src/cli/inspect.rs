@@ -44,8 +44,9 @@ pub(super) struct Args {
 /// Configuration, parameters a component, memory, left-over tensors.
 pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
     let folder = super::pull::resolve(&args.checkpoint, output)?;
+    let config = Blip2Config::open(&folder)?;
     let checkpoint = Checkpoint::open(&folder)?;
-    let config = Blip2Config::open(&folder)?.as_stored(&checkpoint)?;
+    let config = config.as_stored(&checkpoint)?;
     let specs = config.tensors();
     for spec in &specs {
         checkpoint.weight(&spec.name, &spec.shape)?;

@@ -213,7 +213,7 @@ fn what_does_not_fit_is_refused_with_what_would() {
         panic!("a byte too few was enough");
     };
     let text = shortage.to_string();
-    assert!(text.contains("this fits: --batch-size"), "{text}");
+    assert!(text.contains("this fits: `batch_size`"), "{text}");
     assert!(
         shortage
             .alternatives

@@ -231,7 +231,7 @@ fn what_is_quantised_already_is_not_quantised_again() {
     for quant in [Q4, WeightFormat::F16] {
         let error = open(&out, Some(quant)).expect_err("it is q8").to_string();
         assert!(error.contains("already (q8)"), "{error}");
-        assert!(error.contains("leave --quant out"), "{error}");
+        assert!(error.contains("leave `quant` out"), "{error}");
     }
     let again = folder.path().join("again");
     for quant in [Some(Q4), None] {

@@ -12,7 +12,7 @@ use blip2_wgpu::{Blip2, Caption, CaptionOptions};
 
 use common::{PROMPTS, assert_captions_close, beams, caption, data, device, images, open, options};
 
-/// Measured 1.3e-6 to 2.8e-6 on the tiny checkpoint: a value rounded to f16 anywhere shows (5e-4).
+/// Measured 0.9e-6 to 1.5e-6 on the tiny checkpoint: a value rounded to f16 anywhere shows (5e-4).
 const STAGE_TOLERANCE: f64 = 5e-5;
 
 /// Greedy scores are sums of up to 20 log-probabilities of about −1.5.
@@ -189,10 +189,10 @@ fn checked_shaders_compute_the_same_bits() {
 
 #[test]
 fn split_weights_compute_the_same_bits() {
-    // The tiny checkpoint's positions must stay in one part (5280 bytes); its embedding, the stacked q, k and v, both
+    // The tiny checkpoint's positions must stay in one part (6336 bytes); its embedding, the stacked q, k and v, both
     // layers of the decoder's MLP and the patch convolution are larger.
     let gpu = device(&GpuOptions {
-        max_part_bytes: Some(5296),
+        max_part_bytes: Some(6352),
         ..GpuOptions::default()
     });
     let parts = |rows, columns| {
@@ -203,10 +203,10 @@ fn split_weights_compute_the_same_bits() {
             .map(|part| part.rows)
             .collect::<Vec<_>>()
     };
-    assert_eq!(parts(66, 40), [66]);
-    assert_eq!(parts(72, 40), [36, 36]);
+    assert_eq!(parts(66, 48), [66]);
+    assert_eq!(parts(72, 48), [36, 36]);
     // Rows of a part that no vector store or tile divides.
-    assert_eq!(parts(408, 40), [59, 59, 59, 59, 59, 59, 54]);
+    assert_eq!(parts(408, 48), [59, 59, 59, 59, 59, 59, 54]);
     check_same_bits(&gpu);
 }
 

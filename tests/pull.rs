@@ -334,13 +334,13 @@ fn sibling(name: &str, bytes: &[u8]) -> Value {
 }
 
 /// `git hash-object tests/data/tiny/config.json`
-const CONFIG_BLOB: &str = "06231e6bee31d640eb19b078b83a0e673b007c54";
+const CONFIG_BLOB: &str = "70974d0ffada43f997f7c26cb5afe2773a64270a";
 
 #[test]
 fn a_checkpoint_is_fetched_once_and_used_by_its_name() {
     let hub = FakeHub::new();
     let run = hub.run(&["pull", NAME, "--json"], &[]).exits(0);
-    run.says_and(&["some-one/tiny-blip2: fetching 31", "kB", "files"]);
+    run.says_and(&["some-one/tiny-blip2: fetching 38", "kB", "files"]);
     hub.holds_the_checkpoint();
     let line = run.one_json();
     assert_eq!(
@@ -389,7 +389,7 @@ fn a_name_is_pulled_when_it_is_first_used() {
         .exits(0);
     let expected = caption(TINY, &[HOUSE]).exits(0).one_json();
     assert_eq!(run.one_json(), expected);
-    run.says(&["no such folder here", "fetching 31", "to go on"]);
+    run.says(&["no such folder here", "fetching 38", "to go on"]);
     hub.holds_the_checkpoint();
 }
 
@@ -510,7 +510,7 @@ fn what_another_process_fetches_is_waited_for() {
 fn inspect_and_parity_take_names() {
     let hub = FakeHub::new();
     let inspected = hub.run(&["inspect", NAME, "--json"], &[]).exits(0);
-    inspected.says_and(&["fetching 31"]);
+    inspected.says_and(&["fetching 38"]);
     let line = inspected.one_json();
     assert_eq!(line["model"], NAME);
     assert_eq!(line["config"]["model_type"], "blip-2");

@@ -177,13 +177,17 @@ fn a_model_of_other_widths_is_quantised_where_rows_are_whole_blocks() {
     for (name, changes) in [("tiny-t5", true), ("tiny", false)] {
         let said = |quant| {
             let mut model = open(&common::data(name), quant).expect("the tiny checkpoint");
-            captions(&mut model, &common::images())
+            let options = CaptionOptions {
+                generation: at_most(3), // before rounding can change a token
+                ..CaptionOptions::default()
+            };
+            pollster::block_on(model.caption(&common::images(), &options)).expect("captions")
         };
         let (exact, quantised) = (said(None), said(Some(Q8)));
         for (exact, quantised) in exact.iter().zip(&quantised) {
             assert_eq!(exact.score != quantised.score, changes, "{name}");
             assert!((quantised.score / exact.score - 1.0).abs() < 0.1, "{name}");
-            assert!(!quantised.tokens.is_empty(), "{name}");
+            assert_eq!(quantised.tokens, exact.tokens, "{name}");
         }
     }
 }

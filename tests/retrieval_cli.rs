@@ -333,9 +333,9 @@ fn embed_writes_features_with_names() {
     for (model, kind, shape) in [
         (TINY_ITM, "itc", [2, 8, 24]),
         (TINY_ITM, "qformer", [2, 8, 24]),
-        (TINY_ITM, "vit", [2, 10, 40]),
+        (TINY_ITM, "vit", [2, 10, 48]),
         (TINY, "qformer", [2, 8, 24]),
-        (TINY, "vit", [2, 10, 40]),
+        (TINY, "vit", [2, 10, 48]),
     ] {
         let arguments = ["embed", "image", HOUSE, "none.png", BOAT, "--model", model];
         let more = ["--kind", kind, "--out", path(&out)];

@@ -25,8 +25,8 @@ fn configurations() {
     let deep: Spoil = |model| model.write(CONFIG, "{\"a\":".repeat(100_000));
     refused(deep, &[CONFIG, "not a configuration"]);
     refused(
-        |model| model.set(CONFIG, "/vision_config/num_attention_heads", 3.into()),
-        &[CONFIG, "vision_config.num_attention_heads is 3"],
+        |model| model.set(CONFIG, "/vision_config/num_attention_heads", 5.into()),
+        &[CONFIG, "vision_config.num_attention_heads is 5"],
     );
     refused(
         |model| model.set(CONFIG, "/text_config/num_attention_heads", 7.into()),
@@ -53,8 +53,8 @@ fn configurations() {
         ],
     );
     refused(
-        |model| model.set(CONFIG, "/text_config/hidden_size", json!(-40)),
-        &[CONFIG, "text_config.hidden_size is -40"],
+        |model| model.set(CONFIG, "/text_config/hidden_size", json!(-48)),
+        &[CONFIG, "text_config.hidden_size is -48"],
     );
     refused(
         |model| model.set(CONFIG, "/text_config/vocab_size", json!(1e30)),

@@ -185,12 +185,12 @@ fn tensors_that_are_not_the_models() {
         &["query_tokens", "is missing"],
     );
     refused(
-        |model| model.tamper(|file| file.header[FC1]["shape"] = json!([36, 80])),
-        &[WEIGHTS, FC1, "[36, 80]", "[72, 40]"],
+        |model| model.tamper(|file| file.header[FC1]["shape"] = json!([36, 96])),
+        &[WEIGHTS, FC1, "[36, 96]", "[72, 48]"],
     );
     refused(
-        |model| model.tamper(|file| file.header[FC1]["shape"] = json!([1, 72, 40])),
-        &[WEIGHTS, FC1, "[1, 72, 40]", "[72, 40]"],
+        |model| model.tamper(|file| file.header[FC1]["shape"] = json!([1, 72, 48])),
+        &[WEIGHTS, FC1, "[1, 72, 48]", "[72, 48]"],
     );
     refused(
         |model| model.tamper(|file| file.header[FC1]["dtype"] = "I16".into()),

@@ -198,7 +198,7 @@ fn files_of_other_models_are_refused() {
     refused(
         "lavis_pretrained.pth",
         &other_config,
-        &["language model 40 wide", "trained with one 8 wide"],
+        &["language model 48 wide", "trained with one 8 wide"],
     );
     let retrieval = [
         "--config",

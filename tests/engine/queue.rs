@@ -1,5 +1,5 @@
 //! The queue: what a request gets does not depend on what it is batched with, and nothing is lost on the way. (On a GPU
-//! with cooperative matrices the first holds within rounding to f16 only: README, "How fast it is".)
+//! with cooperative matrices the first holds within rounding to f16 only: docs/performance.md.)
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 

@@ -6,10 +6,10 @@ use clap::builder::TypedValueParser;
 
 use crate::Error;
 use crate::gpu::Gpu;
+use crate::model::Blip2Config;
 use crate::model::config::LanguageConfig;
-use crate::model::{Blip2Config, Component};
 use crate::task::{Budget, Forecast, MemoryPlan};
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, Component, TensorSpec};
 
 use super::Shared;
 use super::output::Output;
@@ -46,15 +46,11 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
     let folder = super::pull::resolve(&args.checkpoint, output)?;
     let config = Blip2Config::open(&folder)?;
     let checkpoint = Checkpoint::open(&folder)?;
-    let config = config.as_stored(&checkpoint)?;
-    let specs = config.tensors();
-    for spec in &specs {
-        checkpoint.weight(&spec.name, &spec.shape)?;
-    }
+    let specs = config.tensors(Some(&checkpoint))?;
     let unused = checkpoint.unused(specs.iter().map(|spec| spec.name.as_str()));
     let gpu = Gpu::open(&shared.gpu_options()?).await?;
     let quant = shared.quant();
-    let forecast = Forecast::new(&gpu, &config, &checkpoint, quant).await?;
+    let forecast = Forecast::new(&gpu, &config, &checkpoint, quant)?;
     let plan = |format, batch| forecast.plan(format, batch, args.positions, args.beams);
     let mut table = Vec::new();
     for format in forecast.formats() {
@@ -68,6 +64,7 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         args,
         folder: &folder,
         config: &config,
+        tensors: &specs,
         checkpoint: &checkpoint,
         unused: &unused,
         gpu: &gpu,
@@ -88,6 +85,7 @@ struct View<'a> {
     args: &'a Args,
     folder: &'a Path,
     config: &'a Blip2Config,
+    tensors: &'a [TensorSpec],
     checkpoint: &'a Checkpoint,
     unused: &'a [&'a str],
     gpu: &'a Gpu,
@@ -100,10 +98,19 @@ struct View<'a> {
 impl View<'_> {
     /// Parameters of each component that the model has.
     fn components(&self) -> impl Iterator<Item = (Component, u64)> {
+        let parameters = |component| -> u64 {
+            let those = self.tensors.iter().filter(|it| it.component == component);
+            those.map(TensorSpec::elements).sum()
+        };
         Component::ALL
             .into_iter()
-            .map(|component| (component, self.config.parameters_of(component)))
+            .map(move |component| (component, parameters(component)))
             .filter(|(_, parameters)| *parameters > 0)
+    }
+
+    /// Parameters of the whole model.
+    fn parameters(&self) -> u64 {
+        self.tensors.iter().map(TensorSpec::elements).sum()
     }
 
     /// Whether every buffer of `plan` is one that the adapter allows, and there is room for all, as far as is known.
@@ -131,7 +138,7 @@ impl View<'_> {
         let mut line = serde_json::json!({
             "model": self.args.checkpoint.display().to_string(),
             "config": config,
-            "parameters": self.config.parameters(),
+            "parameters": self.parameters(),
             "components": components,
             "file_bytes": self.checkpoint.total_bytes(),
             "unused_tensors": self.unused,
@@ -181,7 +188,7 @@ impl View<'_> {
         for (component, parameters) in self.components() {
             row(component.name(), parameters);
         }
-        row("total", self.config.parameters());
+        row("total", self.parameters());
         self.print_plan(output);
         output.line(&format!(
             "\nfiles: {} bytes of tensors in {} file(s)",

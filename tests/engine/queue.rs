@@ -9,7 +9,7 @@ use blip2_wgpu::gpu::{Disabled, GpuOptions};
 use blip2_wgpu::image::Preprocessor;
 use blip2_wgpu::model::{Blip2Config, Blip2Model};
 use blip2_wgpu::schedule::{Engine, Event, Pixels, Request};
-use blip2_wgpu::weights::{Checkpoint, Uploader};
+use blip2_wgpu::weights::{Checkpoint, Outline};
 
 use crate::common::{data, device, images};
 
@@ -34,11 +34,12 @@ fn load_on(options: &GpuOptions) -> Engine {
     let config = Blip2Config::open(data("tiny")).expect("a config");
     let decoder = config.language_model().expect("generative").clone();
     let checkpoint = Checkpoint::open(data("tiny")).expect("weights");
+    let outline = Outline::new(&gpu, &checkpoint, None, |tensors| {
+        Blip2Model::load(tensors, &config, &decoder, 42)
+    });
     let mut progress = |_, _| {};
-    let mut uploader = Uploader::new(&gpu, &checkpoint, &mut progress);
-    let model = Blip2Model::load(&mut uploader, &config, &decoder, 42);
-    let model = pollster::block_on(model).expect("all tensors");
-    pollster::block_on(uploader.finish()).expect("room");
+    let filling = outline.expect("all tensors").fill(&mut progress);
+    let model = pollster::block_on(filling).expect("room");
     Engine::new(gpu, model)
 }
 

@@ -13,6 +13,7 @@ mod poll;
 mod profile;
 mod program;
 mod rehearsal;
+pub(crate) mod shader_source;
 mod staging;
 mod timestamps;
 mod weight_format;

@@ -2,14 +2,12 @@
 
 use crate::gpu::{Kernel, ProgramBuilder, READ, WRITE};
 
-use super::row_rules::ROW_RULES;
 use super::{Bests, word};
 
-pub(super) static ADVANCE: Kernel = Kernel {
-    name: "advance",
-    wgsl: &[ROW_RULES, include_str!("../../shaders/advance.wgsl")],
-    bindings: &[READ, READ, WRITE, WRITE, WRITE, WRITE, WRITE],
-};
+pub(super) static ADVANCE: Kernel = Kernel::new(
+    "ops/advance",
+    &[READ, READ, WRITE, WRITE, WRITE, WRITE, WRITE],
+);
 
 /// Buffers that [`advance`] reads and writes; see the shader for their layouts.
 #[derive(Debug)]

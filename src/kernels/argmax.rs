@@ -4,11 +4,7 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::{is_wide, word};
 
-pub(super) static ARGMAX: Kernel = Kernel {
-    name: "argmax",
-    wgsl: &[include_str!("../../shaders/argmax.wgsl")],
-    bindings: &[READ, WRITE],
-};
+pub(super) static ARGMAX: Kernel = Kernel::new("ops/argmax", &[READ, WRITE]);
 
 /// What [`argmax`] finds: the best token of each part of each row, which [`super::advance`] puts together.
 #[derive(Debug)]

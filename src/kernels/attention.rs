@@ -8,43 +8,29 @@ use crate::gpu::{
 use super::self_check::{Check, finding, is_wrong, scattered};
 use super::{NARROW_LANES, groups, word};
 
-static ATTENTION: Kernel = Kernel {
-    name: "attention",
-    wgsl: &[include_str!("../../shaders/attention.wgsl")],
-    bindings: &[READ, READ, READ, READ, WRITE],
-};
+static ATTENTION: Kernel = Kernel::new("attention/attention", &[READ, READ, READ, READ, WRITE]);
 
-static ATTENTION_TILE: Kernel = Kernel {
-    name: "attention_tile",
-    wgsl: &[include_str!("../../shaders/attention_tile.wgsl")],
-    bindings: &[READ, READ, READ, READ, WRITE],
-};
+static ATTENTION_TILE: Kernel =
+    Kernel::new("attention/attention_tile", &[READ, READ, READ, READ, WRITE]);
 
-static ATTENTION_FLASH: Kernel = Kernel {
-    name: "attention_flash",
-    wgsl: &[include_str!("../../shaders/attention_flash.wgsl")],
-    bindings: &[READ, READ, READ, READ, WRITE],
-};
+static ATTENTION_FLASH: Kernel = Kernel::new(
+    "attention/attention_flash",
+    &[READ, READ, READ, READ, WRITE],
+);
 
-static ATTENTION_COOPERATIVE_16: Kernel = Kernel {
-    name: "attention_cooperative_16",
-    wgsl: &[
-        include_str!("../../shaders/cooperative_16.wgsl"),
-        include_str!("../../shaders/attention_cooperative.wgsl"),
-    ],
-    bindings: &[READ, READ, READ, READ, WRITE],
-};
+const ATTENTION_COOPERATIVE: Kernel = Kernel::new(
+    "attention/attention_cooperative",
+    &[READ, READ, READ, READ, WRITE],
+);
 
-static ATTENTION_COOPERATIVE_8: Kernel = Kernel {
-    name: "attention_cooperative_8",
-    wgsl: &[
-        include_str!("../../shaders/cooperative_8.wgsl"),
-        include_str!("../../shaders/attention_cooperative.wgsl"),
-    ],
-    bindings: &[READ, READ, READ, READ, WRITE],
-};
+static ATTENTION_COOPERATIVE_16: Kernel =
+    ATTENTION_COOPERATIVE.named("attention_cooperative_16", &[("size", "16")]);
+
+static ATTENTION_COOPERATIVE_8: Kernel =
+    ATTENTION_COOPERATIVE.named("attention_cooperative_8", &[("size", "8")]);
 
 /// All of them.
+#[cfg(test)]
 pub(super) static KERNELS: &[&Kernel] = &[
     &ATTENTION,
     &ATTENTION_TILE,

@@ -5,17 +5,15 @@ use crate::gpu::{Activation, Constants, Kernel, Operand, ProgramBuilder, READ, W
 
 use super::{Heads, KvLayer, Pages, is_wide, store_kv, word};
 
-pub(super) static ATTENTION_CACHED: Kernel = Kernel {
-    name: "attention_cached",
-    wgsl: &[include_str!("../../shaders/attention_cached.wgsl")],
-    bindings: &[READ, READ, READ, READ, READ, WRITE],
-};
+pub(super) static ATTENTION_CACHED: Kernel = Kernel::new(
+    "attention/attention_cached",
+    &[READ, READ, READ, READ, READ, WRITE],
+);
 
-pub(super) static ATTENTION_CACHED_VEC4: Kernel = Kernel {
-    name: "attention_cached_vec4",
-    wgsl: &[include_str!("../../shaders/attention_cached_vec4.wgsl")],
-    bindings: &[READ, WRITE, WRITE, READ, READ, WRITE],
-};
+pub(super) static ATTENTION_CACHED_VEC4: Kernel = Kernel::new(
+    "attention/attention_cached_vec4",
+    &[READ, WRITE, WRITE, READ, READ, WRITE],
+);
 
 /// One causal attention: each row over positions `0..=position` of its own sequence.
 #[derive(Debug)]

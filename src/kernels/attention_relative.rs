@@ -4,11 +4,10 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, Vector, WRIT
 
 use super::{Heads, KvLayer, Pages, word};
 
-pub(super) static ATTENTION_RELATIVE: Kernel = Kernel {
-    name: "attention_relative",
-    wgsl: &[include_str!("../../shaders/attention_relative.wgsl")],
-    bindings: &[READ, WRITE, WRITE, READ, READ, READ, READ, WRITE],
-};
+pub(super) static ATTENTION_RELATIVE: Kernel = Kernel::new(
+    "attention/attention_relative",
+    &[READ, WRITE, WRITE, READ, READ, READ, READ, WRITE],
+);
 
 /// Which positions of its sequence a row attends to. A sequence holds its prompt first, then the decoded text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

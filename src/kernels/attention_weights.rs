@@ -4,11 +4,10 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::{Attention, CachedAttention, Heads, Pages, View, copy, word};
 
-pub(super) static ATTENTION_WEIGHTS: Kernel = Kernel {
-    name: "attention_weights",
-    wgsl: &[include_str!("../../shaders/attention_weights.wgsl")],
-    bindings: &[READ, READ, READ, READ, WRITE],
-};
+pub(super) static ATTENTION_WEIGHTS: Kernel = Kernel::new(
+    "attention/attention_weights",
+    &[READ, READ, READ, READ, WRITE],
+);
 
 /// One attention whose weights are wanted: `softmax(q · kᵀ · scale)`.
 #[derive(Debug)]

@@ -5,45 +5,19 @@ use crate::gpu::{Capabilities, Gpu, Kernel, Operand, ProgramBuilder, READ, WRITE
 
 use super::{groups, word};
 
-static BENCH_COPY: Kernel = Kernel {
-    name: "bench_copy",
-    wgsl: &[include_str!("../../shaders/bench_copy.wgsl")],
-    bindings: &[READ, WRITE],
-};
+static BENCH_COPY: Kernel = Kernel::new("bench/bench_copy", &[READ, WRITE]);
 
-static BENCH_READ: Kernel = Kernel {
-    name: "bench_read",
-    wgsl: &[include_str!("../../shaders/bench_read.wgsl")],
-    bindings: &[READ, WRITE],
-};
+static BENCH_READ: Kernel = Kernel::new("bench/bench_read", &[READ, WRITE]);
 
-static BENCH_MULTIPLY: Kernel = Kernel {
-    name: "bench_multiply",
-    wgsl: &[include_str!("../../shaders/bench_multiply.wgsl")],
-    bindings: &[WRITE],
-};
+static BENCH_MULTIPLY: Kernel = Kernel::new("bench/bench_multiply", &[WRITE]);
 
-const COOPERATIVE: &str = include_str!("../../shaders/bench_cooperative.wgsl");
+const BENCH_COOPERATIVE: Kernel = Kernel::new("bench/bench_cooperative", &[READ, WRITE]);
 
-static BENCH_COOPERATIVE_16: Kernel = Kernel {
-    name: "bench_cooperative_16",
-    wgsl: &[
-        "enable f16;\nenable wgpu_cooperative_matrix;\nconst SIDE = 16u;\n\
-         alias Left = coop_mat16x16<f16, A>;\nalias Right = coop_mat16x16<f16, B>;\nalias Sum = coop_mat16x16<f32, C>;\n",
-        COOPERATIVE,
-    ],
-    bindings: &[READ, WRITE],
-};
+static BENCH_COOPERATIVE_16: Kernel =
+    BENCH_COOPERATIVE.named("bench_cooperative_16", &[("size", "16")]);
 
-static BENCH_COOPERATIVE_8: Kernel = Kernel {
-    name: "bench_cooperative_8",
-    wgsl: &[
-        "enable f16;\nenable wgpu_cooperative_matrix;\nconst SIDE = 8u;\n\
-         alias Left = coop_mat8x8<f16, A>;\nalias Right = coop_mat8x8<f16, B>;\nalias Sum = coop_mat8x8<f32, C>;\n",
-        COOPERATIVE,
-    ],
-    bindings: &[READ, WRITE],
-};
+static BENCH_COOPERATIVE_8: Kernel =
+    BENCH_COOPERATIVE.named("bench_cooperative_8", &[("size", "8")]);
 
 /// All of them.
 #[cfg(test)]
@@ -288,22 +262,6 @@ mod tests {
                 let ours: Vec<f32> = run(gpu, &y, |program| bench_multiply(program, steps, &y));
                 assert_close(&ours, &multiply_reference(192, steps), 1e-5, "multiply");
             }
-        }
-    }
-
-    /// No adapter here has cooperative matrices: naga's word has to do.
-    #[test]
-    fn the_cooperative_loop_is_valid() {
-        for kernel in [&BENCH_COOPERATIVE_16, &BENCH_COOPERATIVE_8] {
-            let text = kernel.wgsl.concat();
-            let module = naga::front::wgsl::parse_str(&text)
-                .unwrap_or_else(|error| panic!("{}", error.emit_to_string(&text)));
-            let capabilities = naga::valid::Capabilities::COOPERATIVE_MATRIX
-                | naga::valid::Capabilities::SHADER_FLOAT16
-                | naga::valid::Capabilities::SUBGROUP;
-            naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
-                .validate(&module)
-                .unwrap_or_else(|error| panic!("{}: {error:?}", kernel.name));
         }
     }
 

@@ -4,11 +4,7 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::{groups, word};
 
-pub(super) static COPY: Kernel = Kernel {
-    name: "copy",
-    wgsl: &[include_str!("../../shaders/copy.wgsl")],
-    bindings: &[READ, WRITE],
-};
+pub(super) static COPY: Kernel = Kernel::new("ops/copy", &[READ, WRITE]);
 
 /// Workgroups in a row of the grid: keeps both dimensions below the limit of 65535.
 const GROUPS_PER_ROW: usize = 1024;

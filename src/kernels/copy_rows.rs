@@ -4,11 +4,7 @@ use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE};
 
 use super::{groups, word};
 
-pub(super) static COPY_ROWS: Kernel = Kernel {
-    name: "copy_rows",
-    wgsl: &[include_str!("../../shaders/copy_rows.wgsl")],
-    bindings: &[READ, WRITE],
-};
+pub(super) static COPY_ROWS: Kernel = Kernel::new("ops/copy_rows", &[READ, WRITE]);
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

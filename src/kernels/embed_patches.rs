@@ -4,11 +4,8 @@ use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, Vector, WRITE};
 
 use super::{groups, word};
 
-pub(super) static EMBED_PATCHES: Kernel = Kernel {
-    name: "embed_patches",
-    wgsl: &[include_str!("../../shaders/embed_patches.wgsl")],
-    bindings: &[READ, READ, READ, WRITE],
-};
+pub(super) static EMBED_PATCHES: Kernel =
+    Kernel::new("ops/embed_patches", &[READ, READ, READ, WRITE]);
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

@@ -2,14 +2,10 @@
 
 use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE};
 
-use super::linear::{ACTIVATE, Activate};
+use super::linear::Activate;
 use super::{groups, word};
 
-pub(super) static GATE: Kernel = Kernel {
-    name: "gate",
-    wgsl: &[ACTIVATE, include_str!("../../shaders/gate.wgsl")],
-    bindings: &[READ, WRITE],
-};
+pub(super) static GATE: Kernel = Kernel::new("ops/gate", &[READ, WRITE]);
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

@@ -4,11 +4,7 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::{groups, word};
 
-pub(super) static GATHER_ROWS: Kernel = Kernel {
-    name: "gather_rows",
-    wgsl: &[include_str!("../../shaders/gather_rows.wgsl")],
-    bindings: &[READ, READ, WRITE],
-};
+pub(super) static GATHER_ROWS: Kernel = Kernel::new("ops/gather_rows", &[READ, READ, WRITE]);
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

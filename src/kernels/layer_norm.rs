@@ -4,17 +4,10 @@ use crate::gpu::{Activation, Constants, Kernel, ProgramBuilder, READ, Vector, WR
 
 use super::{is_wide, word};
 
-pub(super) static LAYER_NORM: Kernel = Kernel {
-    name: "layer_norm",
-    wgsl: &[include_str!("../../shaders/layer_norm.wgsl")],
-    bindings: &[READ, READ, READ, WRITE],
-};
+pub(super) static LAYER_NORM: Kernel = Kernel::new("ops/layer_norm", &[READ, READ, READ, WRITE]);
 
-pub(super) static LAYER_NORM_VEC4: Kernel = Kernel {
-    name: "layer_norm_vec4",
-    wgsl: &[include_str!("../../shaders/layer_norm_vec4.wgsl")],
-    bindings: &[READ, READ, READ, WRITE],
-};
+pub(super) static LAYER_NORM_VEC4: Kernel =
+    Kernel::new("ops/layer_norm_vec4", &[READ, READ, READ, WRITE]);
 
 /// Weights of a layer norm.
 #[derive(Debug, Clone)]

@@ -20,11 +20,10 @@ pub(crate) use check::{CHECKED_ROWS, usable};
 pub use cooperative::CooperativeTile;
 pub(crate) use passes::{ADD_RANGES, ROUND_TO_F16};
 pub use tune::{chosen, tune};
-pub(crate) use variant::{KERNELS, NARROW_LANES};
+#[cfg(test)]
+pub(crate) use variant::KERNELS;
+pub(crate) use variant::NARROW_LANES;
 pub use variant::{LinearVariant, candidates};
-
-/// The activation functions, put before the kernels that have one.
-pub(super) const ACTIVATE: &str = include_str!("../../shaders/activate.wgsl");
 
 /// Rows up to which the matrix–vector kernels serve: they read the weights once for all of them.
 pub const MATVEC_ROWS: usize = 8;

@@ -2,14 +2,9 @@
 
 use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
-use super::row_rules::ROW_RULES;
 use super::{threads_of_logits, word};
 
-pub(super) static LOG_SOFTMAX: Kernel = Kernel {
-    name: "log_softmax",
-    wgsl: &[ROW_RULES, include_str!("../../shaders/log_softmax.wgsl")],
-    bindings: &[WRITE, READ],
-};
+pub(super) static LOG_SOFTMAX: Kernel = Kernel::new("ops/log_softmax", &[WRITE, READ]);
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

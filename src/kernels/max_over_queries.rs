@@ -4,11 +4,7 @@ use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE};
 
 use super::{groups, word};
 
-pub(super) static MAX_OVER_QUERIES: Kernel = Kernel {
-    name: "max_over_queries",
-    wgsl: &[include_str!("../../shaders/max_over_queries.wgsl")],
-    bindings: &[READ, WRITE],
-};
+pub(super) static MAX_OVER_QUERIES: Kernel = Kernel::new("ops/max_over_queries", &[READ, WRITE]);
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

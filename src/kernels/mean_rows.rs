@@ -4,11 +4,7 @@ use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE};
 
 use super::{groups, word};
 
-pub(super) static MEAN_ROWS: Kernel = Kernel {
-    name: "mean_rows",
-    wgsl: &[include_str!("../../shaders/mean_rows.wgsl")],
-    bindings: &[READ, WRITE],
-};
+pub(super) static MEAN_ROWS: Kernel = Kernel::new("ops/mean_rows", &[READ, WRITE]);
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

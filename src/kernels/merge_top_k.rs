@@ -4,11 +4,7 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::word;
 
-pub(super) static MERGE_TOP_K: Kernel = Kernel {
-    name: "merge_top_k",
-    wgsl: &[include_str!("../../shaders/merge_top_k.wgsl")],
-    bindings: &[READ, READ, WRITE],
-};
+pub(super) static MERGE_TOP_K: Kernel = Kernel::new("ops/merge_top_k", &[READ, READ, WRITE]);
 
 /// Most candidates a row that [`merge_top_k`] keeps.
 pub const MAX_KEPT: usize = 512;

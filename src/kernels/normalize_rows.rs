@@ -4,11 +4,7 @@ use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE};
 
 use super::word;
 
-pub(super) static NORMALIZE_ROWS: Kernel = Kernel {
-    name: "normalize_rows",
-    wgsl: &[include_str!("../../shaders/normalize_rows.wgsl")],
-    bindings: &[READ, WRITE],
-};
+pub(super) static NORMALIZE_ROWS: Kernel = Kernel::new("ops/normalize_rows", &[READ, WRITE]);
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

@@ -4,11 +4,7 @@ use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, round_up};
 
 use super::{groups, word};
 
-pub(super) static PATCHIFY: Kernel = Kernel {
-    name: "patchify",
-    wgsl: &[include_str!("../../shaders/patchify.wgsl")],
-    bindings: &[READ, WRITE],
-};
+pub(super) static PATCHIFY: Kernel = Kernel::new("ops/patchify", &[READ, WRITE]);
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]

@@ -2,14 +2,10 @@
 
 use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
-use super::row_rules::ROW_RULES;
 use super::word;
 
-pub(super) static PROCESS_LOGITS: Kernel = Kernel {
-    name: "process_logits",
-    wgsl: &[ROW_RULES, include_str!("../../shaders/process_logits.wgsl")],
-    bindings: &[WRITE, READ, READ, READ],
-};
+pub(super) static PROCESS_LOGITS: Kernel =
+    Kernel::new("ops/process_logits", &[WRITE, READ, READ, READ]);
 
 /// Inputs of [`process_logits`].
 #[derive(Debug)]

@@ -5,17 +5,9 @@ use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, Vector, WRITE};
 use super::layer_norm::{norm_threads, vec4_constants};
 use super::{is_wide, word};
 
-pub(super) static RMS_NORM: Kernel = Kernel {
-    name: "rms_norm",
-    wgsl: &[include_str!("../../shaders/rms_norm.wgsl")],
-    bindings: &[READ, READ, WRITE],
-};
+pub(super) static RMS_NORM: Kernel = Kernel::new("ops/rms_norm", &[READ, READ, WRITE]);
 
-pub(super) static RMS_NORM_VEC4: Kernel = Kernel {
-    name: "rms_norm_vec4",
-    wgsl: &[include_str!("../../shaders/rms_norm_vec4.wgsl")],
-    bindings: &[READ, READ, WRITE],
-};
+pub(super) static RMS_NORM_VEC4: Kernel = Kernel::new("ops/rms_norm_vec4", &[READ, READ, WRITE]);
 
 /// Weights of an RMS norm.
 #[derive(Debug, Clone)]

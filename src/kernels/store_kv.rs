@@ -4,11 +4,8 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::word;
 
-pub(super) static STORE_KV: Kernel = Kernel {
-    name: "store_kv",
-    wgsl: &[include_str!("../../shaders/store_kv.wgsl")],
-    bindings: &[READ, WRITE, WRITE, READ, READ],
-};
+pub(super) static STORE_KV: Kernel =
+    Kernel::new("attention/store_kv", &[READ, WRITE, WRITE, READ, READ]);
 
 /// One layer's cache.
 #[derive(Debug, Clone)]

@@ -4,11 +4,7 @@ use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
 
 use super::{threads_of_logits, word};
 
-pub(super) static TOP_K: Kernel = Kernel {
-    name: "top_k",
-    wgsl: &[include_str!("../../shaders/top_k.wgsl")],
-    bindings: &[READ, WRITE, WRITE],
-};
+pub(super) static TOP_K: Kernel = Kernel::new("ops/top_k", &[READ, WRITE, WRITE]);
 
 /// Most tokens a row that [`top_k`] gives.
 pub const MAX_TOP_K: usize = 256;

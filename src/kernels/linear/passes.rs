@@ -1,33 +1,13 @@
 //! The dispatches that some products on cooperative matrices have before and after them.
 
 use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
-use crate::kernels::weights::F16_WEIGHTS;
 use crate::kernels::{groups, word};
 
-use super::{ACTIVATE, Params};
+use super::Params;
 
-pub(super) const HALVES: &str = include_str!("../../../shaders/halves.wgsl");
+pub(crate) static ROUND_TO_F16: Kernel = Kernel::new("linear/round_to_f16", &[READ, WRITE]);
 
-pub(crate) static ROUND_TO_F16: Kernel = Kernel {
-    name: "round_to_f16",
-    wgsl: &[
-        "enable f16;\n",
-        HALVES,
-        include_str!("../../../shaders/round_to_f16.wgsl"),
-    ],
-    bindings: &[READ, WRITE],
-};
-
-pub(crate) static ADD_RANGES: Kernel = Kernel {
-    name: "add_ranges",
-    wgsl: &[
-        ACTIVATE,
-        F16_WEIGHTS,
-        include_str!("../../../shaders/linear.wgsl"),
-        include_str!("../../../shaders/add_ranges.wgsl"),
-    ],
-    bindings: &[READ, READ, READ, WRITE],
-};
+pub(crate) static ADD_RANGES: Kernel = Kernel::new("linear/add_ranges", &[READ, READ, READ, WRITE]);
 
 /// Workgroups of `round_to_f16` at most.
 const MOST_GROUPS: usize = 4096;

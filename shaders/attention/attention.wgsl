@@ -14,10 +14,11 @@
 // contract for adapters with 8-lane subgroups.
 // Measured: ViT-g 257 x 16 x 88 on llvmpipe, CPU time / 2 cores: 187 ms, 2.0 GFLOP/s.
 
+#import shared/lowest
+
 override HEAD_DIM: u32 = 64u;
 
 struct Params {
-    batch: u32,
     queries: u32,
     keys: u32,
     heads: u32,
@@ -28,7 +29,6 @@ struct Params {
     k_offset: u32,
     v_offset: u32,
     scale: f32,
-    pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -43,7 +43,6 @@ const TILE: u32 = 32u; // queries a workgroup, and keys a step
 const GROUPS: u32 = 8u; // a group: 32 threads that share 4 queries
 const DEPTH: u32 = 8u; // vec4s of the head staged at a time: 32 dimensions
 const K_ROW: u32 = 9u; // an odd row length keeps the 32 keys in different banks
-const LOWEST: f32 = -3.4028235e38;
 
 var<workgroup> q_tile: array<vec4<f32>, TILE * DEPTH>; // [query, depth]
 var<workgroup> k_tile: array<vec4<f32>, TILE * K_ROW>; // [key, depth]

@@ -18,15 +18,14 @@
 // Measured: OPT-2.7B (32 x 80) on llvmpipe, one group, CPU time / 2 cores, a layer: 0.53 ms for 1 row at position 59, 8.8 ms
 // prefilling 40 rows; two groups 0.59 and 12.5 ms. Several are for GPUs, where they are unmeasured.
 
+#import shared/lowest
+
 struct Params {
     heads: u32,
     head_dim: u32,
     qkv_stride: u32,
     max_length: u32,
     scale: f32,
-    pad_0: u32,
-    pad_1: u32,
-    pad_2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -39,7 +38,6 @@ struct Params {
 
 const GROUP: u32 = 32u; // threads, and vec4s of the longest head
 const INACTIVE: u32 = 0xffffffffu;
-const LOWEST: f32 = -3.4028235e38;
 
 override WORKGROUP_SIZE: u32 = 32u; // threads, and positions a tile
 override GROUPS: u32 = 1u;          // WORKGROUP_SIZE / 32

@@ -20,6 +20,7 @@
 enable subgroups;
 
 #import shared/fragments_{size}
+#import shared/lowest
 
 override HEAD_DIM: u32 = 64u;
 override DEPTH: u32 = 64u; // HEAD_DIM, up to the next multiple of SIZE
@@ -28,7 +29,6 @@ override SUBGROUPS: u32 = 4u;
 override WORKGROUP_SIZE: u32 = 128u; // LANES · SUBGROUPS
 
 struct Params {
-    batch: u32,
     queries: u32,
     keys: u32,
     heads: u32,
@@ -39,7 +39,6 @@ struct Params {
     k_offset: u32,
     v_offset: u32,
     scale: f32,
-    pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -52,7 +51,6 @@ struct Params {
 const KEYS: u32 = 32u; // a step
 const SCORE_ROW: u32 = KEYS + 4u;
 const WEIGHT_ROW: u32 = KEYS + 8u;
-const LOWEST: f32 = -3.4028235e38;
 const LARGEST: f32 = 65504.0;
 
 override QUERIES: u32 = SIZE * SUBGROUPS;

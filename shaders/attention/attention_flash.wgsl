@@ -17,12 +17,13 @@
 // Called by kernels/attention.rs where subgroups are not known to be narrow (up to 16 lanes: a CPU's).
 // Unmeasured on a GPU.
 
+#import shared/lowest
+
 override HEAD_DIM: u32 = 64u;
 override QUERIES: u32 = 32u;        // 32 or 64
 override WORKGROUP_SIZE: u32 = 64u; // 2 · QUERIES
 
 struct Params {
-    batch: u32,
     queries: u32,
     keys: u32,
     heads: u32,
@@ -33,7 +34,6 @@ struct Params {
     k_offset: u32,
     v_offset: u32,
     scale: f32,
-    pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -47,7 +47,6 @@ const KEYS: u32 = 32u; // a step
 const DEPTH: u32 = 8u; // vec4s of a slice
 const ROW: u32 = 9u;   // odd: rows of a slice start in different banks
 const ACROSS: u32 = 8u; // threads that share 4 queries
-const LOWEST: f32 = -3.4028235e38;
 
 override PARTS: u32 = HEAD_DIM / 4u;      // vec4s of a head
 override FOURS: u32 = QUERIES / 4u;       // threads above each other, each with 4 queries

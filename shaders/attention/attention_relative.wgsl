@@ -17,15 +17,14 @@
 // of 32 positions, always from the span's first on: a row's result depends on nothing but its own sequence.
 // Grid: (rows, heads, 1); a workgroup of 32 a row and head. Called by T5. Its cost is that of attention_cached_vec4.wgsl.
 
+#import shared/lowest
+
 struct Params {
     heads: u32,
     head_dim: u32,
     q_stride: u32,
     max_length: u32,
     reach: u32,
-    pad_0: u32,
-    pad_1: u32,
-    pad_2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -42,7 +41,6 @@ override SPAN: u32 = 0u;
 
 const THREADS: u32 = 32u; // and positions a step, and vec4s of the longest head
 const INACTIVE: u32 = 0xffffffffu;
-const LOWEST: f32 = -3.4028235e38;
 const CAUSAL: u32 = 1u;
 const CROSS: u32 = 2u;
 

@@ -19,10 +19,11 @@
 
 enable subgroups;
 
+#import shared/lowest
+
 override HEAD_DIM: u32 = 64u;
 
 struct Params {
-    batch: u32,
     queries: u32,
     keys: u32,
     heads: u32,
@@ -33,7 +34,6 @@ struct Params {
     k_offset: u32,
     v_offset: u32,
     scale: f32,
-    pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -47,7 +47,6 @@ const LANES: u32 = 8u;
 const QUERIES: u32 = 32u;
 const BLOCK: u32 = 16u; // keys whose scores, or dimensions whose outputs, are summed at once
 const CHUNK: u32 = 112u; // keys a step of the streaming softmax; 112 + 16 rows of 128 B are 16 KiB
-const LOWEST: f32 = -3.4028235e38;
 
 var<workgroup> weights: array<vec4<f32>, CHUNK * LANES>; // [key, lane]: of the lane's 4 queries
 var<workgroup> outputs: array<vec4<f32>, BLOCK * LANES>; // [dimension, lane]

@@ -14,9 +14,6 @@ enable subgroups;
 
 struct Params {
     steps: u32,
-    pad_0: u32,
-    pad_1: u32,
-    pad_2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -9,8 +9,6 @@
 struct Params {
     units: u32,
     threads_per_row: u32, // grid.x * 256
-    pad_0: u32,
-    pad_1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -12,7 +12,6 @@ struct Params {
     steps: u32,
     scale: f32, // below 1: the chains stay bounded
     shift: f32,
-    pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -10,9 +10,6 @@
 
 struct Params {
     units: u32, // of a row
-    pad_0: u32,
-    pad_1: u32,
-    pad_2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

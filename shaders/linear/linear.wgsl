@@ -17,7 +17,6 @@ struct Params {
     y_offset: u32,
     bias_offset: u32,
     range: u32,        // of K that a workgroup takes where several share a result: matmul_cooperative alone
-    pad_0: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

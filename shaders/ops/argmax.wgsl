@@ -9,11 +9,12 @@
 // Measured: 10 rows x 50304 in one part on llvmpipe, CPU time / 2 cores: 0.65 ms. Several parts are for GPUs, where one
 // workgroup a row would leave nearly all of the device idle (unmeasured).
 
+#import shared/lowest
+
 struct Params {
     vocab: u32,
     part_size: u32,
     parts: u32,
-    pad: u32,
 }
 
 struct Best {
@@ -28,7 +29,6 @@ struct Best {
 @group(0) @binding(2) var<storage, read_write> bests: array<Best>;
 
 const THREADS: u32 = 256u;
-const LOWEST: f32 = -3.4028235e38;
 
 var<workgroup> values: array<f32, THREADS>;
 var<workgroup> tokens: array<u32, THREADS>;

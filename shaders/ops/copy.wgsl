@@ -9,8 +9,6 @@
 struct Params {
     count: u32,
     threads_per_row: u32, // grid.x * 256: values that one row of workgroups covers
-    pad0: u32,
-    pad1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -13,9 +13,6 @@ struct Params {
     x_first: u32,
     y_rows: u32,
     y_first: u32,
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

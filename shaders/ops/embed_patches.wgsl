@@ -11,8 +11,6 @@
 struct Params {
     count: u32, // patches an image
     width: u32,
-    pad0: u32,
-    pad1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -24,7 +24,6 @@ struct Params {
     width: u32,
     first_row: u32,
     part_rows: u32,
-    pad0: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -9,10 +9,7 @@
 // (kernels/gather_rows.rs). A few KiB a call: its cost is the dispatch.
 
 struct Params {
-    rows: u32,
     width: u32,
-    pad0: u32,
-    pad1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

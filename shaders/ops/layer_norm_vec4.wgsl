@@ -14,8 +14,6 @@
 struct Params {
     width: u32,
     eps: f32,
-    pad_0: u32,
-    pad_1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

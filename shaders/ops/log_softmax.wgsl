@@ -8,9 +8,9 @@
 // Measured: 10 rows x 50304 on llvmpipe, CPU time / 2 cores: 1.4 ms (256 threads; 1024 on a GPU: unmeasured).
 
 #import shared/row_rules
+#import shared/lowest
 
 struct Params {
-    rows: u32,
     vocab: u32,
     logits_stride: u32,
     rules_stride: u32,
@@ -21,7 +21,6 @@ struct Params {
 @group(0) @binding(2) var<storage, read> rules: array<u32>; // [rows, rules_stride]
 
 override WORKGROUP_SIZE: u32 = 256u; // a power of two
-const LOWEST: f32 = -3.4028235e38;
 
 var<workgroup> values: array<f32, WORKGROUP_SIZE>;
 var<workgroup> sums: array<f32, WORKGROUP_SIZE>; // of exp(logit - value)

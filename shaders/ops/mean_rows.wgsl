@@ -9,8 +9,6 @@
 struct Params {
     width: u32,
     rows: u32,
-    pad0: u32,
-    pad1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -13,11 +13,11 @@
 // end, all are sorted and the best k stay. After the first tiles hardly any candidate is that good: a tile then is
 // one pass over its scores.
 
+#import shared/lowest
+
 struct Params {
     stride: u32,
     k: u32,
-    pad0: u32,
-    pad1: u32,
 }
 
 struct Entry {
@@ -33,7 +33,7 @@ struct Entry {
 const THREADS: u32 = 64u;
 const CHUNK: u32 = 256u; // candidates looked at between two checks of the room left
 const CAPACITY: u32 = 1024u;
-const NONE: Entry = Entry(0xffffffffu, -3.4028235e38);
+const NONE: Entry = Entry(0xffffffffu, LOWEST);
 
 var<workgroup> entries: array<Entry, CAPACITY>; // the k best, then those set aside
 var<workgroup> aside: atomic<u32>;

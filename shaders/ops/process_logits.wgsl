@@ -15,16 +15,13 @@
 // Measured: 10 rows, 60 tokens of history, on llvmpipe, CPU time / 2 cores: 0.06 ms.
 
 #import shared/row_rules
+#import shared/lowest
 
 struct Params {
-    rows: u32,
     vocab: u32,
     scores_stride: u32,
     history_stride: u32,
     rules_stride: u32,
-    pad_0: u32,
-    pad_1: u32,
-    pad_2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -34,7 +31,6 @@ struct Params {
 @group(0) @binding(4) var<storage, read> rules: array<u32>;            // [rows, rules_stride]
 
 const THREADS: u32 = 64u;
-const LOWEST: f32 = -3.4028235e38;
 
 fn mask(row: u32, token: u32) {
     if token < params.vocab {

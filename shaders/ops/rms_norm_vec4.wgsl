@@ -13,7 +13,6 @@ struct Params {
     width: u32,
     eps: f32,
     factor: f32,
-    pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

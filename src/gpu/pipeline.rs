@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use super::choices::write_whole;
 use super::device::error_of;
 use super::shader_source::{ShaderFiles, ShaderText};
-use super::{GpuError, GpuOptions};
+use super::{GpuError, GpuOptions, Params};
 
 /// How a kernel uses one of its bindings. Binding 0 is always the uniform with its parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,13 +35,15 @@ pub struct Kernel {
     pub shader: &'static str,
     /// What stands for the names in braces in the imports of its files.
     pub choices: &'static [(&'static str, &'static str)],
+    /// [`Params::FIELDS`] of its uniform.
+    pub params: &'static [(&'static str, &'static str)],
     /// Bindings 1, 2, … of group 0.
     pub bindings: &'static [Access],
 }
 
 impl Kernel {
-    /// The kernel of a shader file, named after it.
-    pub(crate) const fn new(shader: &'static str, bindings: &'static [Access]) -> Self {
+    /// The kernel of a shader file, named after it, whose uniform is a `P`.
+    pub(crate) const fn new<P: Params>(shader: &'static str, bindings: &'static [Access]) -> Self {
         let mut name = shader;
         let mut at = 0;
         while at < shader.len() {
@@ -54,6 +56,7 @@ impl Kernel {
             name,
             shader,
             choices: &[],
+            params: P::FIELDS,
             bindings,
         }
     }

@@ -292,6 +292,7 @@ pub(crate) static OWN_FILES: &[(&str, &str)] = own_files![
     "shared/fragments_16"
     "shared/fragments_8"
     "shared/halves"
+    "shared/lowest"
     "shared/row_rules"
     "shared/weights_f16"
     "shared/weights_q4"
@@ -303,7 +304,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::gpu::{READ, WRITE};
+    use crate::gpu::{READ, WRITE, params};
 
     /// Names of all files below `folder`, without `.wgsl`.
     fn files_below(folder: &Path, prefix: &str) -> Vec<String> {
@@ -329,7 +330,12 @@ mod tests {
         assert_eq!(names, own, "the files and OWN_FILES, sorted");
     }
 
-    static MAIN: Kernel = Kernel::new("main", &[READ, WRITE]).named("main", &[("size", "8")]);
+    params! {
+        struct Nothing {}
+    }
+
+    static MAIN: Kernel =
+        Kernel::new::<Nothing>("main", &[READ, WRITE]).named("main", &[("size", "8")]);
 
     /// The text of [`MAIN`] from files of these names and texts.
     fn text_of(files: &[(&str, &str)], is_browser: bool) -> Result<Arc<ShaderText>, GpuError> {

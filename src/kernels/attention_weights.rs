@@ -1,10 +1,10 @@
 //! `attention_weights.wgsl`: how much each row of an attention looks at each key, for showing it.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
 
 use super::{Attention, CachedAttention, Heads, Pages, View, copy, word};
 
-pub(super) static ATTENTION_WEIGHTS: Kernel = Kernel::new(
+pub(super) static ATTENTION_WEIGHTS: Kernel = Kernel::new::<Params>(
     "attention/attention_weights",
     &[READ, READ, READ, READ, WRITE],
 );
@@ -26,19 +26,18 @@ pub struct AttentionWeights<'a> {
     pub scale: f32,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    heads: u32,
-    head_dim: u32,
-    q_stride: u32,
-    q_offset: u32,
-    k_stride: u32,
-    k_offset: u32,
-    max_length: u32,
-    columns: u32,
-    scale: f32,
-    pad: [u32; 3],
+params! {
+    struct Params {
+        heads: u32,
+        head_dim: u32,
+        q_stride: u32,
+        q_offset: u32,
+        k_stride: u32,
+        k_offset: u32,
+        max_length: u32,
+        columns: u32,
+        scale: f32,
+    }
 }
 
 /// The mean of the weights over all heads, `[rows, columns]`: zero for positions that a row does not see and for
@@ -67,7 +66,6 @@ pub fn attention_weights(program: &mut ProgramBuilder, inputs: &AttentionWeights
             max_length: word(pages.max_length),
             columns: word(columns),
             scale,
-            pad: [0; 3],
         },
         vec![
             q.of.operand(),

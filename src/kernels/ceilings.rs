@@ -1,17 +1,18 @@
 //! `bench_copy.wgsl`, `bench_read.wgsl`, `bench_multiply.wgsl`, `bench_cooperative.wgsl`: what an adapter reaches where a
 //! kernel does one thing only. `bench` gives other kernels' figures as shares of theirs.
 
-use crate::gpu::{Capabilities, Gpu, Kernel, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Capabilities, Gpu, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
 
 use super::{groups, word};
 
-static BENCH_COPY: Kernel = Kernel::new("bench/bench_copy", &[READ, WRITE]);
+static BENCH_COPY: Kernel = Kernel::new::<CopyParams>("bench/bench_copy", &[READ, WRITE]);
 
-static BENCH_READ: Kernel = Kernel::new("bench/bench_read", &[READ, WRITE]);
+static BENCH_READ: Kernel = Kernel::new::<ReadParams>("bench/bench_read", &[READ, WRITE]);
 
-static BENCH_MULTIPLY: Kernel = Kernel::new("bench/bench_multiply", &[WRITE]);
+static BENCH_MULTIPLY: Kernel = Kernel::new::<MultiplyParams>("bench/bench_multiply", &[WRITE]);
 
-const BENCH_COOPERATIVE: Kernel = Kernel::new("bench/bench_cooperative", &[READ, WRITE]);
+const BENCH_COOPERATIVE: Kernel =
+    Kernel::new::<CooperativeParams>("bench/bench_cooperative", &[READ, WRITE]);
 
 static BENCH_COOPERATIVE_16: Kernel =
     BENCH_COOPERATIVE.named("bench_cooperative_16", &[("size", "16")]);
@@ -46,6 +47,13 @@ pub const MULTIPLY_STEP_FLOPS: u64 = 128;
 const SCALE: f32 = 0.999;
 const SHIFT: f32 = 0.000_5;
 
+params! {
+    struct CopyParams {
+        units: u32,
+        threads_per_row: u32,
+    }
+}
+
 /// Copies `x` to `y`, of the same size, a multiple of 16 bytes.
 pub fn bench_copy(program: &mut ProgramBuilder, x: &wgpu::Buffer, y: &wgpu::Buffer) {
     debug_assert!(x.size() == y.size() && x.size().is_multiple_of(UNIT));
@@ -54,10 +62,19 @@ pub fn bench_copy(program: &mut ProgramBuilder, x: &wgpu::Buffer, y: &wgpu::Buff
     program.dispatch(
         &BENCH_COPY,
         vec![],
-        &[word(units), word(across * 256), 0, 0],
+        &CopyParams {
+            units: word(units),
+            threads_per_row: word(across * 256),
+        },
         vec![x.into(), y.into()],
         [word(across), groups(units, across * 256), 1],
     );
+}
+
+params! {
+    struct ReadParams {
+        units: u32,
+    }
 }
 
 /// Reads all of `x`, a multiple of [`READ_BYTES`], and writes sums that no one needs to `sums`.
@@ -66,7 +83,9 @@ pub fn bench_read(program: &mut ProgramBuilder, x: &wgpu::Buffer, sums: &wgpu::B
     program.dispatch(
         &BENCH_READ,
         vec![],
-        &[ROW_UNITS as u32, 0, 0, 0],
+        &ReadParams {
+            units: ROW_UNITS as u32,
+        },
         vec![x.into(), sums.into()],
         [word((x.size() / READ_BYTES) as usize), 1, 1],
     );
@@ -78,13 +97,12 @@ pub fn sums_bytes(bytes: u64) -> u64 {
     bytes / READ_BYTES * THREADS as u64 * 4
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct MultiplyParams {
-    steps: u32,
-    scale: f32,
-    shift: f32,
-    pad: u32,
+params! {
+    struct MultiplyParams {
+        steps: u32,
+        scale: f32,
+        shift: f32,
+    }
 }
 
 /// `steps` times [`MULTIPLY_STEP_FLOPS`] FLOPs for each value of `y`, `[threads]` f32, a multiple of 64 of them.
@@ -98,11 +116,16 @@ pub fn bench_multiply(program: &mut ProgramBuilder, steps: u32, y: &wgpu::Buffer
             steps,
             scale: SCALE,
             shift: SHIFT,
-            pad: 0,
         },
         vec![y.into()],
         [groups(threads, THREADS), 1, 1],
     );
+}
+
+params! {
+    struct CooperativeParams {
+        steps: u32,
+    }
 }
 
 /// A cooperative multiply loop that a device can run.
@@ -175,7 +198,7 @@ pub fn bench_cooperative(
     program.dispatch(
         kernel,
         vec![("WORKGROUP_SIZE", size)],
-        &[steps, 0, 0, 0],
+        &CooperativeParams { steps },
         vec![Operand::from(x), Operand::from(y)],
         [workgroups, 1, 1],
     );

@@ -1,12 +1,15 @@
 //! `embed_tokens.wgsl`: the decoder's input rows.
 
-use crate::gpu::{Activation, GpuError, Kernel, Matrix, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{
+    Activation, GpuError, Kernel, Matrix, Operand, ProgramBuilder, READ, WRITE, params,
+};
 
 use super::weights::{by_format, of_format};
 use super::{groups, word};
 
 /// The kernels for a token embedding in each format.
 pub(super) static KERNELS: [Kernel; 3] = by_format!(
+    Params,
     "ops",
     "embed_tokens",
     &[READ, READ, READ, READ, READ, WRITE]
@@ -44,13 +47,12 @@ pub struct Positions<'a> {
     pub offset: usize,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    width: u32,
-    first_row: u32,
-    part_rows: u32,
-    pad: u32,
+params! {
+    struct Params {
+        width: u32,
+        first_row: u32,
+        part_rows: u32,
+    }
 }
 
 /// Embeddings plus positions, `[rows, width]`; zero for inactive rows. One dispatch a part of the embedding.
@@ -86,7 +88,6 @@ pub fn embed_tokens(program: &mut ProgramBuilder, inputs: &EmbedTokens) -> Activ
                 width: word(width),
                 first_row: word(part.first_row),
                 part_rows: word(part.rows),
-                pad: 0,
             },
             vec![
                 Operand::from(inputs.tokens),

@@ -8,7 +8,7 @@ mod passes;
 mod tune;
 mod variant;
 
-use crate::gpu::{Activation, Matrix, Operand, ProgramBuilder, Vector};
+use crate::gpu::{Activation, Matrix, Operand, ProgramBuilder, Vector, params};
 
 use super::{groups, word};
 use cooperative::range_of_k;
@@ -63,18 +63,17 @@ impl Activate {
     }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    rows: u32,
-    out_features: u32,
-    in_features: u32,
-    y_stride: u32,
-    y_offset: u32,
-    bias_offset: u32,
-    /// Of K, that a workgroup of `matmul_cooperative` takes.
-    range: u32,
-    pad: u32,
+params! {
+    struct Params {
+        rows: u32,
+        out_features: u32,
+        in_features: u32,
+        y_stride: u32,
+        y_offset: u32,
+        bias_offset: u32,
+        /// Of K, that a workgroup of `matmul_cooperative` takes.
+        range: u32,
+    }
 }
 
 /// `activate(x · weightᵀ + bias)`, `[rows, in]` → `[rows, out]`.
@@ -179,7 +178,6 @@ fn record_with(
             y_offset: word(part.first_row),
             bias_offset: word(part.first_row),
             range: word(range),
-            pad: 0,
         };
         let sums = (ranges > 1).then(|| range_sums(program, ranges, x.rows, part.rows));
         let result = sums.as_ref().unwrap_or(y);

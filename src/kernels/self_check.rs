@@ -317,7 +317,7 @@ pub(super) fn scattered(count: usize, seed: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::{Disabled, GpuOptions};
+    use crate::gpu::{Disabled, GpuOptions, params};
     use crate::kernels::candidates;
 
     fn fresh_gpu(subgroups: bool) -> Gpu {
@@ -410,27 +410,35 @@ mod tests {
                 let y = program.activation(1, 4);
                 let x = gpu.storage("x", 16)?;
                 let operands = vec![(&x).into(), y.operand()];
-                program.dispatch(kernel, vec![], &[0_u32; 4], operands, [1, 1, 1]);
+                program.dispatch(kernel, vec![], &Params { factor: 0 }, operands, [1, 1, 1]);
                 Ok(y)
             }),
         }
     }
 
-    static SEVENS: Kernel = Kernel::new("sevens", &[crate::gpu::READ, crate::gpu::WRITE]);
+    params! {
+        struct Params {
+            factor: u32,
+        }
+    }
+
+    static SEVENS: Kernel = Kernel::new::<Params>("sevens", &[crate::gpu::READ, crate::gpu::WRITE]);
 
     /// More threads than any device allows: the pipeline is refused.
-    static REFUSED: Kernel = Kernel::new("refused", &[crate::gpu::READ, crate::gpu::WRITE]);
+    static REFUSED: Kernel =
+        Kernel::new::<Params>("refused", &[crate::gpu::READ, crate::gpu::WRITE]);
 
     /// A folder with the shaders of the invented kernels.
     fn inventions() -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a temporary folder");
         for (name, threads) in [("sevens", 4), ("refused", 1_000_000)] {
             let text = format!(
-                "@group(0) @binding(0) var<uniform> params: vec4<u32>;
+                "@group(0) @binding(0) var<uniform> params: Params;
+                struct Params {{ factor: u32 }}
                 @group(0) @binding(1) var<storage, read> x: array<f32>;
                 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
                 @compute @workgroup_size({threads}) fn main(@builtin(local_invocation_index) i: u32) {{
-                    if (i < 4u) {{ y[i] = 7.0 + x[i] * f32(params.x); }}
+                    if (i < 4u) {{ y[i] = 7.0 + x[i] * f32(params.factor); }}
                 }}"
             );
             let file = folder.path().join(format!("{name}.wgsl"));

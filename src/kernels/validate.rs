@@ -1,7 +1,7 @@
 //! Every kernel's text is valid WGSL and compiles to SPIR-V, to Metal's language and to HLSL, those included that no adapter
 //! here can run: naga parses and validates it with all capabilities, once as it stands and once with each variant's constants.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use naga::ShaderStage;
 use naga::back::{hlsl, msl, pipeline_constants::process_overrides, spv};
@@ -10,7 +10,7 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use super::*;
 use crate::gpu::shader_source::{OWN_FILES, ShaderText};
 use crate::gpu::{
-    ActivationPool, Constants, Gpu, GpuOptions, Kernel, ProgramBuilder, WeightFormat,
+    Access, ActivationPool, Constants, Gpu, GpuOptions, Kernel, ProgramBuilder, WeightFormat,
 };
 
 /// The kernels that read no weight matrix and are no attention of the ViT's.
@@ -158,6 +158,98 @@ fn every_shader_with_an_entry_point_belongs_to_a_kernel() {
     let kernels = all();
     let has_kernel = |name: &str| kernels.iter().any(|kernel| kernel.shader == name);
     assert_eq!(shaders.find(|(name, _)| !has_kernel(name)), None);
+}
+
+/// What the host puts into a uniform and binds is what the shader reads: names, types, offsets and size of the words,
+/// bindings and how they are used. And nothing is put there that no one reads.
+#[test]
+fn every_contract_is_the_shaders_own() {
+    let kernels = all();
+    for kernel in &kernels {
+        let module = parse(kernel, &kernel.text());
+        assert_eq!(params_of(&module), layout_of(kernel), "{}", kernel.name);
+        assert_eq!(bindings_of(&module), kernel.bindings, "{}", kernel.name);
+        for (name, _) in kernel.params {
+            let word = format!("params.{name}");
+            let mut sharers = kernels.iter().filter(|it| it.params == kernel.params);
+            let is_read = sharers.any(|it| it.text().text.contains(&word));
+            assert!(is_read, "{}: {name}", kernel.name);
+        }
+    }
+}
+
+/// Name, type and offset of each word of a uniform, and its size.
+type Layout = (Vec<(String, String, u32)>, u32);
+
+/// The uniform as the host has it.
+fn layout_of(kernel: &Kernel) -> Layout {
+    let words = kernel.params.iter().zip(0..);
+    let words = words.map(|(&(name, kind), word)| (name.into(), kind.into(), 4 * word));
+    (words.collect(), 4 * kernel.params.len() as u32)
+}
+
+/// The uniform as the shader has it.
+fn params_of(module: &naga::Module) -> Layout {
+    let mut uniforms = module.global_variables.iter().map(|(_, it)| it);
+    let uniform = uniforms.find(|it| it.space == naga::AddressSpace::Uniform);
+    let uniform = uniform.expect("every kernel has one");
+    assert_eq!(
+        uniform.binding.map(|it| (it.group, it.binding)),
+        Some((0, 0))
+    );
+    let naga::TypeInner::Struct { members, span } = &module.types[uniform.ty].inner else {
+        panic!("the uniform is a struct");
+    };
+    let words = members.iter().map(|member| {
+        let kind = match module.types[member.ty].inner {
+            naga::TypeInner::Scalar(naga::Scalar::U32) => "u32",
+            naga::TypeInner::Scalar(naga::Scalar::F32) => "f32",
+            _ => "no word",
+        };
+        let name = member.name.clone().unwrap_or_default();
+        (name, kind.to_owned(), member.offset)
+    });
+    (words.collect(), *span)
+}
+
+/// How the shader uses bindings 1, 2, … of group 0. Two of its variables may be one binding, if they use it alike.
+fn bindings_of(module: &naga::Module) -> Vec<Access> {
+    let mut bindings = BTreeMap::new();
+    for (_, variable) in module.global_variables.iter() {
+        let naga::AddressSpace::Storage { access } = variable.space else {
+            continue;
+        };
+        let access = match access.contains(naga::StorageAccess::STORE) {
+            true => Access::ReadWrite,
+            false => Access::Read,
+        };
+        let binding = variable.binding.expect("a buffer is bound");
+        let other = bindings.insert((binding.group, binding.binding), access);
+        assert!(other.is_none_or(|other| other == access), "{variable:?}");
+    }
+    let places = (1..=bindings.len() as u32).map(|binding| (0, binding));
+    assert!(bindings.keys().copied().eq(places), "{bindings:?}");
+    bindings.into_values().collect()
+}
+
+/// naga rounds what is beyond f32's range into it; Tint, a browser's compiler, does not.
+#[test]
+fn every_number_in_a_shader_is_in_range() {
+    let mut numbers = 0;
+    for (name, text) in OWN_FILES {
+        let code = text
+            .lines()
+            .map(|line| line.split("//").next().unwrap_or_default());
+        for word in code.flat_map(|line| line.split(|c: char| !c.is_alphanumeric() && c != '.')) {
+            let word = word.trim_end_matches(['f', 'u']);
+            let Some(number) = word.parse::<f64>().ok().filter(|_| word.contains('.')) else {
+                continue;
+            };
+            assert!(number <= f64::from(f32::MAX), "{name}: {word}");
+            numbers += 1;
+        }
+    }
+    assert!(numbers > 50, "{numbers} numbers found");
 }
 
 /// naga reads subgroup operations without it; browsers do not.

@@ -2,17 +2,14 @@
 
 use crate::gpu::{Kernel, WeightFormat};
 
-/// The kernels of the file `shaders/$folder/$name.wgsl`, named `$name`, one a format in the order of [`WeightFormat::ALL`].
+/// The kernels of the file `shaders/$folder/$name.wgsl`, one a format in the order of [`WeightFormat::ALL`].
 macro_rules! by_format {
-    ($folder:literal, $name:literal, $bindings:expr) => {
-        by_format!($folder, $name, $name, $bindings, [])
-    };
-    ($folder:literal, $shader:literal, $name:literal, $bindings:expr, [$($choice:expr),*]) => {{
-        const KERNEL: Kernel = Kernel::new(concat!($folder, "/", $shader), $bindings);
+    ($params:ty, $folder:literal, $name:literal, $bindings:expr) => {{
+        const KERNEL: Kernel = Kernel::new::<$params>(concat!($folder, "/", $name), $bindings);
         [
-            KERNEL.named($name, &[("weights", "f16") $(, $choice)*]),
-            KERNEL.named(concat!($name, "_q8"), &[("weights", "q8") $(, $choice)*]),
-            KERNEL.named(concat!($name, "_q4"), &[("weights", "q4") $(, $choice)*]),
+            KERNEL.named($name, &[("weights", "f16")]),
+            KERNEL.named(concat!($name, "_q8"), &[("weights", "q8")]),
+            KERNEL.named(concat!($name, "_q4"), &[("weights", "q4")]),
         ]
     }};
 }

@@ -4,6 +4,7 @@
 use crate::gpu::{Kernel, READ, WRITE, WeightFormat};
 use crate::kernels::weights::of_format;
 
+use super::Params;
 use super::cooperative::CooperativeTile;
 
 /// One kernel a weight format. f16 weights are multiplied as they lie, others are rounded first.
@@ -16,7 +17,7 @@ macro_rules! by_format {
         ]
     };
     ($name:literal, $format:literal, $weights:literal, $halves:literal, $size:literal, $x:literal, $tile:literal) => {
-        Kernel::new("linear/matmul_cooperative", &[READ, READ, READ, WRITE]).named(
+        Kernel::new::<Params>("linear/matmul_cooperative", &[READ, READ, READ, WRITE]).named(
             concat!("matmul_cooperative_", $name, $format),
             &[
                 ("size", $size),

@@ -3,16 +3,16 @@
 use crate::gpu::{Access, Capabilities, Kernel, READ, WRITE, WeightFormat};
 use crate::kernels::weights::{by_format, of_format};
 
-use super::MATVEC_ROWS;
 use super::cooperative::{CooperativeTile, all_cooperative_tiles, cooperative_tiles};
 use super::cooperative_kernels;
+use super::{MATVEC_ROWS, Params};
 
 const BINDINGS: &[Access] = &[READ, READ, READ, WRITE];
 
-static MATMUL_TILE: [Kernel; 3] = by_format!("linear", "matmul_tile", BINDINGS);
-static MATMUL_REGISTER: [Kernel; 3] = by_format!("linear", "matmul_register", BINDINGS);
-static MATVEC: [Kernel; 3] = by_format!("linear", "matvec", BINDINGS);
-static MATVEC_SUBGROUP: [Kernel; 3] = by_format!("linear", "matvec_subgroup", BINDINGS);
+static MATMUL_TILE: [Kernel; 3] = by_format!(Params, "linear", "matmul_tile", BINDINGS);
+static MATMUL_REGISTER: [Kernel; 3] = by_format!(Params, "linear", "matmul_register", BINDINGS);
+static MATVEC: [Kernel; 3] = by_format!(Params, "linear", "matvec", BINDINGS);
+static MATVEC_SUBGROUP: [Kernel; 3] = by_format!(Params, "linear", "matvec_subgroup", BINDINGS);
 
 /// All of them.
 #[cfg(test)]
@@ -119,9 +119,10 @@ fn vector_candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVari
         columns,
     };
     match capabilities.subgroups {
-        Some((least, lanes)) if least == lanes && lanes <= NARROW_LANES => register(lanes)
-            .chain([subgroup(lanes, 1, 8), Vector])
-            .collect(),
+        Some((least, lanes)) if least == lanes && lanes <= NARROW_LANES => {
+            let registers = register_lanes(capabilities).into_iter().flat_map(register);
+            registers.chain([subgroup(lanes, 1, 8), Vector]).collect()
+        }
         Some((least, lanes)) if least == lanes => SPLITS
             .into_iter()
             .filter(|(splits, _)| splits * lanes <= capabilities.invocations)
@@ -149,6 +150,12 @@ pub(super) fn more_candidates(capabilities: &Capabilities) -> Vec<LinearVariant>
     tiles.map(LinearVariant::Cooperative).collect()
 }
 
+/// Lanes of the subgroups of a device that `matmul_register` serves: it hands round what eight lanes hold.
+fn register_lanes(capabilities: &Capabilities) -> Option<u32> {
+    let lanes = capabilities.fixed_subgroup_size()?;
+    (8..=NARROW_LANES).contains(&lanes).then_some(lanes)
+}
+
 fn has_wide_subgroups(capabilities: &Capabilities) -> bool {
     let is_wide = |(least, _)| least > NARROW_LANES;
     capabilities.subgroups.is_some_and(is_wide)
@@ -157,8 +164,7 @@ fn has_wide_subgroups(capabilities: &Capabilities) -> bool {
 fn matrix_candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVariant> {
     use LinearVariant::{Cooperative, Register};
     let register = |lanes| register_heights(rows).map(move |height| Register { lanes, height });
-    let fixed = capabilities.fixed_subgroup_size();
-    if let Some(lanes) = fixed.filter(|&lanes| lanes <= NARROW_LANES) {
+    if let Some(lanes) = register_lanes(capabilities) {
         return register(lanes).chain([SQUARE_TILE]).collect();
     }
     let cooperative = if has_wide_subgroups(capabilities) {

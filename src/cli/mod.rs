@@ -9,6 +9,7 @@ mod devices;
 mod embed;
 mod eval;
 mod explain;
+mod flags;
 mod generation;
 mod in_order;
 mod inputs;

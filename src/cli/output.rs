@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
+use super::flags::spelled;
 use super::{FAILED, Shared};
 
 /// What the user wants to see.
@@ -57,7 +58,7 @@ impl Output {
 
     /// A failure, always shown, on one line whatever a file name or a file's text put into it.
     pub(super) fn error(&self, error: &dyn std::fmt::Display) {
-        let message = error.to_string().replace(char::is_control, " ");
+        let message = spelled(&error.to_string()).replace(char::is_control, " ");
         to_stderr(format_args!("error: {message}"));
     }
 
@@ -72,7 +73,7 @@ impl Output {
         if !self.quiet {
             to_stderr(format_args!(
                 "warn: {}",
-                text.replace(char::is_control, " ")
+                spelled(text).replace(char::is_control, " ")
             ));
         }
     }
@@ -80,7 +81,7 @@ impl Output {
     /// A line to know, unless quiet.
     pub(super) fn note(&self, text: &str) {
         if !self.quiet {
-            to_stderr(format_args!("{text}"));
+            to_stderr(format_args!("{}", spelled(text)));
         }
     }
 
@@ -195,7 +196,10 @@ impl log::Log for Logger {
     fn log(&self, record: &log::Record<'_>) {
         if self.enabled(record.metadata()) {
             let level = record.level().as_str().to_lowercase();
-            to_stderr(format_args!("{level}: {}", record.args()));
+            to_stderr(format_args!(
+                "{level}: {}",
+                spelled(&record.args().to_string())
+            ));
         }
     }
 

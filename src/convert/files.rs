@@ -123,7 +123,7 @@ pub fn find_tokenizer(
         ConvertError::refused(
             source.path(),
             problem,
-            format!("pass --tokenizer DIR: {example}"),
+            format!("pass `tokenizer`: {example}"),
         )
     })
 }

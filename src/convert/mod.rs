@@ -89,8 +89,8 @@ fn note_unused(plan: &mut Plan, options: &ConvertOptions, tokenizer: &Path) {
     let used = |source: Option<&Source>| source.is_some_and(|source| plan.uses(source));
     let has_tokenizer = options.llm.as_deref() == Some(tokenizer);
     let given = [
-        ("--vit", &options.vit, used(plan.vit)),
-        ("--llm", &options.llm, used(plan.llm) || has_tokenizer),
+        ("`vit`", &options.vit, used(plan.vit)),
+        ("`llm`", &options.llm, used(plan.llm) || has_tokenizer),
     ];
     for (option, path, of_use) in given {
         if let (Some(path), false) = (path, of_use) {

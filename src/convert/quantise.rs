@@ -1,4 +1,4 @@
-//! `convert --quant`: the result's matrices in blocks of small integers.
+//! Quantising: the result's matrices in blocks of small integers.
 
 use std::path::Path;
 
@@ -28,7 +28,7 @@ pub fn check(
         return Err(ConvertError::refused(
             file,
             "is to be quantised and to be f32",
-            "leave out --dtype or --quant",
+            "leave out `dtype` or `quant`",
         ));
     }
     Ok(())

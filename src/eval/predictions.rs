@@ -57,9 +57,6 @@ impl ResultFields {
 const FOR_READERS: [&str; 3] = ["model", "annotations", "questions"];
 /// Where the images lie may differ from machine to machine, and so between the parts of one run.
 const OF_THE_MACHINE: &str = "images";
-/// How much of the dataset is run. What is predicted of an image or question does not depend on it, what is found does.
-const LIMIT: &str = "--limit";
-
 /// Predictions by item, in memory and in a file.
 #[derive(Debug)]
 pub struct Predictions {
@@ -77,7 +74,8 @@ pub struct Predictions {
 
 impl Predictions {
     /// Reads `file`, if there is one. Nothing is written before [`Self::begin`] or [`Self::add`], so that a run that
-    /// cannot start leaves no trace; settings of a file without predictions do not count.
+    /// cannot start leaves no trace; settings of a file without predictions do not count. The setting `free` may be
+    /// another than the file's: predictions do not depend on it.
     ///
     /// # Errors
     /// A file that cannot be read, is damaged, or was made with other `settings`.
@@ -85,6 +83,7 @@ impl Predictions {
         file: &Path,
         fields: ResultFields,
         settings: &Map<String, Value>,
+        free: Option<&str>,
     ) -> Result<Self, EvalError> {
         let bytes = match std::fs::read(file) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -92,8 +91,7 @@ impl Predictions {
         };
         let (written, by_id, whole) = parse(file, fields, &bytes)?;
         if let (Some(written), false) = (&written, by_id.is_empty()) {
-            let free = (fields != ResultFields::RANKED).then_some(LIMIT);
-            let remedy = "use the same, or another --out";
+            let remedy = "use the same, or another `out`";
             check_settings(file, written, settings, free, remedy)?;
         }
         Ok(Self {
@@ -194,10 +192,10 @@ impl Predictions {
             && !by_id.is_empty()
         {
             // The result of an earlier merge goes; another run's predictions may have taken days.
-            check_settings(file, &earlier, &settings, free, "give another --out")?;
+            check_settings(file, &earlier, &settings, free, "give another `out`")?;
         }
         write_whole(file, &(settings_line(&settings) + &text))?;
-        Self::open(file, fields, &settings)
+        Self::open(file, fields, &settings, None)
     }
 
     /// The settings of the run that made `file`; `None` where its first line has none.

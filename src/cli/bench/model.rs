@@ -45,7 +45,14 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         beams: Some(1),
         new_tokens: Some(usize::from(args.max_new_tokens)),
     };
-    let (mut model, load) = open(shared, work, output).await.map_err(in_own_flags)?;
+    let (mut model, load) = match open(shared, work, output).await {
+        // The batch of a bench is its largest.
+        Err(Error::Memory(shortage)) => {
+            let text = shortage.to_string().replace("`batch_size`", "`batches`");
+            return Ok(output.fail(&text));
+        }
+        opened => opened?,
+    };
     let bench = ModelBench {
         image,
         max_new_tokens: usize::from(args.max_new_tokens),
@@ -66,17 +73,6 @@ pub(super) async fn run(shared: &Shared, args: &Args, output: &Output) -> Result
         print(&model, &load, &report, output);
     }
     Ok(true)
-}
-
-/// The batch of a bench is its largest.
-fn in_own_flags(error: Error) -> Error {
-    let Error::Memory(mut shortage) = error else {
-        return error;
-    };
-    for other in &mut shortage.alternatives {
-        other.flags = other.flags.replace("--batch-size", "--batches");
-    }
-    Error::Memory(shortage)
 }
 
 /// Opens the model on a device that is open and checked already: what is timed is the checkpoint.

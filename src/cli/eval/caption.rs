@@ -16,7 +16,7 @@ use super::finish::{
     Measured, Outcome, finish, report_empty, report_missing, report_unknown, thumbnail_of,
 };
 use super::predict::{Job, run_jobs};
-use super::{make_folder, settings, with_limit};
+use super::{LIMIT, make_folder, settings, with_limit};
 use crate::cli::Shared;
 use crate::cli::output::Output;
 use crate::cli::score::{caption_scores_json, name_each};
@@ -57,7 +57,7 @@ pub(super) async fn run(
         with_limit(args.generation.given(), args.part.limit),
     )?;
     let file = args.part.file(&args.data.out, "predictions", "jsonl");
-    let mut predictions = Predictions::open(&file, ResultFields::CAPTION, &settings)?;
+    let mut predictions = Predictions::open(&file, ResultFields::CAPTION, &settings, Some(LIMIT))?;
 
     let ask = Ask::Caption(Arc::new(options.clone()));
     let open = (0..data.images.len())

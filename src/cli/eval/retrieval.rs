@@ -62,7 +62,7 @@ pub(super) async fn run(
         shard: args.shard,
     };
     let file = part.file(&args.data.out, "predictions", "jsonl");
-    let mut predictions = Predictions::open(&file, ResultFields::RANKED, &settings)?;
+    let mut predictions = Predictions::open(&file, ResultFields::RANKED, &settings, None)?;
 
     let mut all_well = true;
     let mut files = Vec::new();

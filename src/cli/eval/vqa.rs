@@ -18,7 +18,7 @@ use super::finish::{
     Measured, Outcome, finish, report_empty, report_missing, report_unknown, thumbnail_of,
 };
 use super::predict::{Job, run_jobs};
-use super::{make_folder, settings, with_limit};
+use super::{LIMIT, make_folder, settings, with_limit};
 use crate::cli::Shared;
 use crate::cli::output::Output;
 use crate::cli::score::{name_each, vqa_scores_json};
@@ -65,7 +65,7 @@ pub(super) async fn run(
         with_limit(args.generation.given(), args.part.limit),
     )?;
     let file = args.part.file(&args.data.out, "predictions", "jsonl");
-    let mut predictions = Predictions::open(&file, ResultFields::ANSWER, &settings)?;
+    let mut predictions = Predictions::open(&file, ResultFields::ANSWER, &settings, Some(LIMIT))?;
 
     let open = by_image(&data.questions).into_iter().filter(|&index| {
         args.part.has(index) && predictions.get(&data.questions[index].0).is_none()

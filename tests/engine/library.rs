@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use blip2_wgpu::generate::GenerationOverrides;
 use blip2_wgpu::gpu::{Gpu, GpuOptions};
 use blip2_wgpu::model::Blip2Model;
-use blip2_wgpu::schedule::{Engine, Pixels, Request};
+use blip2_wgpu::schedule::{Engine, Pixels, Queue, Request};
 use blip2_wgpu::weights::{Checkpoint, Outline};
 use blip2_wgpu::{Blip2, CaptionOptions, Error, OpenOptions, Preset, image};
 
@@ -95,7 +95,7 @@ fn requests_may_share_an_image() {
         ..Default::default()
     });
     let mut tokens = |requests: &[(usize, &[u32])]| -> Vec<Vec<u32>> {
-        let mut queue = engine.queue(2);
+        let mut queue = Queue::new(&mut engine, 2);
         for (number, (image, text)) in requests.iter().enumerate() {
             let request = Request {
                 image: Arc::clone(&pixels[*image]),

@@ -8,7 +8,7 @@ use blip2_wgpu::generate::{GenerationOptions, GenerationOverrides};
 use blip2_wgpu::gpu::{Disabled, Gpu, GpuOptions};
 use blip2_wgpu::image::Preprocessor;
 use blip2_wgpu::model::{Blip2Config, Blip2Model};
-use blip2_wgpu::schedule::{Engine, Pixels, Request};
+use blip2_wgpu::schedule::{Engine, Pixels, Queue, Request};
 use blip2_wgpu::task::ParityReport;
 use blip2_wgpu::text::{PromptMark, Tokenizer};
 use blip2_wgpu::weights::{Checkpoint, Outline};
@@ -191,13 +191,13 @@ fn a_request_gets_what_it_gets_alone() {
     let alone: Vec<_> = requests
         .iter()
         .map(|request| {
-            let mut queue = engine.queue(1);
+            let mut queue = Queue::new(&mut engine, 1);
             queue.push(request.clone()).expect("a request");
             pollster::block_on(queue.finish()).expect("texts").remove(0)
         })
         .collect();
     for batch in [3, 8] {
-        let mut queue = engine.queue(batch);
+        let mut queue = Queue::new(&mut engine, batch);
         for request in &requests {
             queue.push(request.clone()).expect("a request");
         }

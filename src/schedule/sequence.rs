@@ -7,12 +7,45 @@ use crate::generate::{
     sample,
 };
 
-use super::queue::Event;
-use super::session::Prompt;
+use crate::kernels::VISUAL;
 
-/// A request on the device.
+use super::request::Event;
+
+/// A prompt: its image's query rows, then text, and behind an encoder the token that the decoder begins with.
+#[derive(Debug, Clone)]
+pub(super) struct Prompt {
+    /// First row of its image in the image store.
+    pub visual_row: usize,
+    /// Visual rows in front of the text.
+    pub visual_count: usize,
+    /// Text ids, with the special tokens that they begin or end with.
+    pub text: Vec<u32>,
+    /// The decoder's first token, where an encoder reads image and text.
+    pub decoder_start: Option<u32>,
+}
+
+impl Prompt {
+    /// Positions it fills.
+    pub(super) fn len(&self) -> usize {
+        self.input_len() + usize::from(self.decoder_start.is_some())
+    }
+
+    /// Positions of image and text.
+    pub(super) fn input_len(&self) -> usize {
+        self.visual_count + self.text.len()
+    }
+
+    /// Input rows: visual references, then token ids.
+    pub(super) fn inputs(&self) -> impl Iterator<Item = u32> {
+        let visual =
+            (self.visual_row..self.visual_row + self.visual_count).map(|row| VISUAL | row as u32);
+        visual.chain(self.text.iter().copied())
+    }
+}
+
+/// The sequences of a request on the device.
 #[derive(Debug)]
-pub(super) struct Job {
+pub(super) struct SequenceGroup {
     /// Number of its request.
     pub request: usize,
     pub prompt: Prompt,
@@ -30,7 +63,7 @@ pub(super) struct Job {
 struct Sequence {
     /// Generated tokens.
     tokens: Vec<u32>,
-    /// For each of them, which of the job's sequences wrote its keys and values: a beam's ancestry.
+    /// For each of them, which of the group's sequences wrote its keys and values: a beam's ancestry.
     writers: Vec<usize>,
 }
 
@@ -61,8 +94,8 @@ pub(super) fn cache_rows_of(prompt: usize, options: &GenerationOptions) -> usize
     prompt.saturating_add(options.max_new_tokens.saturating_mul(sequences_of(options)))
 }
 
-impl Job {
-    /// A job at its first token. `pages` are [`cache_rows_of`] many.
+impl SequenceGroup {
+    /// A group at its first token. `pages` are [`cache_rows_of`] many.
     pub(super) fn new(
         request: usize,
         prompt: Prompt,
@@ -174,7 +207,7 @@ impl Job {
     }
 
     /// Takes the candidates of the next token: after the prefill one row for all sequences, later one for each
-    /// of [`Job::running`]. Reports what was chosen; `true` when the request is finished.
+    /// of [`SequenceGroup::running`]. Reports what was chosen; `true` when the request is finished.
     ///
     /// # Errors
     /// Scores that leave no choice.

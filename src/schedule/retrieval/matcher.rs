@@ -9,10 +9,10 @@ use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, Program, ProgramBuil
 use crate::kernels::copy;
 use crate::model::{RetrievalModel, Texts};
 
-use super::MemoryPlan;
-use super::images::{
-    EncodedImage, ImageParts, ImagePrograms, ImageShapes, max_images, rehearse_images,
-};
+use crate::schedule::memory::MemoryPlan;
+use crate::schedule::programs::image::{ImageProgram, ImageSide, Keep};
+
+use super::images::{EncodedImage, ImagePrograms, ImageShapes};
 use super::search::{Hit, Search, SearchDirection};
 
 /// Texts encoded together.
@@ -123,13 +123,13 @@ impl Matcher {
     /// Rows and columns of what an image becomes.
     #[must_use]
     pub fn image_shapes(&self) -> ImageShapes {
-        ImageParts::of(&self.model).shapes()
+        ImageShapes::of(self.image_side())
     }
 
     /// Most images that the device's limits allow at once.
     #[must_use]
     pub fn max_images(&self) -> usize {
-        max_images(&self.gpu, &self.model.vit)
+        self.image_side().max_images(&self.gpu)
     }
 
     /// Encodes `images` (`[3, size, size]` each) as one batch.
@@ -140,10 +140,10 @@ impl Matcher {
         &mut self,
         images: &[impl AsRef<[f32]>],
     ) -> Result<Vec<EncodedImage>, Error> {
-        let parts = ImageParts::of(&self.model);
+        let side = ImageSide::Retrieval(&self.model);
         let encoded = self
             .image_programs
-            .encode(&self.gpu, parts, &self.pool, images)
+            .encode(&self.gpu, side, &self.pool, images)
             .await?;
         self.images_encoded += images.len();
         Ok(encoded)
@@ -234,11 +234,7 @@ impl Matcher {
         }
         let most_images = max_pair_images(&self.gpu, &self.model);
         let mut logits = vec![[0.0; 2]; pairs.len()];
-        for block in blocks(
-            pairs,
-            most_images,
-            ImageParts::of(&self.model).least_batch(),
-        ) {
+        for block in blocks(pairs, most_images, self.image_side().least_batch()) {
             let results = self.match_block(images, pairs, &block).await?;
             for (&index, result) in block.pairs.iter().flatten().zip(results) {
                 logits[index] = result;
@@ -312,6 +308,10 @@ impl Matcher {
         Ok(found)
     }
 
+    pub(super) fn image_side(&self) -> ImageSide<'_> {
+        ImageSide::Retrieval(&self.model)
+    }
+
     /// Whether the texts are such that the device can be trusted with them.
     pub(super) fn check_texts(&self, texts: &[&[u32]]) -> Result<(), Error> {
         let (most, vocabulary) = (
@@ -371,7 +371,7 @@ impl MemoryPlan {
     ) -> Result<Self, GpuError> {
         let gpu = gpu.rehearsal();
         let pool = ActivationPool::default();
-        let parts = ImageParts::of(model);
+        let side = ImageSide::Retrieval(model);
         let text = vec![0; work.tokens.max(1)];
         let texts = vec![text.as_slice(); work.texts.max(1)];
         let mut order: Vec<usize> = (0..texts.len()).collect();
@@ -383,14 +383,15 @@ impl MemoryPlan {
                 TextProgram::record(&gpu, model, [batch, length], &pool)?;
             }
         }
-        rehearse_images(&gpu, parts, work.batch, &pool)?;
+        let batch = work.batch.max(side.least_batch());
+        ImageProgram::record(&gpu, side, batch, Keep::Nothing, &pool)?;
         let most_images = max_pair_images(&gpu, model);
         let image_bytes = (model.vit.tokens() * model.vit.hidden_size() * 4) as u64;
         let tokens = gpu.storage("image tokens of pairs", most_images as u64 * image_bytes)?;
         let pairs: Vec<(usize, &[u32])> = (0..work.batch)
             .flat_map(|image| texts.iter().map(move |text| (image, *text)))
             .collect();
-        let blocks = blocks(&pairs, most_images, parts.least_batch());
+        let blocks = blocks(&pairs, most_images, side.least_batch());
         let shapes: std::collections::BTreeSet<_> =
             blocks.iter().map(|block| block.shape).collect();
         for &shape in shapes.iter().rev() {

@@ -1,4 +1,4 @@
-//! One turn of decoding all active jobs: several greedy steps in one submit, or one step whose tokens the host chooses.
+//! One turn of decoding all active sequences: several greedy steps in one submit, or one step whose tokens the host chooses.
 
 use std::time::Duration;
 
@@ -6,54 +6,51 @@ use crate::platform::Instant;
 
 use crate::Error;
 use crate::gpu::{Gpu, Program};
-use crate::kernels::INACTIVE;
 use crate::model::Blip2Model;
 
-use super::Timings;
-use super::job::Job;
-use super::queue::Event;
-use super::session::{Session, TableRow};
-use super::tails::{RowScores, TailKey};
-
-/// Steps recorded into one submit at most: what a finished text may waste.
-pub(super) const MAX_WINDOW: usize = 8;
+use super::device_state::DeviceState;
+use super::programs::sample::{MAX_WINDOW, RowScores, SamplerKey};
+use super::request::Event;
+use super::sequence::SequenceGroup;
+use super::tables::TableRow;
+use super::timings::Timings;
 
 /// Work to put into one submit: enough to hide the round trip, short enough to stream.
 const WINDOW_TIME: Duration = Duration::from_millis(20);
 
-/// What the device knows of the active jobs.
+/// What the device knows of the active sequences.
 #[derive(Debug, Default)]
 pub(super) struct DeviceRows {
-    tables: Tables,
+    tables: TablesHold,
     /// Steps of the next greedy window.
     window: usize,
-    /// The next step of the same jobs, encoded while the device was busy with the one before.
-    ahead: Option<(TailKey, wgpu::CommandBuffer)>,
+    /// The next step of the same rows, encoded while the device was busy with the one before.
+    ahead: Option<(SamplerKey, wgpu::CommandBuffer)>,
 }
 
 impl DeviceRows {
-    /// Notes that other jobs are active now.
+    /// Notes that other rows are active now.
     pub(super) fn forget(&mut self) {
-        self.tables = Tables::Stale;
+        self.tables = TablesHold::Stale;
         self.ahead = None;
     }
 
-    /// The step that was encoded ahead, if it is one that ends in the tail of `key`.
-    fn take_ahead(&mut self, key: TailKey) -> Option<wgpu::CommandBuffer> {
+    /// The step that was encoded ahead, if it is one that ends in the sampler of `key`.
+    fn take_ahead(&mut self, key: SamplerKey) -> Option<wgpu::CommandBuffer> {
         let (ahead, commands) = self.ahead.take()?;
         (ahead == key).then_some(commands)
     }
 }
 
-/// The state of the tables on the device.
+/// What the tables on the device hold.
 #[derive(Debug, Default, PartialEq, Eq)]
-enum Tables {
-    /// They hold other rows.
+enum TablesHold {
+    /// Other rows.
     #[default]
     Stale,
-    /// They hold the running rows; what changes with each token is written at each step.
+    /// The running rows; what changes with each token is written at each step.
     Rows,
-    /// The device itself has kept everything up to date.
+    /// The running rows, and the device itself keeps everything up to date.
     All,
 }
 
@@ -61,62 +58,63 @@ enum Tables {
 pub(super) struct Decoder<'a> {
     pub gpu: &'a Gpu,
     pub model: &'a Blip2Model,
-    pub session: &'a mut Session,
+    pub state: &'a mut DeviceState,
     pub timings: &'a mut Timings,
 }
 
-/// A job that has ended at this turn, by its index among the active ones.
+/// A group that has ended at this turn, by its index among the active ones.
 pub(super) type Ended = (usize, Result<(), Error>);
 
 impl Decoder<'_> {
-    /// Prefills `jobs` and chooses their first tokens.
+    /// Prefills `groups` and chooses their first tokens.
     ///
     /// # Errors
     /// The device failed.
     pub(super) async fn prefill(
         &mut self,
-        jobs: &mut [Job],
+        groups: &mut [SequenceGroup],
         events: &mut Vec<Event>,
     ) -> Result<Vec<Ended>, Error> {
         let started = Instant::now();
         let _phase = self.gpu.phase("prefill");
-        let prefill = self.session.prefill(self.gpu, self.model, jobs)?;
-        let key = TailKey::of(
-            jobs,
+        let prefill = self.state.prefill(self.gpu, self.model, groups)?;
+        let key = SamplerKey::of(
+            groups,
             prefill.prompts,
             true,
             self.model.language_model.vocabulary(),
         );
-        let tail = self.session.candidate_tail(self.gpu, key)?;
+        let sampler = self.state.candidate_sampler(self.gpu, key)?;
         let mut encoder = prefill.program.begin(self.gpu);
-        tail.encode_behind(&mut encoder);
+        sampler.encode_behind(&mut encoder);
         self.gpu.submit([encoder.finish()]);
-        let scores = tail.read(self.gpu).await?;
+        let scores = sampler.read(self.gpu).await?;
         self.timings.prefill += started.elapsed();
-        let each_its_row = jobs.iter_mut().zip(scores.chunks(1)).enumerate();
-        let ended = each_its_row.filter_map(|(index, (job, row))| ended(index, job, row, events));
+        let each_its_row = groups.iter_mut().zip(scores.chunks(1)).enumerate();
+        let ended =
+            each_its_row.filter_map(|(index, (group, row))| ended(index, group, row, events));
         Ok(ended.collect())
     }
 
-    /// Decodes the next tokens of all `jobs`.
+    /// Decodes the next tokens of all `groups`.
     ///
     /// # Errors
     /// The device failed.
     pub(super) async fn decode(
         &mut self,
-        jobs: &mut [Job],
+        groups: &mut [SequenceGroup],
         device: &mut DeviceRows,
         events: &mut Vec<Event>,
     ) -> Result<Vec<Ended>, Error> {
         let started = Instant::now();
         let _phase = self.gpu.phase("decode");
-        let running: usize = jobs.iter().map(|job| job.running().count()).sum();
-        let rows = running.next_power_of_two().min(self.session.shape.rows);
+        let running: usize = groups.iter().map(|group| group.running().count()).sum();
+        let rows = running.next_power_of_two().min(self.state.shape.rows);
         let steps_before = self.timings.steps;
-        let ended = if jobs.iter().all(Job::is_greedy) {
-            self.greedy_window(jobs, rows, device, events).await?
+        let ended = if groups.iter().all(SequenceGroup::is_greedy) {
+            self.greedy_window(groups, rows, device, events).await?
         } else {
-            self.step(jobs, rows, device, events).await?
+            self.step(groups, rows, device, events).await?
         };
         if !ended.is_empty() {
             device.forget(); // rows move up
@@ -131,33 +129,37 @@ impl Decoder<'_> {
     /// first step while the host encodes the others, and the first of the next window is encoded while it is busy.
     async fn greedy_window(
         &mut self,
-        jobs: &mut [Job],
+        groups: &mut [SequenceGroup],
         rows: usize,
         device: &mut DeviceRows,
         events: &mut Vec<Event>,
     ) -> Result<Vec<Ended>, Error> {
-        let key = TailKey::of(jobs, rows, false, self.model.language_model.vocabulary());
-        let program = self.session.decode(self.gpu, self.model, rows)?;
-        let tail = self.session.greedy_tail(self.gpu, key)?;
-        if device.tables != Tables::All {
-            let table_rows: Vec<TableRow> = jobs.iter().map(|job| (job, 0)).collect();
-            self.session.decoding.write(self.gpu, &table_rows);
-            self.write_inputs(&table_rows, rows);
-            device.tables = Tables::All;
+        let key = SamplerKey::of(groups, rows, false, self.model.language_model.vocabulary());
+        let program = self.state.decode(self.gpu, self.model, rows)?;
+        let sampler = self.state.greedy_sampler(self.gpu, key)?;
+        if device.tables != TablesHold::All {
+            let table_rows: Vec<TableRow> = groups.iter().map(|group| (group, 0)).collect();
+            self.state.decoding.write(self.gpu, &table_rows);
+            self.state.step.write(self.gpu, &table_rows, rows);
+            device.tables = TablesHold::All;
         }
-        let longest = jobs.iter().map(Job::tokens_left).max().unwrap_or(1);
-        let worth = jobs
+        let longest = groups
             .iter()
-            .map(|job| worth_a_window(job.tokens(), job.tokens_certain()));
+            .map(SequenceGroup::tokens_left)
+            .max()
+            .unwrap_or(1);
+        let worth = groups
+            .iter()
+            .map(|group| worth_a_window(group.tokens(), group.tokens_certain()));
         let window = device.window.min(worth.max().unwrap_or(1));
         let window = window.clamp(1, longest.min(MAX_WINDOW));
         let encode_steps = |steps, encoder: &mut _| {
-            let steps = (0..steps).flat_map(|_| [&*program, tail.program()]);
+            let steps = (0..steps).flat_map(|_| [&*program, sampler.program()]);
             Program::encode_all(steps, encoder);
         };
         let encode_first = |decoder: &Self| {
             decoder.encode(|encoder| {
-                tail.begin(encoder);
+                sampler.begin(encoder);
                 encode_steps(1, encoder);
             })
         };
@@ -166,18 +168,18 @@ impl Decoder<'_> {
             self.gpu.submit([commands]);
             commands = self.encode(|encoder| encode_steps(steps, encoder));
         }
-        let copy = self.encode(|encoder| tail.copy_chosen(encoder, window));
+        let copy = self.encode(|encoder| sampler.copy_chosen(encoder, window));
         self.gpu.submit([commands, copy]);
         if longest > window && self.encodes_ahead() {
             device.ahead = Some((key, encode_first(self)));
         }
-        let chosen = tail.read(self.gpu, window).await?;
+        let chosen = sampler.read(self.gpu, window).await?;
         self.timings.steps += window;
         let mut all_ended = Vec::new();
-        for (index, job) in jobs.iter_mut().enumerate() {
+        for (index, group) in groups.iter_mut().enumerate() {
             for step in &chosen {
                 let (token, log_probability) = step[index];
-                match job.push_greedy(token, log_probability, events) {
+                match group.push_greedy(token, log_probability, events) {
                     Ok(false) => continue,
                     Ok(true) => all_ended.push((index, Ok(()))),
                     Err(error) => all_ended.push((index, Err(error.into()))),
@@ -191,66 +193,55 @@ impl Decoder<'_> {
     /// One step of all rows; the host chooses from each row's candidates.
     async fn step(
         &mut self,
-        jobs: &mut [Job],
+        groups: &mut [SequenceGroup],
         rows: usize,
         device: &mut DeviceRows,
         events: &mut Vec<Event>,
     ) -> Result<Vec<Ended>, Error> {
-        let key = TailKey::of(jobs, rows, false, self.model.language_model.vocabulary());
-        let program = self.session.decode(self.gpu, self.model, rows)?;
-        let tail = self.session.candidate_tail(self.gpu, key)?;
-        let table_rows: Vec<TableRow> = jobs
+        let key = SamplerKey::of(groups, rows, false, self.model.language_model.vocabulary());
+        let program = self.state.decode(self.gpu, self.model, rows)?;
+        let sampler = self.state.candidate_sampler(self.gpu, key)?;
+        let table_rows: Vec<TableRow> = groups
             .iter()
-            .flat_map(|job| job.running().map(move |sequence| (job, sequence)))
+            .flat_map(|group| group.running().map(move |sequence| (group, sequence)))
             .collect();
-        let tables = &self.session.decoding;
-        if device.tables == Tables::Stale {
+        let tables = &self.state.decoding;
+        if device.tables == TablesHold::Stale {
             tables.write(self.gpu, &table_rows);
         } else {
-            if jobs.iter().any(Job::has_beams) {
+            if groups.iter().any(SequenceGroup::has_beams) {
                 tables.write_pages(self.gpu, &table_rows);
             }
             if key.reads_history() {
                 tables.write_history(self.gpu, &table_rows);
             }
         }
-        self.write_inputs(&table_rows, rows);
-        let rows_of_jobs: Vec<usize> = jobs.iter().map(|job| job.running().count()).collect();
-        let encode = |decoder: &Self| decoder.encode(|encoder| tail.encode(&program, encoder));
+        self.state.step.write(self.gpu, &table_rows, rows);
+        let rows_of_groups: Vec<usize> =
+            groups.iter().map(|group| group.running().count()).collect();
+        let encode = |decoder: &Self| decoder.encode(|encoder| sampler.encode(&program, encoder));
         let commands = device.take_ahead(key).unwrap_or_else(|| encode(self));
         self.gpu.submit([commands]);
-        if jobs.iter().any(|job| job.tokens_left() > 1) && self.encodes_ahead() {
+        if groups.iter().any(|group| group.tokens_left() > 1) && self.encodes_ahead() {
             device.ahead = Some((key, encode(self)));
         }
-        let scores = tail.read(self.gpu).await?;
+        let scores = sampler.read(self.gpu).await?;
         self.timings.steps += 1;
         let mut rest = scores.as_slice();
         let mut all_ended = Vec::new();
-        for (index, (job, count)) in jobs.iter_mut().zip(&rows_of_jobs).enumerate() {
+        for (index, (group, count)) in groups.iter_mut().zip(&rows_of_groups).enumerate() {
             let (own, others) = rest.split_at(*count);
             rest = others;
-            all_ended.extend(ended(index, job, own, events));
+            all_ended.extend(ended(index, group, own, events));
         }
         // A draw that ends one text of several takes its row away.
-        let running: usize = jobs.iter().map(|job| job.running().count()).sum();
-        device.tables = if running == rows_of_jobs.iter().sum::<usize>() {
-            Tables::Rows
+        let running: usize = groups.iter().map(|group| group.running().count()).sum();
+        device.tables = if running == rows_of_groups.iter().sum::<usize>() {
+            TablesHold::Rows
         } else {
-            Tables::Stale
+            TablesHold::Stale
         };
         Ok(all_ended)
-    }
-
-    /// Writes inputs and positions of the decode rows, and that those beyond do nothing.
-    fn write_inputs(&self, table_rows: &[TableRow], rows: usize) {
-        let mut tokens = vec![0; rows];
-        let mut row_info = vec![[0, INACTIVE]; rows];
-        for (row, (job, sequence)) in table_rows.iter().enumerate() {
-            tokens[row] = job.input(*sequence);
-            row_info[row] = [row as u32, job.position(*sequence) as u32];
-        }
-        self.gpu.write(&self.session.tokens, 0, &tokens);
-        self.gpu.write(&self.session.row_info, 0, &row_info);
     }
 
     /// The commands that `record` puts into an encoder.
@@ -281,15 +272,15 @@ fn groups_after_the_first(window: usize) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Has `job` choose from its rows' scores; says so if it has ended thereby.
+/// Has `group` choose from its rows' scores; says so if it has ended thereby.
 fn ended(
     index: usize,
-    job: &mut Job,
+    group: &mut SequenceGroup,
     rows: &[RowScores],
     events: &mut Vec<Event>,
 ) -> Option<Ended> {
-    let candidates: Result<Vec<_>, _> = rows.iter().map(|row| row.candidates(job)).collect();
-    match candidates.and_then(|candidates| job.choose(&candidates, events)) {
+    let candidates: Result<Vec<_>, _> = rows.iter().map(|row| row.candidates(group)).collect();
+    match candidates.and_then(|candidates| group.choose(&candidates, events)) {
         Ok(false) => None,
         Ok(true) => Some((index, Ok(()))),
         Err(error) => Some((index, Err(error.into()))),

@@ -7,13 +7,15 @@ use crate::kernels::{
     Advance, MAX_TOP_K, ProcessLogits, advance, argmax, copy, log_softmax, process_logits, top_k,
 };
 
-use super::decode::MAX_WINDOW;
-use super::job::Job;
-use super::session::{Session, Tables};
+use crate::schedule::sequence::SequenceGroup;
+use crate::schedule::tables::{RowTables, StepTables};
 
-/// What a recorded tail does. Tails are few: each is recorded once a session.
+/// Greedy steps of one submit at most: what a finished text may waste.
+pub(in crate::schedule) const MAX_WINDOW: usize = 8;
+
+/// What a recorded sampler does. Samplers are few: each is recorded once a device state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct TailKey {
+pub(in crate::schedule) struct SamplerKey {
     /// Whether the rows are prompts just prefilled, or sequences being decoded.
     pub is_prefill: bool,
     /// Rows of logits.
@@ -26,10 +28,15 @@ pub(super) struct TailKey {
     processes: bool,
 }
 
-impl TailKey {
-    /// The tail that serves `jobs` in `rows` rows of logits.
-    pub(super) fn of(jobs: &[Job], rows: usize, is_prefill: bool, vocabulary: usize) -> Self {
-        let needed = jobs.iter().map(Job::candidates_needed);
+impl SamplerKey {
+    /// The sampler that serves `groups` in `rows` rows of logits.
+    pub(in crate::schedule) fn of(
+        groups: &[SequenceGroup],
+        rows: usize,
+        is_prefill: bool,
+        vocabulary: usize,
+    ) -> Self {
+        let needed = groups.iter().map(SequenceGroup::candidates_needed);
         let candidates = needed
             .reduce(|a, b| a.zip(b).map(|(a, b)| a.max(b)))
             .flatten()
@@ -39,22 +46,22 @@ impl TailKey {
             is_prefill,
             rows,
             candidates,
-            normalises: jobs.iter().any(Job::has_beams),
-            processes: jobs
+            normalises: groups.iter().any(SequenceGroup::has_beams),
+            processes: groups
                 .iter()
-                .any(|job| !ScoreProcessors::from_options(&job.options).is_identity()),
+                .any(|group| !ScoreProcessors::from_options(&group.options).is_identity()),
         }
     }
 
     /// Whether the kernels read what the rows have said.
-    pub(super) fn reads_history(&self) -> bool {
+    pub(in crate::schedule) fn reads_history(&self) -> bool {
         self.processes
     }
 }
 
 /// Processors, argmax and the stop rule, all on the device.
 #[derive(Debug)]
-pub(super) struct GreedyTail {
+pub(in crate::schedule) struct GreedySampler {
     rows: usize,
     /// A step counter, then `(token, log-probability)` of each step and row.
     chosen: wgpu::Buffer,
@@ -62,28 +69,32 @@ pub(super) struct GreedyTail {
     readback: Readback,
 }
 
-impl GreedyTail {
-    pub(super) fn record(gpu: &Gpu, session: &Session, key: TailKey) -> Result<Self, GpuError> {
-        let rows = key.rows;
+impl GreedySampler {
+    pub(in crate::schedule) fn record(
+        gpu: &Gpu,
+        inputs: SamplerInputs<'_>,
+        step: &StepTables,
+        key: SamplerKey,
+    ) -> Result<Self, GpuError> {
+        let (rows, tables) = (key.rows, inputs.tables);
         let chosen_bytes = 8 * (1 + MAX_WINDOW * rows) as u64;
         let chosen = gpu.storage("chosen", chosen_bytes)?;
         let mut program = ProgramBuilder::new(gpu, "greedy");
-        let (logits, tables) = session.logits(&key);
-        record_processors(&mut program, session, &key, &logits, tables);
+        let logits = inputs.processed(&mut program, &key);
         let bests = argmax(&mut program, &logits);
         advance(
             &mut program,
             &Advance {
                 bests: &bests,
                 rules: &tables.rules,
-                rules_stride: session.shape.rules_stride,
-                row_info: &session.row_info,
+                rules_stride: tables.rules_stride,
+                row_info: &step.row_info,
                 row_state: &tables.row_state,
-                tokens: &session.tokens,
+                tokens: &step.tokens,
                 history: &tables.history,
                 chosen: &chosen,
                 rows,
-                history_stride: session.shape.max_length,
+                history_stride: tables.max_length,
             },
         );
         Ok(Self {
@@ -95,17 +106,21 @@ impl GreedyTail {
     }
 
     /// Starts a window of steps: the step counter goes back to zero.
-    pub(super) fn begin(&self, encoder: &mut wgpu::CommandEncoder) {
+    pub(in crate::schedule) fn begin(&self, encoder: &mut wgpu::CommandEncoder) {
         encoder.clear_buffer(&self.chosen, 0, Some(8));
     }
 
     /// The end of one step.
-    pub(super) fn program(&self) -> &Program {
+    pub(in crate::schedule) fn program(&self) -> &Program {
         &self.program
     }
 
     /// Ends a window of `steps` steps: what they chose is copied to where [`Self::read`] finds it.
-    pub(super) fn copy_chosen(&self, encoder: &mut wgpu::CommandEncoder, steps: usize) {
+    pub(in crate::schedule) fn copy_chosen(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        steps: usize,
+    ) {
         let pairs = 1 + steps * self.rows;
         self.readback
             .record(encoder, &self.chosen, 0, 8 * pairs as u64);
@@ -113,7 +128,7 @@ impl GreedyTail {
 
     /// Reads `(token, log-probability)` of each step and row of a submitted window of `steps`. Rows that are finished, and
     /// those beyond the running ones, hold nothing of meaning.
-    pub(super) async fn read(
+    pub(in crate::schedule) async fn read(
         &self,
         gpu: &Gpu,
         steps: usize,
@@ -128,7 +143,7 @@ impl GreedyTail {
 
 /// Processors, then each row's best candidates for the host to choose from.
 #[derive(Debug)]
-pub(super) struct CandidateTail {
+pub(in crate::schedule) struct CandidateSampler {
     rows: usize,
     program: Program,
     source: CandidateSource,
@@ -153,17 +168,20 @@ enum CandidateSource {
 
 /// A row's best tokens by score (a logit, or a log-probability where the row was normalised) and `ln Σ exp` of the row.
 #[derive(Debug)]
-pub(super) struct RowScores {
+pub(in crate::schedule) struct RowScores {
     best: Vec<(u32, f32)>,
     log_sum_exp: f32,
 }
 
-impl CandidateTail {
-    pub(super) fn record(gpu: &Gpu, session: &Session, key: TailKey) -> Result<Self, GpuError> {
+impl CandidateSampler {
+    pub(in crate::schedule) fn record(
+        gpu: &Gpu,
+        inputs: SamplerInputs<'_>,
+        key: SamplerKey,
+    ) -> Result<Self, GpuError> {
         let rows = key.rows;
         let mut program = ProgramBuilder::new(gpu, "candidates");
-        let (logits, tables) = session.logits(&key);
-        record_processors(&mut program, session, &key, &logits, tables);
+        let logits = inputs.processed(&mut program, &key);
         let (source, bytes) = match key.candidates {
             Some(k) => {
                 let top = gpu.storage("top", (rows * k * 8) as u64)?;
@@ -192,14 +210,18 @@ impl CandidateTail {
         })
     }
 
-    /// Records `program`, which ends in logits, and the tail behind it, as far as [`Self::read`] needs it.
-    pub(super) fn encode(&self, program: &Program, encoder: &mut wgpu::CommandEncoder) {
+    /// Records `program`, which ends in logits, and the sampler behind it, as far as [`Self::read`] needs it.
+    pub(in crate::schedule) fn encode(
+        &self,
+        program: &Program,
+        encoder: &mut wgpu::CommandEncoder,
+    ) {
         Program::encode_all([program, &self.program], encoder);
         self.encode_copies(encoder);
     }
 
-    /// Records the tail alone, behind a program that ends in logits.
-    pub(super) fn encode_behind(&self, encoder: &mut wgpu::CommandEncoder) {
+    /// Records the sampler alone, behind a program that ends in logits.
+    pub(in crate::schedule) fn encode_behind(&self, encoder: &mut wgpu::CommandEncoder) {
         self.program.encode(encoder);
         self.encode_copies(encoder);
     }
@@ -224,7 +246,7 @@ impl CandidateTail {
     }
 
     /// Reads each row's best tokens of the step submitted last.
-    pub(super) async fn read(&self, gpu: &Gpu) -> Result<Vec<RowScores>, Error> {
+    pub(in crate::schedule) async fn read(&self, gpu: &Gpu) -> Result<Vec<RowScores>, Error> {
         match &self.source {
             CandidateSource::Top { k, .. } => {
                 let words: Vec<u32> = self.readback.read(gpu, self.rows * (2 * k + 1)).await?;
@@ -258,11 +280,14 @@ impl RowScores {
         }
     }
 
-    /// The candidates that `job` asked for, as log-probabilities. Masked entries become −∞.
+    /// The candidates that `group` asked for, as log-probabilities. Masked entries become −∞.
     ///
     /// # Errors
     /// Scores that leave no choice.
-    pub(super) fn candidates(&self, job: &Job) -> Result<Vec<Candidate>, GenerateError> {
+    pub(in crate::schedule) fn candidates(
+        &self,
+        group: &SequenceGroup,
+    ) -> Result<Vec<Candidate>, GenerateError> {
         let log_sum_exp = self.log_sum_exp;
         if log_sum_exp == f32::NEG_INFINITY || log_sum_exp <= MASKED {
             return Err(GenerateError::NoToken);
@@ -270,7 +295,7 @@ impl RowScores {
         if !log_sum_exp.is_finite() {
             return Err(GenerateError::NotANumber { token: 0 });
         }
-        let shift = if job.has_beams() { 0.0 } else { log_sum_exp };
+        let shift = if group.has_beams() { 0.0 } else { log_sum_exp };
         let candidate = |&(token, score): &(u32, f32)| Candidate {
             token,
             score: if score <= MASKED {
@@ -280,8 +305,8 @@ impl RowScores {
             },
         };
         let all: Vec<Candidate> = self.best.iter().map(candidate).collect();
-        Ok(match job.candidates_needed() {
-            // A job that needs few of a row that was read whole, for another's sake.
+        Ok(match group.candidates_needed() {
+            // A group that needs few of a row that was read whole, for another's sake.
             Some(k) if k < all.len() => {
                 let scores: Vec<f32> = all.iter().map(|candidate| candidate.score).collect();
                 crate::generate::top_k(&scores, k)
@@ -300,29 +325,35 @@ const _: () = assert!(MAX_CANDIDATES <= MAX_TOP_K);
 /// Scores at or below this stand for −∞ in the shaders.
 const MASKED: f32 = -3.4e38;
 
-/// Records the score processors, if any row has some.
-fn record_processors(
-    program: &mut ProgramBuilder,
-    session: &Session,
-    key: &TailKey,
-    logits: &Activation,
-    tables: &Tables,
-) {
-    let rules_stride = session.shape.rules_stride;
-    if key.normalises {
-        log_softmax(program, logits, &tables.rules, rules_stride);
-    }
-    if key.processes {
-        process_logits(
-            program,
-            &ProcessLogits {
-                scores: logits,
-                history: &tables.history,
-                history_stride: session.shape.max_length,
-                row_state: &tables.row_state,
-                rules: &tables.rules,
-                rules_stride,
-            },
-        );
+/// What a sampler reads.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::schedule) struct SamplerInputs<'a> {
+    /// `[rows, vocabulary]`, of which the first rows count.
+    pub logits: &'a Activation,
+    pub tables: &'a RowTables,
+}
+
+impl SamplerInputs<'_> {
+    /// The scores of the rows of `key`, behind their processors, if any row has some.
+    fn processed(self, program: &mut ProgramBuilder, key: &SamplerKey) -> Activation {
+        let Self { logits, tables } = self;
+        let scores = logits.reshaped(key.rows, logits.columns);
+        if key.normalises {
+            log_softmax(program, &scores, &tables.rules, tables.rules_stride);
+        }
+        if key.processes {
+            process_logits(
+                program,
+                &ProcessLogits {
+                    scores: &scores,
+                    history: &tables.history,
+                    history_stride: tables.max_length,
+                    row_state: &tables.row_state,
+                    rules: &tables.rules,
+                    rules_stride: tables.rules_stride,
+                },
+            );
+        }
+        scores
     }
 }

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use crate::Error;
+use crate::files::arrays::{ArrayFormat, ArrayWriter};
 use crate::model::{Blip2Config, config::Head};
 use crate::task::{
     ImageFeatures, ImageFeaturizer, OpenOptions, Preset, Retriever, TextFeatures, TextUse, Work,
 };
 
 use super::Shared;
-use super::arrays::{ArrayFormat, ArrayWriter};
 use super::generation::{BatchSize, parse_batch_size};
 use super::inputs::expand;
 use super::output::{Output, load_progress};

@@ -1,6 +1,5 @@
 //! The command line: one file a subcommand. The only place that prints, blocks, or exits.
 
-mod arrays;
 mod bench;
 mod caption;
 mod convert;
@@ -18,7 +17,6 @@ mod match_;
 mod output;
 mod pairs;
 mod parity;
-mod part_file;
 mod profile;
 mod pull;
 mod results;

@@ -1,10 +1,11 @@
 //! `--profile` and `--trace`: where the time of a run went.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::Error;
+use crate::files::atomic::AtomicFile;
 use crate::gpu::{KernelTime, Profiler};
 
 use super::Shared;
@@ -84,56 +85,50 @@ impl Profile {
 /// Where the trace goes. A run that is stopped leaves there what was there before.
 struct Trace {
     path: PathBuf,
-    /// What is written and then renamed; a pipe or a device is written itself.
-    temporary: Option<PathBuf>,
+    /// Whether it is a file, old or new; a pipe or a device is written as it stands.
+    is_file: bool,
 }
 
 impl Trace {
     /// Finds out before the run whether a file can be made there.
     fn prepare(path: &Path) -> Result<Self, Error> {
         let there = path.metadata().ok();
-        let is_file = there.as_ref().is_none_or(|it| it.is_file());
-        let mut name = path.as_os_str().to_owned();
-        name.push(".tmp");
         let trace = Self {
             path: path.into(),
-            temporary: is_file.then(|| name.into()),
+            is_file: there.as_ref().is_none_or(|it| it.is_file()),
         };
-        if is_file || there.is_some_and(|it| it.is_dir()) {
-            trace.create()?;
-        }
-        if let Some(temporary) = &trace.temporary {
-            let _ = std::fs::remove_file(temporary);
-        }
+        let tried = match there {
+            Some(it) if it.is_dir() => File::create(path).map(drop),
+            _ if trace.is_file => AtomicFile::create(path).map(drop),
+            _ => Ok(()),
+        };
+        tried.map_err(|cause| trace.error(cause))?;
         Ok(trace)
     }
 
-    fn create(&self) -> Result<File, Error> {
-        let target = self.temporary.as_ref().unwrap_or(&self.path);
-        File::create(target).map_err(|cause| self.error(cause))
-    }
-
     fn write(self, profiler: &Profiler) -> Result<(), Error> {
-        let mut file = BufWriter::new(self.create()?);
-        let written = profiler.write_trace(&mut file).and_then(|()| file.flush());
-        let placed = written.and_then(|()| match &self.temporary {
-            Some(temporary) => std::fs::rename(temporary, &self.path),
-            None => Ok(()),
-        });
-        placed.map_err(|cause| {
-            if let Some(temporary) = &self.temporary {
-                let _ = std::fs::remove_file(temporary);
-            }
-            self.error(cause)
-        })
+        let written = match self.is_file {
+            true => AtomicFile::create(&self.path).and_then(|mut file| {
+                write_trace(profiler, &mut file)?;
+                file.finish()
+            }),
+            false => File::create(&self.path).and_then(|file| write_trace(profiler, file)),
+        };
+        written.map_err(|cause| self.error(cause))
     }
 
-    fn error(&self, cause: std::io::Error) -> Error {
+    fn error(&self, cause: io::Error) -> Error {
         Error::Output {
             file: self.path.clone(),
             cause,
         }
     }
+}
+
+fn write_trace(profiler: &Profiler, to: impl Write) -> io::Result<()> {
+    let mut to = BufWriter::new(to);
+    profiler.write_trace(&mut to)?;
+    to.flush()
 }
 
 fn row(kernel: &KernelTime, total: f64) -> String {

@@ -1,6 +1,5 @@
 //! Attention as light: where it is little the picture darkens, where it is much the picture shows, warmly tinted.
 
-use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder, ImageResult};
 
@@ -136,18 +135,6 @@ pub(super) fn fit(picture: &Rgb8Image, side: u32) -> Rgb8Image {
     let scaled =
         |length: u32| ((f64::from(length) * f64::from(side) / longer).round() as u32).max(1);
     resize_bicubic(picture, scaled(picture.width()), scaled(picture.height()))
-}
-
-/// The picture as a JPEG file.
-pub(super) fn to_jpeg(picture: &Rgb8Image) -> ImageResult<Vec<u8>> {
-    let mut jpeg = Vec::new();
-    JpegEncoder::new_with_quality(&mut jpeg, 90).write_image(
-        picture.data(),
-        picture.width(),
-        picture.height(),
-        ExtendedColorType::Rgb8,
-    )?;
-    Ok(jpeg)
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! Explanations as one page: everything is in the file, and all but the large picture works without scripts.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use image::ImageResult;
 
-use super::heat::{Heat, above_mean, shrink, to_jpeg};
+use crate::files::page::{data_url, escape, jpeg};
+
+use super::heat::{Heat, above_mean, shrink};
 use super::{Page, Part};
 
 /// Longer side of the picture in the page, in pixels.
@@ -25,7 +25,7 @@ pub(super) fn section(page: &Page<'_>, number: usize) -> ImageResult<String> {
     };
     let mut html = format!(
         "<section>\n<style>.p{number}{{background-image:url({})}}</style>\n<h2>{}</h2>\n",
-        data_url("image/jpeg", &to_jpeg(&picture)?),
+        data_url("image/jpeg", &jpeg(&picture, 90)?),
         escape(page.name)
     );
     for part in page.parts {
@@ -122,38 +122,5 @@ impl Frame {
             escape(label),
             heat.peak
         ))
-    }
-}
-
-fn data_url(kind: &str, bytes: &[u8]) -> String {
-    format!("data:{kind};base64,{}", STANDARD.encode(bytes))
-}
-
-/// Text as it may stand between tags and in quoted attributes.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            _ => escaped.push(character),
-        }
-    }
-    escaped
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_and_words_cannot_become_tags() {
-        assert_eq!(
-            escape("<script>\"&'</script>"),
-            "&lt;script&gt;&quot;&amp;&#39;&lt;/script&gt;"
-        );
     }
 }

@@ -4,16 +4,16 @@ mod heat;
 mod html;
 mod png;
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::Error;
+use crate::files::atomic::AtomicFile;
 use crate::image::{DecodePolicy, Rgb8Image};
 use crate::task::{Ask, Blip2, ExplainedWord, Explanation, Texts, WrittenText};
 
 use super::inputs::ImageInput;
 use super::output::Output;
-use super::part_file::PartFile;
 
 /// What `--explain` names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,7 +175,7 @@ impl Explainer {
 /// The file being written.
 pub(super) struct Report {
     file: ExplainFile,
-    part: PartFile,
+    part: AtomicFile,
     pages: usize,
     /// The picture, where that is what is written.
     canvas: png::Canvas,
@@ -196,7 +196,7 @@ impl Report {
             return Err(Error::Usage { problem });
         }
         let mut report = Self {
-            part: PartFile::create(path).map_err(|cause| unwritable(path, cause))?,
+            part: AtomicFile::create(path).map_err(|cause| unwritable(path, cause))?,
             file: file.clone(),
             pages: 0,
             canvas: png::Canvas::default(),
@@ -242,11 +242,13 @@ impl Report {
         };
         self.write(&end)?;
         let path = self.file.path;
-        self.part.finish().map_err(|cause| unwritable(&path, cause))
+        self.part
+            .sync_and_finish()
+            .map_err(|cause| unwritable(&path, cause))
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let written = self.part.write(bytes);
+        let written = self.part.write_all(bytes);
         written.map_err(|cause| unwritable(&self.file.path, cause))
     }
 }

@@ -1,20 +1,19 @@
 //! A results file that can be gone on with after a kill at any moment.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::format::{Columns, Existing};
 use super::record::LockedRecord;
-use super::{Format, OutArgs, OutFile, ResultsError, RunRecord, failed, replace};
+use super::{Format, OutArgs, OutFile, ResultsError, RunRecord, failed};
 use crate::cli::delivery::Summary;
 use crate::cli::output::Output;
+use crate::files::atomic;
+use crate::files::log::Log;
 
-/// The longest that a line waits before it is on the disk and not only with the system, as long as lines come: what a
-/// power cut may cost. (A killed process loses nothing that it has written.)
+/// The longest that a line waits before it is on the disk and not only with the system, as long as lines come.
 const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A results file that was checked and locked, but in which nothing has changed yet.
@@ -66,7 +65,8 @@ impl EarlierResults {
             }
             existing => existing?,
         };
-        if existing.whole == 0 && existing.torn > 0 && earlier.is_none() {
+        let extent = existing.extent;
+        if extent.whole == 0 && extent.torn > 0 && earlier.is_none() {
             return Err(ResultsError::Foreign {
                 file: path.clone(),
                 problem: "it has no whole line".into(),
@@ -75,7 +75,7 @@ impl EarlierResults {
         let locked = LockedRecord::lock(path)?;
         // Another run may have written between the look and the lock.
         let length = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
-        if !args.overwrite && length != existing.whole + existing.torn {
+        if !args.overwrite && length != extent.whole + extent.torn {
             return Err(ResultsError::InUse { file: path.clone() });
         }
         Ok(Some(Self {
@@ -119,10 +119,10 @@ impl EarlierResults {
             return;
         }
         let file = self.path.display();
-        if self.existing.torn > 0 {
+        if self.existing.extent.torn > 0 {
             output.warning(&format!(
                 "{file}: the last line is torn ({} bytes); it goes, and its item is done again",
-                self.existing.torn
+                self.existing.extent.torn
             ));
         }
         if !self.recorded {
@@ -140,17 +140,10 @@ impl EarlierResults {
         if self.anew {
             // First the lines go, then the record changes: at no moment does a record stand by lines of another run.
             let header = self.format.header(&self.columns);
-            replace(&self.path, &header).map_err(failed(&self.path, "written"))?;
+            atomic::write(&self.path, &header).map_err(failed(&self.path, "written"))?;
+            self.existing.extent.whole = header.len() as u64;
         }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .open(&self.path)
-            .map_err(failed(&self.path, "written"))?;
-        if !self.anew {
-            file.set_len(self.existing.whole)
-                .map_err(failed(&self.path, "written"))?;
-        }
-        file.seek(SeekFrom::End(0))
+        let log = Log::resume(&self.path, self.existing.extent.whole)
             .map_err(failed(&self.path, "written"))?;
         if self.anew || !self.recorded {
             self.locked.write(&self.record)?;
@@ -159,8 +152,7 @@ impl EarlierResults {
             path: self.path,
             format: self.format,
             columns: self.columns,
-            file,
-            synced: Instant::now(),
+            log,
             _locked: self.locked,
         })
     }
@@ -172,8 +164,7 @@ pub(in crate::cli) struct ResultsFile {
     path: PathBuf,
     format: Format,
     columns: Columns,
-    file: File,
-    synced: Instant,
+    log: Log,
     _locked: LockedRecord,
 }
 
@@ -183,15 +174,11 @@ impl ResultsFile {
     /// # Errors
     /// What the system refuses; the file can be gone on with all the same.
     pub(in crate::cli) fn append(&mut self, record: &Value) -> Result<(), ResultsError> {
-        // One write: a kill tears at most this line, and readers see it as a whole.
         let line = self.format.line(&self.columns, record);
-        self.file
-            .write_all(&line)
-            .map_err(failed(&self.path, "written"))?;
-        if self.synced.elapsed() >= SYNC_INTERVAL {
-            self.sync()?;
-        }
-        Ok(())
+        let written = self.log.append(&line);
+        written
+            .and_then(|()| self.log.sync_every(SYNC_INTERVAL))
+            .map_err(failed(&self.path, "written"))
     }
 
     /// Sees to it that all lines are on the disk.
@@ -199,7 +186,6 @@ impl ResultsFile {
     /// # Errors
     /// What the system refuses.
     pub(in crate::cli) fn sync(&mut self) -> Result<(), ResultsError> {
-        self.synced = Instant::now();
-        self.file.sync_data().map_err(failed(&self.path, "written"))
+        self.log.sync().map_err(failed(&self.path, "written"))
     }
 }

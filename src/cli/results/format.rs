@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::{Format, ResultsError, failed};
+use crate::files::log::Extent;
 
 /// The fields of a command's records.
 #[derive(Debug, Clone)]
@@ -52,10 +53,8 @@ impl Columns {
 pub(super) struct Existing {
     /// The keys of its whole lines.
     pub keys: HashSet<String>,
-    /// Bytes of its whole lines, header included.
-    pub whole: u64,
-    /// Bytes behind the last whole line.
-    pub torn: u64,
+    /// Its whole lines, header included.
+    pub extent: Extent,
 }
 
 impl Format {
@@ -82,10 +81,10 @@ impl Format {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Existing::default()),
             Err(error) => return Err(failed(path, "read")(error)),
         };
-        let (whole, torn) =
-            whole_lines(BufReader::new(file), self).map_err(failed(path, "read"))?;
+        let extent = Extent::of(BufReader::new(file), self == Self::Csv);
+        let extent = extent.map_err(failed(path, "read"))?;
         let file = File::open(path).map_err(failed(path, "read"))?;
-        let lines = BufReader::new(file.take(whole));
+        let lines = BufReader::new(file.take(extent.whole));
         let keys = match self {
             Self::JsonLines => json_keys(lines, columns),
             Self::Csv => csv_keys(lines, columns),
@@ -97,7 +96,7 @@ impl Format {
                 problem,
             },
         })?;
-        Ok(Existing { keys, whole, torn })
+        Ok(Existing { keys, extent })
     }
 }
 
@@ -159,28 +158,6 @@ fn csv_keys(lines: impl Read, columns: &Columns) -> Result<HashSet<String>, Unre
         keys.insert(Columns::key(record.iter().take(columns.keys)));
     }
     Ok(keys)
-}
-
-/// Bytes up to the end of the last whole line, and those behind it. A newline between quotes ends no line of
-/// separated values.
-fn whole_lines(mut bytes: impl BufRead, format: Format) -> io::Result<(u64, u64)> {
-    let (mut whole, mut length, mut quoted) = (0, 0, false);
-    loop {
-        let buffer = bytes.fill_buf()?;
-        if buffer.is_empty() {
-            return Ok((whole, length - whole));
-        }
-        for &byte in buffer {
-            length += 1;
-            match byte {
-                b'"' if format == Format::Csv => quoted = !quoted,
-                b'\n' if !quoted => whole = length,
-                _ => {}
-            }
-        }
-        let read = buffer.len();
-        bytes.consume(read);
-    }
 }
 
 fn csv_line<F: AsRef<[u8]>>(fields: impl IntoIterator<Item = F>) -> Vec<u8> {

@@ -116,14 +116,3 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.push(suffix);
     name.into()
 }
-
-/// Replaces `path` by a file that holds `bytes`: all of them or, if something ends the process, the old file.
-fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let temporary = with_suffix(path, ".tmp");
-    let written =
-        std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&temporary); // as far as there is one
-    }
-    written
-}

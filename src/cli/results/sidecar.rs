@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::{ResultsError, failed, replace};
+use super::{ResultsError, failed};
 use crate::cli::inputs::{ImageInput, ImageSource};
+use crate::files::atomic;
 
 /// Writes a text file beside each image.
 #[derive(Debug, Clone)]
@@ -106,6 +107,6 @@ impl Sidecars {
             lines.push_str(&text.replace(char::is_control, " "));
             lines.push('\n');
         }
-        replace(file, lines.as_bytes()).map_err(failed(file, "written"))
+        atomic::write(file, lines.as_bytes()).map_err(failed(file, "written"))
     }
 }

@@ -1,8 +1,9 @@
-//! Score matrices from numpy's `.npy` files (format versions 1 to 3).
+//! Scores of all pairs of images and texts, from numpy's `.npy` files.
 
 use std::path::Path;
 
 use super::EvalError;
+use crate::files::npy::Matrix;
 
 /// A matrix of scores `[images, texts]`, row by row.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,10 +63,7 @@ impl ScoreMatrix {
     /// # Errors
     /// A file that is no such array, or a score that is not a number.
     pub fn read(file: &Path) -> Result<Self, EvalError> {
-        let bytes = std::fs::read(file).map_err(|cause| EvalError::Read {
-            file: file.into(),
-            cause,
-        })?;
+        let bytes = std::fs::read(file).map_err(EvalError::read(file))?;
         Self::parse(&bytes).map_err(|problem| EvalError::Npy {
             file: file.into(),
             problem,
@@ -73,50 +71,12 @@ impl ScoreMatrix {
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let (header, data) = split(bytes).ok_or("not a numpy array file")?;
-        let field =
-            |name: &str| after(header, name).ok_or_else(|| format!("the header has no {name}"));
-        let kind = field("'descr':")?.trim_start_matches(['\'', '"']);
-        let (big_endian, size) = match kind.get(..3) {
-            Some("<f4" | "|f4" | "=f4") => (false, 4),
-            Some("<f8" | "|f8" | "=f8") => (false, 8),
-            Some(">f4") => (true, 4),
-            Some(">f8") => (true, 8),
-            _ => {
-                return Err(format!(
-                    "its elements are {}",
-                    kind.split(['\'', '"', ',']).next().unwrap_or("unknown")
-                ));
-            }
-        };
-        let fortran = field("'fortran_order':")?.starts_with("True");
-        let shape = field("'shape':")?
-            .trim_start_matches('(')
-            .split(')')
-            .next()
-            .unwrap_or("");
-        let sizes: Option<Vec<usize>> = shape
-            .split(',')
-            .map(str::trim)
-            .filter(|s| !s.is_empty())
-            .map(|s| s.parse().ok())
-            .collect();
-        let Some(&[rows, columns]) = sizes.as_deref() else {
-            return Err(format!("its shape is ({shape}), not images × texts"));
-        };
-        let count = rows
-            .checked_mul(columns)
-            .filter(|count| count.checked_mul(size) == Some(data.len()));
-        if count.is_none() {
-            return Err(format!(
-                "{rows} × {columns} elements of {size} bytes are not the {} bytes there",
-                data.len()
-            ));
-        }
-        let values: Vec<f32> = data
-            .chunks_exact(size)
-            .map(|bytes| number(bytes, big_endian))
-            .collect();
+        let Matrix {
+            rows,
+            columns,
+            fortran,
+            values,
+        } = Matrix::parse(bytes)?;
         if let Some(index) = values.iter().position(|value| value.is_nan()) {
             let (row, column) = if fortran {
                 (index % rows, index / rows)
@@ -127,9 +87,9 @@ impl ScoreMatrix {
                 "the score of row {row}, column {column} is not a number"
             ));
         }
-        let matrix = |rows, columns| Self {
-            images: rows,
-            texts: columns,
+        let matrix = |images, texts| Self {
+            images,
+            texts,
             values,
         };
         Ok(if fortran {
@@ -137,38 +97,6 @@ impl ScoreMatrix {
         } else {
             matrix(rows, columns)
         })
-    }
-}
-
-/// Header text and data of the file.
-fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
-    let rest = bytes.strip_prefix(b"\x93NUMPY")?;
-    let (version, rest) = rest.split_at_checked(2)?;
-    let length_bytes = if version[0] == 1 { 2 } else { 4 };
-    let (length, rest) = rest.split_at_checked(length_bytes)?;
-    let length = length
-        .iter()
-        .rev()
-        .fold(0, |sum, &byte| sum << 8 | usize::from(byte));
-    let (header, data) = rest.split_at_checked(length)?;
-    Some((std::str::from_utf8(header).ok()?, data))
-}
-
-/// What comes after a field's name.
-fn after<'a>(header: &'a str, name: &str) -> Option<&'a str> {
-    header.split_once(name).map(|(_, rest)| rest.trim_start())
-}
-
-fn number(bytes: &[u8], big_endian: bool) -> f32 {
-    let mut array = [0; 8];
-    array[..bytes.len()].copy_from_slice(bytes);
-    if big_endian {
-        array[..bytes.len()].reverse();
-    }
-    if bytes.len() == 4 {
-        f32::from_bits(u64::from_le_bytes(array) as u32)
-    } else {
-        f64::from_le_bytes(array) as f32
     }
 }
 

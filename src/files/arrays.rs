@@ -1,13 +1,15 @@
 //! Rows of f32 to a file that other programs read: safetensors or NumPy's npy. Written beside its place row by row, and
 //! renamed when it is whole.
 
-use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use super::atomic::{self, AtomicFile};
+use super::npy;
+
 /// What a features file looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ArrayFormat {
+pub(crate) enum ArrayFormat {
     /// One tensor `features`, its names in the metadata.
     Safetensors,
     /// NumPy; the names are in a JSON list beside it.
@@ -16,7 +18,7 @@ pub(super) enum ArrayFormat {
 
 impl ArrayFormat {
     /// The format that a file's name asks for.
-    pub(super) fn of(path: &Path) -> Option<Self> {
+    pub(crate) fn of(path: &Path) -> Option<Self> {
         match path.extension()?.to_str()? {
             "safetensors" => Some(Self::Safetensors),
             "npy" => Some(Self::Npy),
@@ -28,45 +30,37 @@ impl ArrayFormat {
 /// A features file that cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: cannot be written ({cause}); check the folder, its permissions and the space there", file.display())]
-pub(super) struct ArrayError {
+pub(crate) struct ArrayError {
     file: PathBuf,
     cause: std::io::Error,
 }
 
 /// An array `[rows, shape…]` that grows by rows.
 #[derive(Debug)]
-pub(super) struct ArrayWriter {
+pub(crate) struct ArrayWriter {
     path: PathBuf,
-    temporary: PathBuf,
     format: ArrayFormat,
-    file: BufWriter<File>,
+    file: BufWriter<AtomicFile>,
     header_room: u64,
     rows: usize,
-    finished: bool,
 }
-
-/// Bytes of an npy header: the least that the format's alignment of 64 allows for any shape of ours.
-const NPY_HEADER: u64 = 128;
 
 impl ArrayWriter {
     /// Begins a file with room for these names in its header.
-    pub(super) fn new<'n>(
+    pub(crate) fn new<'n>(
         path: &Path,
         format: ArrayFormat,
         names: impl Iterator<Item = &'n str>,
     ) -> Result<Self, ArrayError> {
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(".unfinished");
-        let temporary = PathBuf::from(temporary);
         let header_room = match format {
-            ArrayFormat::Npy => NPY_HEADER,
+            ArrayFormat::Npy => npy::HEADER,
             ArrayFormat::Safetensors => {
                 // A name is escaped twice: JSON within JSON. An escaped control character has seven bytes there.
                 let names: usize = names.map(|name| 7 * name.len() + 8).sum();
                 8 + (names as u64 + 1024).next_multiple_of(8)
             }
         };
-        let opened = File::create(&temporary).map(BufWriter::new);
+        let opened = AtomicFile::create(path).map(BufWriter::new);
         let sought = opened.and_then(|mut file| {
             file.seek(SeekFrom::Start(header_room))?;
             Ok(file)
@@ -77,17 +71,15 @@ impl ArrayWriter {
         })?;
         Ok(Self {
             path: path.into(),
-            temporary,
             format,
             file,
             header_room,
             rows: 0,
-            finished: false,
         })
     }
 
     /// Adds a row.
-    pub(super) fn add(&mut self, values: &[f32]) -> Result<(), ArrayError> {
+    pub(crate) fn add(&mut self, values: &[f32]) -> Result<(), ArrayError> {
         let bytes: Vec<u8> = values
             .iter()
             .flat_map(|value| value.to_le_bytes())
@@ -105,29 +97,30 @@ impl ArrayWriter {
     }
 
     /// Rows so far.
-    pub(super) fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
     /// Writes the header for rows of `shape` with these names and `metadata`, and puts the file into its place.
-    pub(super) fn finish(
-        mut self,
+    pub(crate) fn finish(
+        self,
         shape: &[usize],
         names: &[&str],
         metadata: &[(&str, &str)],
     ) -> Result<(), ArrayError> {
         let shape: Vec<usize> = [&[self.rows], shape].concat();
         let header = match self.format {
-            ArrayFormat::Npy => npy_header(&shape),
+            ArrayFormat::Npy => npy::header(&shape),
             ArrayFormat::Safetensors => {
                 safetensors_header(&shape, names, metadata, self.header_room)
             }
         };
+        let file = self.path.clone();
         let written = self.put(&header, names);
-        written.map_err(|cause| self.failed(cause))
+        written.map_err(|cause| ArrayError { file, cause })
     }
 
-    fn put(&mut self, header: &[u8], names: &[&str]) -> std::io::Result<()> {
+    fn put(mut self, header: &[u8], names: &[&str]) -> std::io::Result<()> {
         if header.len() as u64 != self.header_room {
             return Err(std::io::Error::other(
                 "the names are too long for its header",
@@ -135,40 +128,18 @@ impl ArrayWriter {
         }
         self.file.seek(SeekFrom::Start(0))?;
         self.file.write_all(header)?;
-        self.file.flush()?;
+        let file = self.file.into_inner()?;
         if self.format == ArrayFormat::Npy {
             let list = serde_json::json!(names).to_string();
-            std::fs::write(names_file(&self.path), list + "\n")?;
+            atomic::write(&names_file(&self.path), (list + "\n").as_bytes())?;
         }
-        std::fs::rename(&self.temporary, &self.path)?;
-        self.finished = true;
-        Ok(())
-    }
-}
-
-impl Drop for ArrayWriter {
-    fn drop(&mut self) {
-        if !self.finished {
-            // There is nowhere to report that half a file stays.
-            let _ = std::fs::remove_file(&self.temporary);
-        }
+        file.finish()
     }
 }
 
 /// Where the names of an npy file's rows are: `x.npy` has `x.names.json`.
-pub(super) fn names_file(path: &Path) -> PathBuf {
+pub(crate) fn names_file(path: &Path) -> PathBuf {
     path.with_extension("names.json")
-}
-
-/// Version 1.0 of the format (numpy.lib.format), padded with spaces to a line of [`NPY_HEADER`] bytes.
-fn npy_header(shape: &[usize]) -> Vec<u8> {
-    let sizes: String = shape.iter().map(|size| format!("{size}, ")).collect();
-    let text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({sizes}), }}");
-    let length = NPY_HEADER as usize - 10;
-    let mut header = b"\x93NUMPY\x01\x00".to_vec();
-    header.extend((length as u16).to_le_bytes());
-    header.extend(format!("{text:<0$}\n", length - 1).bytes());
-    header
 }
 
 fn safetensors_header(

@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use crate::convert::ConvertError;
-use crate::eval::EvalError;
 use crate::generate::GenerateError;
 use crate::gpu::GpuError;
 use crate::image::ImageError;
@@ -35,8 +33,9 @@ pub enum Error {
     #[error(transparent)]
     Generate(#[from] GenerateError),
     /// A dataset, or results to measure.
+    #[cfg(feature = "eval")]
     #[error(transparent)]
-    Eval(#[from] EvalError),
+    Eval(#[from] crate::eval::EvalError),
     /// The index of a search.
     #[error(transparent)]
     Index(#[from] IndexError),
@@ -50,8 +49,9 @@ pub enum Error {
         text: String,
     },
     /// A checkpoint of another program, or its conversion.
+    #[cfg(feature = "convert")]
     #[error(transparent)]
-    Convert(#[from] ConvertError),
+    Convert(#[from] crate::convert::ConvertError),
     /// The Hugging Face Hub.
     #[cfg(feature = "hub")]
     #[error(transparent)]

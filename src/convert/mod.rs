@@ -103,11 +103,6 @@ fn note_unused(plan: &mut Plan, options: &ConvertOptions, tokenizer: &Path) {
     }
 }
 
-/// Whether a folder has weights in a format that [`convert`] reads, all shards of them.
-pub fn has_weights(folder: &Path) -> bool {
-    Source::open(folder).is_ok()
-}
-
 /// What a checkpoint (a file, or a folder) is, told by its tensors' names.
 ///
 /// # Errors

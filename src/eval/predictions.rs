@@ -4,13 +4,13 @@
 //! The first line is `{"settings": {…}}`, what the run was asked; each other line an item of the official results.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use super::{EvalError, Id};
+use crate::files::atomic;
+use crate::files::log::Log;
 
 /// What official result files call an item and its prediction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +62,7 @@ const OF_THE_MACHINE: &str = "images";
 pub struct Predictions {
     file: PathBuf,
     /// Open once something was written.
-    handle: Option<File>,
+    log: Option<Log>,
     fields: ResultFields,
     by_id: HashMap<Id, Value>,
     settings: Map<String, Value>,
@@ -96,7 +96,7 @@ impl Predictions {
         }
         Ok(Self {
             file: file.into(),
-            handle: None,
+            log: None,
             fields,
             by_id,
             settings: settings.clone(),
@@ -110,13 +110,9 @@ impl Predictions {
     /// # Errors
     /// A file that cannot be written.
     pub fn begin(&mut self) -> Result<(), EvalError> {
-        if self.handle.is_some() {
+        if self.log.is_some() {
             return Ok(());
         }
-        let cannot = |cause| EvalError::Write {
-            file: self.file.clone(),
-            cause,
-        };
         if self.written.as_ref() != Some(&self.settings) {
             let mut text = settings_line(&self.settings);
             if !self.by_id.is_empty() {
@@ -128,11 +124,8 @@ impl Predictions {
             self.whole = text.len();
             self.written = Some(self.settings.clone());
         }
-        let opened = OpenOptions::new().write(true).open(&self.file);
-        let mut handle = opened.map_err(cannot)?;
-        handle.set_len(self.whole as u64).map_err(cannot)?;
-        handle.seek(SeekFrom::End(0)).map_err(cannot)?;
-        self.handle = Some(handle);
+        let log = Log::resume(&self.file, self.whole as u64);
+        self.log = Some(log.map_err(EvalError::write(&self.file))?);
         Ok(())
     }
 
@@ -283,16 +276,11 @@ impl Predictions {
 
     fn append(&mut self, text: &str) -> Result<(), EvalError> {
         self.begin()?;
-        let Some(handle) = &mut self.handle else {
+        let Some(log) = &mut self.log else {
             return Ok(()); // begin has opened it
         };
-        let written = handle
-            .write_all(text.as_bytes())
-            .and_then(|()| handle.sync_data());
-        written.map_err(|cause| EvalError::Write {
-            file: self.file.clone(),
-            cause,
-        })
+        let written = log.append(text.as_bytes()).and_then(|()| log.sync());
+        written.map_err(EvalError::write(&self.file))
     }
 }
 
@@ -436,27 +424,12 @@ impl std::str::FromStr for Shard {
     }
 }
 
-/// Writes a file whole: under a temporary name, synced, renamed. There is never half a file of that name.
+/// Writes a file whole and on the disk, or not at all.
 ///
 /// # Errors
 /// A file that cannot be written.
 pub fn write_whole(file: &Path, text: &str) -> Result<(), EvalError> {
-    let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    let temporary = file.with_file_name(name);
-    let write = || {
-        let mut handle = File::create(&temporary)?;
-        handle.write_all(text.as_bytes())?;
-        handle.sync_all()?;
-        std::fs::rename(&temporary, file)
-    };
-    write().map_err(|cause| {
-        let _ = std::fs::remove_file(&temporary);
-        EvalError::Write {
-            file: file.into(),
-            cause,
-        }
-    })
+    atomic::write_synced(file, text.as_bytes()).map_err(EvalError::write(file))
 }
 
 #[cfg(test)]

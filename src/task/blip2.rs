@@ -184,7 +184,7 @@ impl Blip2 {
     }
 
     /// What `batch` images and a decode step of as many texts cost at least.
-    #[cfg(feature = "cli")]
+    #[cfg(feature = "bench")]
     pub(crate) fn batch_work(&self, batch: usize) -> Result<crate::schedule::BatchWork, Error> {
         self.engine.batch_work(batch)
     }

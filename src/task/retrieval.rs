@@ -1,7 +1,6 @@
 //! Images and texts compared: features, contrastive scores (ITC), matching scores (ITM) and the search that joins them.
 
 mod gallery;
-mod hash;
 mod index;
 mod rank;
 mod source;
@@ -23,7 +22,6 @@ use crate::weights::{Checkpoint, Tensors};
 
 use super::open::{self, Loaded};
 use super::{Explanation, OpenOptions, Preset};
-use hash::Hash;
 use source::{RetrievalSource, image_fingerprint};
 
 pub use gallery::{Gallery, GalleryEvent, GalleryImage, GallerySource};

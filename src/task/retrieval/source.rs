@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::Error;
+use crate::files::checksum::Checksum;
 use crate::gpu::WeightFormat;
 use crate::image::Preprocessor;
 use crate::model::config::Head;
@@ -11,7 +12,6 @@ use crate::text::BertTokenizer;
 use crate::weights::{Checkpoint, Component, Tensors, WeightsError};
 
 use super::super::source::{folder_of, run_size};
-use super::hash::Hash;
 
 /// A retrieval checkpoint before it is on a device.
 #[derive(Debug)]
@@ -94,7 +94,7 @@ pub(super) fn image_fingerprint(
     image_size: usize,
     quant: Option<WeightFormat>,
 ) -> Result<u64, Error> {
-    let mut hash = Hash::default();
+    let mut hash = Checksum::default();
     let settings = format!(
         "{:?} {:?} {} {image_size} {preprocessor:?}",
         config.vision, config.qformer, config.num_query_tokens

@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::Error;
-use crate::model::{Blip2Config, config::Head};
 use crate::task::{
-    ImageFeatures, ImageFeaturizer, OpenOptions, Preset, Retriever, TextFeatures, TextUse, Work,
+    CheckpointFiles, ImageFeatures, ImageFeaturizer, Preset, Retriever, TextFeatures, TextUse, Work,
 };
 
 use super::Shared;
@@ -201,8 +200,8 @@ impl Encoder {
         let image_size = image_size(args.image_size, args.output.preset);
         let generative = match shared.checkpoint()? {
             Some(path) if args.kind != Kind::Itc => {
-                let config = Blip2Config::open(path)?;
-                (!matches!(config.head, Head::Retrieval { .. })).then_some(path)
+                let files = CheckpointFiles::open(path, &shared.parts.to_options())?;
+                files.config().language_model().map(|_| path)
             }
             _ => None,
         };
@@ -212,17 +211,11 @@ impl Encoder {
                 .await?;
             return Ok(Self::Retriever(Box::new(model)));
         };
-        let options = OpenOptions {
-            gpu: shared.gpu_options()?,
-            image_size,
-            quant: shared.quant(),
-            memory: shared.memory,
-            work: Work {
-                batch_size: args.batch_size.0,
-                ..Work::default()
-            },
-            ..OpenOptions::default()
+        let work = Work {
+            batch_size: args.batch_size.0,
+            ..Work::default()
         };
+        let options = shared.open_options(image_size, work)?;
         let mut progress = load_progress(output);
         let mut progress = |done, total| progress(done, total);
         let model = ImageFeaturizer::open(path, options, &mut progress).await?;

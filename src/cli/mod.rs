@@ -32,8 +32,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::Error;
+use crate::convert::{Task, kind_of};
 use crate::gpu::{AdapterChoice, Disabled, GpuOptions, Profiler, WeightFormat};
-use crate::task::{Blip2, OpenOptions, Work};
+use crate::task::{Blip2, CheckpointParts, OpenOptions, Work};
 
 use output::{Output, load_progress};
 use profile::Profile;
@@ -59,15 +60,17 @@ struct Cli {
 /// Flags that every command takes.
 #[derive(Debug, Clone, clap::Args)]
 struct Shared {
-    /// Checkpoint: a folder in the Hugging Face layout, a name on the hub (OWNER/NAME), or demo (the default), the
-    /// model in this program
+    /// Checkpoint: a folder in the Hugging Face layout, a name on the hub (OWNER/NAME), a .pth file of LAVIS or mmpretrain, or
+    /// demo (the default), the model in this program
     #[arg(
         long,
         global = true,
-        value_name = "DIR|NAME|demo",
+        value_name = "DIR|NAME|FILE|demo",
         env = "BLIP2_WGPU_MODEL"
     )]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    parts: Parts,
     /// Adapter: its number in `devices`, part of its name, or auto
     #[arg(
         long,
@@ -131,6 +134,62 @@ struct Shared {
     /// What --profile and --trace collect.
     #[arg(skip)]
     profiler: Option<Profiler>,
+}
+
+/// What a checkpoint file of LAVIS or mmpretrain lacks.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Parts that a .pth file lacks")]
+struct Parts {
+    /// The vision transformer: LAVIS's eva_vit_g.pth
+    #[arg(long, global = true, value_name = "FILE")]
+    vit: Option<PathBuf>,
+    /// The language model: a Hugging Face folder, or a name on the hub such as facebook/opt-2.7b
+    #[arg(long, global = true, value_name = "DIR|NAME")]
+    llm: Option<PathBuf>,
+    /// The model's config.json (Hugging Face's) where the sizes are not a published model's
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder with the tokenizer where none lies beside the file or, for a generative model, in --llm
+    #[arg(long, global = true, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+}
+
+impl Parts {
+    /// The same for the library.
+    fn to_options(&self) -> CheckpointParts {
+        CheckpointParts {
+            vit: self.vit.clone(),
+            llm: self.llm.clone(),
+            config: self.config.clone(),
+            tokenizer: self.tokenizer.clone(),
+        }
+    }
+
+    /// The flags given, with their values.
+    fn given(&self) -> impl Iterator<Item = (String, String)> {
+        let flags = [
+            ("--vit", &self.vit),
+            ("--llm", &self.llm),
+            ("--config", &self.config),
+            ("--tokenizer", &self.tokenizer),
+        ];
+        flags.into_iter().filter_map(|(flag, path)| {
+            let path = path.as_ref()?.display().to_string();
+            Some((flag.to_owned(), path))
+        })
+    }
+
+    /// Turns a language model's name on the hub into its folder. One that the checkpoint at `path` has no use for is not fetched; what
+    /// is wrong with that checkpoint opening it says.
+    fn find_llm(&mut self, path: &Path, output: &Output) -> Result<(), Error> {
+        let of_use = || kind_of(path).is_ok_and(|kind| kind.task == Task::Generation);
+        if let Some(llm) = &self.llm
+            && of_use()
+        {
+            self.llm = Some(pull::resolve(llm, output)?);
+        }
+        Ok(())
+    }
 }
 
 /// How weights are stored.
@@ -260,9 +319,10 @@ impl Shared {
     }
 
     /// The flags that change what a model says, for the record of a run.
-    fn given(&self) -> Option<(String, String)> {
-        let quant = self.quant().filter(|format| format.is_quantised())?;
-        Some(("--quant".into(), quant.name().into()))
+    fn given(&self) -> impl Iterator<Item = (String, String)> {
+        let quant = self.quant().filter(|format| format.is_quantised());
+        let quant = quant.map(|quant| ("--quant".into(), quant.name().into()));
+        quant.into_iter().chain(self.parts.given())
     }
 
     /// Turns a name on the hub into the folder of its checkpoint.
@@ -270,7 +330,9 @@ impl Shared {
         if let Some(model) = self.model.as_deref()
             && model != Path::new(DEMO)
         {
-            self.model = Some(pull::resolve(model, output)?);
+            let path = pull::resolve(model, output)?;
+            self.parts.find_llm(&path, output)?;
+            self.model = Some(path);
         }
         Ok(())
     }
@@ -279,9 +341,25 @@ impl Shared {
     fn checkpoint(&self) -> Result<Option<&Path>, Error> {
         match self.model.as_deref() {
             Some(name) if name != Path::new(DEMO) => Ok(Some(name)),
+            _ if self.parts.given().next().is_some() => Err(Error::Usage {
+                problem: "--vit, --llm, --config and --tokenizer complete a checkpoint file; name it with --model".into(),
+            }),
             _ if cfg!(feature = "demo-model") => Ok(None),
             _ => Err(Error::NoModel),
         }
+    }
+
+    /// How to open the model, for images of `image_size` pixels if not the checkpoint's.
+    fn open_options(&self, image_size: Option<u32>, work: Work) -> Result<OpenOptions, Error> {
+        Ok(OpenOptions {
+            gpu: self.gpu_options()?,
+            image_size,
+            quant: self.quant(),
+            memory: self.memory,
+            work,
+            parts: self.parts.to_options(),
+            ..OpenOptions::default()
+        })
     }
 
     /// Opens the checkpoint with a progress bar.
@@ -292,14 +370,7 @@ impl Shared {
         output: &Output,
     ) -> Result<Blip2, Error> {
         let started = std::time::Instant::now();
-        let options = OpenOptions {
-            gpu: self.gpu_options()?,
-            image_size,
-            quant: self.quant(),
-            memory: self.memory,
-            work,
-            ..OpenOptions::default()
-        };
+        let options = self.open_options(image_size, work)?;
         let mut bytes = 0;
         let model = match self.checkpoint()? {
             #[cfg(feature = "demo-model")]

@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::convert::has_weights;
+use crate::weights::Checkpoint;
 
 use super::listing::SMALL;
 use super::{HubError, Listing, RemoteFile, RepoName};
@@ -167,7 +167,7 @@ impl Cache {
         if !has("config.json") {
             return part("config.json");
         }
-        if !has_weights(&folder) {
+        if Checkpoint::open(&folder).is_err() {
             return part("a file of the weights");
         }
         let notes = repo.join(NOT_THERE).join(&commit);

@@ -9,8 +9,7 @@ use crate::image::Rgb8Image;
 use crate::text::Tokenizer;
 
 use super::run::{Ask, Item, RunOptions, Texts};
-use super::source::Source;
-use super::{Blip2, ImageSource, Preset, Text};
+use super::{Blip2, CheckpointFiles, CheckpointParts, ImageSource, Preset, Text};
 
 /// How to caption.
 #[derive(Debug, Clone, Default)]
@@ -60,10 +59,11 @@ impl CaptionOptions {
 /// Options that do not go together or with the checkpoint; a file of it that is missing or damaged.
 pub fn check_caption_options(
     path: impl AsRef<Path>,
+    parts: &CheckpointParts,
     options: &CaptionOptions,
 ) -> Result<(), Error> {
-    let source = Source::open(path.as_ref(), None)?;
-    options.generation(&source.generation, &source.tokenizer)?;
+    let (generation, tokenizer) = CheckpointFiles::open(path.as_ref(), parts)?.text_side()?;
+    options.generation(&generation, &tokenizer)?;
     Ok(())
 }
 

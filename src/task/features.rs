@@ -9,10 +9,10 @@ use crate::gpu::Gpu;
 use crate::image::{Preprocessor, Rgb8Image};
 use crate::model::{Blip2Config, QFormer, Vit};
 use crate::schedule::{ImageEncoder, ImageShapes, MemoryPlan};
-use crate::weights::{Checkpoint, Tensors, WeightsError};
+use crate::weights::{Tensors, WeightsError};
 
-use super::open::{self, Loaded};
-use super::source::{folder_of, run_size};
+use super::files::CheckpointFiles;
+use super::open::open;
 use super::{ImageFeatures, OpenOptions};
 
 /// Images at a time where none are asked for and there is room.
@@ -49,29 +49,16 @@ impl ImageFeaturizer {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let path = path.as_ref();
-        let config = Blip2Config::open(path)?;
-        let side = run_size(&config, options.image_size)?;
-        let mut preprocessor = Preprocessor::from_files(&folder_of(path), side as u32)?;
-        // Not 1×1: a size by the shortest edge leaves other images than square ones oblong.
-        if preprocessor.output_size(1, 2) != (side as u32, side as u32) {
-            preprocessor = preprocessor.with_size(side as u32)?;
-        }
-        let checkpoint = Checkpoint::open(path)?;
+        let files = CheckpointFiles::open(path.as_ref(), &options.parts)?;
         let plan = |gpu: &Gpu, (vit, qformer): &(Vit, QFormer), batch, weights| {
             Ok(MemoryPlan::of_images(gpu, vit, qformer, weights, batch)?)
         };
-        let model = |tensors: &Tensors| image_side(tensors, &config, side);
-        let loaded = open::load(&checkpoint, &options, DEFAULT_BATCH, model, plan, progress);
-        let Loaded {
-            gpu,
-            model: (vit, qformer),
-            batch,
-        } = loaded.await?;
+        let opened = open(files, &options, DEFAULT_BATCH, image_side, plan, progress).await?;
+        let (vit, qformer) = opened.model;
         Ok(Self {
-            preprocessor,
-            encoder: ImageEncoder::new(gpu, vit, qformer),
-            batch,
+            preprocessor: opened.preprocessor,
+            encoder: ImageEncoder::new(opened.gpu, vit, qformer),
+            batch: opened.batch,
         })
     }
 

@@ -1,10 +1,10 @@
 //! Images and texts compared: features, contrastive scores (ITC), matching scores (ITM) and the search that joins them.
 
+mod fingerprint;
 mod gallery;
 mod hash;
 mod index;
 mod rank;
-mod source;
 mod text;
 
 use std::path::Path;
@@ -14,6 +14,7 @@ use crate::platform::parallel::*;
 use crate::Error;
 use crate::gpu::{Gpu, WeightFormat};
 use crate::image::{Preprocessor, Rgb8Image};
+use crate::model::config::Head;
 use crate::model::{Blip2Config, RetrievalModel};
 use crate::schedule::{
     EncodedImage, ImageShapes, Matcher, MemoryPlan, RetrievalWorkload, itc_score,
@@ -21,10 +22,11 @@ use crate::schedule::{
 use crate::text::BertTokenizer;
 use crate::weights::{Checkpoint, Tensors};
 
-use super::open::{self, Loaded};
+use super::files::CheckpointFiles;
+use super::open::open;
 use super::{Explanation, OpenOptions, Preset};
+use fingerprint::image_fingerprint;
 use hash::Hash;
-use source::{RetrievalSource, image_fingerprint};
 
 pub use gallery::{Gallery, GalleryEvent, GalleryImage, GallerySource};
 pub use index::IndexError;
@@ -123,9 +125,8 @@ impl Retriever {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        // Everything that is quick to check comes before the device and the gigabytes.
-        let source = RetrievalSource::open(path.as_ref(), options.image_size)?;
-        Self::load(source, options, progress).await
+        let files = CheckpointFiles::open(path.as_ref(), &options.parts)?;
+        Self::load(files, options, progress).await
     }
 
     /// Opens the retrieval demo model that is part of the program: it knows drawings of coloured shapes and nothing of
@@ -135,16 +136,21 @@ impl Retriever {
     /// No device, or not enough memory.
     #[cfg(feature = "demo-model")]
     pub async fn demo(options: OpenOptions) -> Result<Self, Error> {
-        let source = RetrievalSource::demo(options.image_size)?;
-        Self::load(source, options, &mut |_, _| {}).await
+        let files = CheckpointFiles::demo(&crate::demo::RETRIEVAL, "demo/retrieval")?;
+        Self::load(files, options, &mut |_, _| {}).await
     }
 
     /// Puts a checkpoint on its device.
     async fn load(
-        source: RetrievalSource,
+        files: CheckpointFiles,
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
+        let embedding_size = embedding_size(&files)?;
+        let tokenizer = files.bert_tokenizer()?;
+        let load = |tensors: &Tensors, config: &Blip2Config, image_size| {
+            RetrievalModel::load(tensors, config, embedding_size, image_size)
+        };
         let plan = |gpu: &Gpu, model: &RetrievalModel, batch, weights| {
             let work = RetrievalWorkload {
                 batch,
@@ -153,25 +159,16 @@ impl Retriever {
             };
             Ok(MemoryPlan::of_retrieval(gpu, model, weights, &work)?)
         };
-        let model = |tensors: &Tensors| source.model(tensors);
-        let loaded = open::load(
-            &source.checkpoint,
-            &options,
-            DEFAULT_BATCH,
-            model,
-            plan,
-            progress,
-        );
-        let Loaded { gpu, model, batch } = loaded.await?;
+        let opened = open(files, &options, DEFAULT_BATCH, load, plan, progress).await?;
         Ok(Self {
-            config: source.config,
-            preprocessor: source.preprocessor,
-            tokenizer: source.tokenizer,
-            checkpoint: source.checkpoint,
-            image_size: source.image_size,
+            config: opened.config,
+            preprocessor: opened.preprocessor,
+            tokenizer,
+            checkpoint: opened.checkpoint,
+            image_size: opened.image_size,
             quant: options.quant,
-            matcher: Matcher::new(gpu, model),
-            batch,
+            matcher: Matcher::new(opened.gpu, opened.model),
+            batch: opened.batch,
         })
     }
 
@@ -387,6 +384,19 @@ impl Retriever {
         let attention = self.matcher.read_pair(&image.tokens, &text.tokens).await?;
         let image_tokens = self.matcher.model().vit.tokens();
         Ok(Explanation::new(&attention, image_tokens))
+    }
+}
+
+/// Width of the common space, which only a retrieval checkpoint has.
+fn embedding_size(files: &CheckpointFiles) -> Result<usize, Error> {
+    match files.config().head {
+        Head::Retrieval { embedding_size } => Ok(embedding_size),
+        Head::Generation(_) => Err(Error::WrongKind {
+            model: files.path().into(),
+            is: "generative",
+            task: "compare images with texts",
+            needed: "retrieval (such as blip2-itm-vit-g)",
+        }),
     }
 }
 

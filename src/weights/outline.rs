@@ -1,21 +1,11 @@
 //! A model before its weights are on the device: programs are planned over it, then it is filled.
 
-use crate::gpu::{Gpu, GpuError, WeightFormat};
+use crate::gpu::{Gpu, WeightFormat};
 
-use super::tensors::{Target, Tensors};
-use super::upload::{Request, UploadPath};
-use super::{Checkpoint, WeightsError};
-
-/// What can go wrong while uploading.
-#[derive(Debug, thiserror::Error)]
-pub enum UploadError {
-    /// The checkpoint does not hold what the model needs.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// The device has no room, or failed.
-    #[error(transparent)]
-    Gpu(#[from] GpuError),
-}
+use super::checkpoint::Checkpoint;
+use super::error::{UploadError, WeightsError};
+use super::tensors::Tensors;
+use super::upload::{Request, Target, UploadPath};
 
 /// Called with the bytes of the checkpoint dealt with so far and all of its bytes.
 pub type Progress<'a> = dyn FnMut(u64, u64) + Send + 'a;

@@ -2,7 +2,7 @@
 
 use crate::gpu::{QUANT_BLOCK, WeightFormat};
 
-use super::tensors::{Component, Role, TensorSpec, matrix_shape};
+use super::spec::{Component, Role, TensorSpec, matrix_shape};
 
 /// How `asked` stores a matrix.
 ///

@@ -15,11 +15,23 @@ use crate::gpu::{
     round_up,
 };
 
-use super::tensors::{Target, TensorSpec, matrix_shape};
-use super::{Format, UploadError, Weight, WeightsError, format_of};
+use super::dtype::Format;
+use super::error::{UploadError, WeightsError};
+use super::policy::format_of;
+use super::spec::{TensorSpec, matrix_shape};
+use super::weight::Weight;
 
 /// Bytes converted at a time before they are copied into mapped memory: small enough for a core's cache.
 const BLOCK: usize = 256 << 10;
+
+/// The device that weights will lie on, and how.
+pub(super) struct Target<'a> {
+    pub gpu: &'a Gpu,
+    /// The format asked for; `None` is the checkpoint's own.
+    pub quant: Option<WeightFormat>,
+    /// What stands for every buffer until it is filled.
+    pub placeholder: wgpu::Buffer,
+}
 
 /// Weights that a model is to have on the device.
 pub(super) enum Request<'a> {

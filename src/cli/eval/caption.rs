@@ -43,7 +43,7 @@ pub(super) async fn run(
         batch_size: args.generation.batch_size.0,
     };
     if let Some(path) = checkpoint {
-        check_caption_options(path, &options)?;
+        check_caption_options(path, &shared.parts.to_options(), &options)?;
     }
     let data = CaptionData::read(&args.truth.annotations, &args.truth.split)?;
     let mut folder = ImageFolder::open(&args.data.images)?;

@@ -46,7 +46,7 @@ pub(super) async fn run(
     };
     options.check_prompt()?;
     if let Some(path) = checkpoint {
-        check_vqa_options(path, &options)?;
+        check_vqa_options(path, &shared.parts.to_options(), &options)?;
     }
     let data = read(&args.truth)?;
     let mut folder = ImageFolder::open(&args.data.images)?;

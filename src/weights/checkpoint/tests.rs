@@ -1,5 +1,6 @@
 use super::super::test_files::{ramp, raw, serialize, write};
 use super::*;
+use crate::weights::files::SINGLE;
 use std::fs;
 
 /// The error of opening `path`, which must be one line naming `parts`.
@@ -145,8 +146,8 @@ fn folders_without_safetensors_say_what_to_do() {
     for pickle in ["blip2_pretrained.pth", "pytorch_model-00001-of-00002.bin"] {
         let file = path.join(pickle);
         fs::write(&file, "PK").unwrap();
-        error_of(path, &[pickle, "`blip2-wgpu convert"]);
-        error_of(&file, &[pickle, "`blip2-wgpu convert"]);
+        error_of(path, &[pickle, "can be named itself"]);
+        error_of(&file, &[pickle, "no file that torch.save wrote"]);
         fs::remove_file(file).unwrap();
     }
     assert!(matches!(

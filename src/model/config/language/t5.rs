@@ -1,10 +1,13 @@
 //! The encoder-decoder of the blip2-flan-t5 models (T5 v1.1: gated feed-forward blocks).
 
-use super::fields::{ConfigError, Section};
-use super::{
+use crate::text::PromptMark;
+
+use super::super::fields::{ConfigError, Section};
+use super::super::{
     Activation, MAX_HEAD, MAX_INNER_WIDTH, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH,
     USE_BLIP2, WIDTH_MULTIPLE, activation, check_width,
 };
+use super::DecoderConfig;
 
 /// The kernels read a head's numbers four at a time.
 const HEAD_MULTIPLE: usize = 4;
@@ -102,6 +105,50 @@ impl T5Config {
     #[must_use]
     pub fn prompt_end(&self) -> u32 {
         self.eos_token_ids.first().copied().unwrap_or(1)
+    }
+}
+
+impl DecoderConfig for T5Config {
+    fn hidden_size(&self) -> usize {
+        self.d_model
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn max_positions(&self) -> usize {
+        Self::MAX_POSITIONS
+    }
+
+    fn eos_token_ids(&self) -> &[u32] {
+        &self.eos_token_ids
+    }
+
+    fn pad_token_id(&self) -> u32 {
+        self.pad_token_id
+    }
+
+    fn prompt_mark(&self) -> PromptMark {
+        PromptMark::Last(self.prompt_end())
+    }
+
+    fn decoder_start_token_id(&self) -> Option<u32> {
+        Some(self.decoder_start_token_id)
+    }
+
+    fn summary(&self) -> (&'static str, String) {
+        let sizes = format!(
+            "{} encoder and {} decoder layers × {}, {} heads × {}, gated MLP {}, vocabulary {}",
+            self.num_layers,
+            self.num_decoder_layers,
+            self.d_model,
+            self.num_heads,
+            self.d_kv,
+            self.d_ff,
+            self.vocab_size,
+        );
+        ("T5", sizes)
     }
 }
 

@@ -17,7 +17,7 @@ use super::outputs::Output;
 use super::parts::{CheckpointParts, Gathered};
 
 const POSITIONS: &str = "vision_model.embeddings.position_embedding";
-const PASS_CONFIG: &str = "pass the model's config.json in the Hugging Face form as --config";
+const PASS_CONFIG: &str = "pass the model's config.json in the Hugging Face form as `config`";
 
 /// The vision transformer of all published models: EVA-CLIP's g.
 const VIT_WIDTH: usize = 1408;
@@ -242,7 +242,7 @@ fn check_projection(gathered: &Gathered, config: &Config) -> Result<(), ConvertE
                 "is a language model {width} wide, but {} was trained with one {trained} wide",
                 file.display()
             );
-            let remedy = format!("pass --llm DIR: {}", gathered.language_model_name());
+            let remedy = format!("pass `llm`: {}", gathered.language_model_name());
             Err(ConvertError::refused(&llm.path, problem, remedy))
         }
         _ => Ok(()),

@@ -190,7 +190,7 @@ fn check_formats(assembly: &Assembly, options: &ConvertOptions) -> Result<(), Co
         return Err(ConvertError::refused(
             file,
             "is to be quantised and to be f32",
-            "leave out --dtype or --quant",
+            "leave out `dtype` or `quant`",
         ));
     }
     Ok(())
@@ -209,8 +209,8 @@ fn unused_parts(
     };
     let has_tokenizer = parts.llm.as_ref() == Some(&assembly.tokenizer);
     let given = [
-        ("--vit", &parts.vit, used(&gathered.vit)),
-        ("--llm", &parts.llm, used(&gathered.llm) || has_tokenizer),
+        ("`vit`", &parts.vit, used(&gathered.vit)),
+        ("`llm`", &parts.llm, used(&gathered.llm) || has_tokenizer),
     ];
     let unused = given.into_iter().filter(|(_, _, of_use)| !of_use);
     unused

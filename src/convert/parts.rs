@@ -213,17 +213,17 @@ impl Gathered {
                 Some(vit) => ConvertError::refused(
                     &vit.path,
                     "has no vision transformer in LAVIS's names",
-                    "pass --vit FILE: LAVIS's eva_vit_g.pth",
+                    "pass `vit`: LAVIS's eva_vit_g.pth",
                 ),
                 None => missing(
                     "the vision transformer",
-                    "--vit FILE: LAVIS's eva_vit_g.pth".into(),
+                    "`vit`: LAVIS's eva_vit_g.pth".into(),
                 ),
             });
         }
         let has_words = EMBEDDINGS.iter().any(|name| self.find(name).is_some());
         if self.kind.task == Task::Generation && !has_words {
-            let option = format!("--llm DIR: {}", self.language_model_name());
+            let option = format!("`llm`: {}", self.language_model_name());
             return Err(match &self.llm {
                 Some(llm) => ConvertError::refused(
                     &llm.path,
@@ -294,7 +294,7 @@ impl Gathered {
         ConvertError::refused(
             file,
             problem,
-            "give files of one model, and its config.json as --config",
+            "give files of one model, and its config.json as `config`",
         )
     }
 

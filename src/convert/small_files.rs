@@ -81,7 +81,7 @@ pub fn find_tokenizer(
         ConvertError::refused(
             gathered.path(),
             problem,
-            format!("pass --tokenizer DIR: {example}"),
+            format!("pass `tokenizer`: {example}"),
         )
     })
 }

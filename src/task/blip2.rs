@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::Error;
+#[cfg(feature = "convert")]
 use crate::convert::CheckpointParts;
 use crate::generate::GenerationOptions;
 use crate::gpu::{Gpu, GpuOptions, WeightFormat};
@@ -12,7 +13,7 @@ use crate::schedule::{Engine, MemoryPlan, Timings, Workload};
 use crate::text::Tokenizer;
 use crate::weights::Tensors;
 
-use super::files::CheckpointFiles;
+use super::checkpoint::CheckpointFiles;
 use super::open::open;
 use super::prompt::Prompter;
 use super::run::DEFAULT_BATCH;
@@ -35,6 +36,7 @@ pub struct OpenOptions {
     /// What to have room for.
     pub work: Work,
     /// Where the parts come from that a file of LAVIS or mmpretrain lacks.
+    #[cfg(feature = "convert")]
     pub parts: CheckpointParts,
 }
 
@@ -94,7 +96,7 @@ impl Blip2 {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let files = CheckpointFiles::open(path.as_ref(), &options.parts)?;
+        let files = CheckpointFiles::of(path.as_ref(), &options)?;
         Self::load(files, options, progress).await
     }
 
@@ -167,7 +169,7 @@ impl Blip2 {
     }
 
     /// What `batch` images and a decode step of as many texts cost at least.
-    #[cfg(feature = "cli")]
+    #[cfg(feature = "bench")]
     pub(crate) fn batch_work(&self, batch: usize) -> Result<crate::schedule::BatchWork, Error> {
         self.engine.batch_work(batch)
     }

@@ -1,6 +1,5 @@
 //! Captions.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::Error;
@@ -9,7 +8,7 @@ use crate::image::Rgb8Image;
 use crate::text::Tokenizer;
 
 use super::run::{Ask, Item, RunOptions, Texts};
-use super::{Blip2, CheckpointFiles, CheckpointParts, ImageSource, Preset, Text};
+use super::{Blip2, CheckpointFiles, ImageSource, Preset, Text};
 
 /// How to caption.
 #[derive(Debug, Clone, Default)]
@@ -58,11 +57,10 @@ impl CaptionOptions {
 /// # Errors
 /// Options that do not go together or with the checkpoint; a file of it that is missing or damaged.
 pub fn check_caption_options(
-    path: impl AsRef<Path>,
-    parts: &CheckpointParts,
+    files: &CheckpointFiles,
     options: &CaptionOptions,
 ) -> Result<(), Error> {
-    let (generation, tokenizer) = CheckpointFiles::open(path.as_ref(), parts)?.text_side()?;
+    let (generation, tokenizer) = files.text_side()?;
     options.generation(&generation, &tokenizer)?;
     Ok(())
 }

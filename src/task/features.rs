@@ -11,7 +11,7 @@ use crate::model::{Blip2Config, QFormer, Vit};
 use crate::schedule::{ImageEncoder, ImageShapes, MemoryPlan};
 use crate::weights::{Tensors, WeightsError};
 
-use super::files::CheckpointFiles;
+use super::checkpoint::CheckpointFiles;
 use super::open::open;
 use super::{ImageFeatures, OpenOptions};
 
@@ -49,7 +49,7 @@ impl ImageFeaturizer {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let files = CheckpointFiles::open(path.as_ref(), &options.parts)?;
+        let files = CheckpointFiles::of(path.as_ref(), &options)?;
         let plan = |gpu: &Gpu, (vit, qformer): &(Vit, QFormer), batch, weights| {
             Ok(MemoryPlan::of_images(gpu, vit, qformer, weights, batch)?)
         };

@@ -2,9 +2,9 @@
 
 mod blip2;
 mod caption;
+mod checkpoint;
 mod explain;
 mod features;
-mod files;
 mod forecast;
 mod memory;
 mod open;
@@ -18,6 +18,7 @@ mod run;
 mod text;
 mod vqa;
 
+#[cfg(feature = "convert")]
 pub use crate::convert::CheckpointParts;
 pub use crate::schedule::ImageShapes;
 pub use crate::schedule::MAX_BATCH;
@@ -25,9 +26,9 @@ pub use crate::schedule::Timings;
 pub use crate::schedule::{MemoryPlan, RetrievalWorkload, Workload};
 pub use blip2::{Blip2, OpenOptions, Work};
 pub use caption::{Caption, CaptionOptions, check_caption_options};
+pub use checkpoint::CheckpointFiles;
 pub use explain::{ExplainedWord, Explanation, WrittenText};
 pub use features::ImageFeaturizer;
-pub use files::CheckpointFiles;
 pub use forecast::Forecast;
 pub use memory::{Alternative, Budget, Shortage, parse_bytes};
 pub use parity::{DumpModel, DumpSummary, ParityReport, ParityRow, TOLERANCE};

@@ -10,7 +10,7 @@ use crate::schedule::MemoryPlan;
 use crate::weights::{Checkpoint, Outline, Progress, Tensors, WeightsError, list_tensors};
 
 use super::OpenOptions;
-use super::files::{CheckpointFiles, run_size};
+use super::checkpoint::{CheckpointFiles, run_size};
 use super::memory::Planner;
 
 /// A model on its device.

@@ -2,7 +2,6 @@
 
 mod fingerprint;
 mod gallery;
-mod hash;
 mod index;
 mod rank;
 mod text;
@@ -22,11 +21,10 @@ use crate::schedule::{
 use crate::text::BertTokenizer;
 use crate::weights::{Checkpoint, Tensors};
 
-use super::files::CheckpointFiles;
+use super::checkpoint::CheckpointFiles;
 use super::open::open;
 use super::{Explanation, OpenOptions, Preset};
 use fingerprint::image_fingerprint;
-use hash::Hash;
 
 pub use gallery::{Gallery, GalleryEvent, GalleryImage, GallerySource};
 pub use index::IndexError;
@@ -125,7 +123,7 @@ impl Retriever {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let files = CheckpointFiles::open(path.as_ref(), &options.parts)?;
+        let files = CheckpointFiles::of(path.as_ref(), &options)?;
         Self::load(files, options, progress).await
     }
 

@@ -1,7 +1,6 @@
 //! Answers to questions about images.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::Error;
@@ -12,7 +11,7 @@ use crate::text::Tokenizer;
 use super::prompt::{PromptIds, Prompter};
 use super::question::{Echo, Template, first_words};
 use super::run::{Ask, Item, RunOptions, Texts};
-use super::{Blip2, CheckpointFiles, CheckpointParts, ImageSource, Preset, Text};
+use super::{Blip2, CheckpointFiles, ImageSource, Preset, Text};
 
 /// Characters of a question that an error shows.
 const EXCERPT: usize = 40;
@@ -133,13 +132,9 @@ impl Answer {
 ///
 /// # Errors
 /// Options that do not go together or with the checkpoint; a file of it that is missing or damaged.
-pub fn check_vqa_options(
-    path: impl AsRef<Path>,
-    parts: &CheckpointParts,
-    options: &VqaOptions,
-) -> Result<(), Error> {
+pub fn check_vqa_options(files: &CheckpointFiles, options: &VqaOptions) -> Result<(), Error> {
     options.template()?;
-    let (generation, tokenizer) = CheckpointFiles::open(path.as_ref(), parts)?.text_side()?;
+    let (generation, tokenizer) = files.text_side()?;
     options.generation(&generation, &tokenizer)?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Matrices that a checkpoint stores as blocks of small integers, as `convert --quant` writes them.
+//! Matrices that a checkpoint stores as blocks of small integers, as `convert` writes them.
 
 use std::ops::Range;
 

@@ -1,12 +1,11 @@
 //! What tells whether two sets of image features were made alike.
 
 use crate::Error;
+use crate::files::checksum::Checksum;
 use crate::gpu::WeightFormat;
 use crate::image::Preprocessor;
 use crate::model::Blip2Config;
 use crate::weights::{Checkpoint, Component};
-
-use super::hash::Hash;
 
 /// A number that changes with anything that an image's features depend on: configuration, image size, preprocessing,
 /// and every byte of the tensors that images pass.
@@ -17,7 +16,7 @@ pub(super) fn image_fingerprint(
     image_size: usize,
     quant: Option<WeightFormat>,
 ) -> Result<u64, Error> {
-    let mut hash = Hash::default();
+    let mut hash = Checksum::default();
     let settings = format!(
         "{:?} {:?} {} {image_size} {preprocessor:?}",
         config.vision, config.qformer, config.num_query_tokens

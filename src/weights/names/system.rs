@@ -91,22 +91,22 @@ const PARTS: [(&str, &str, &str); 4] = [
     (
         "blocks.",
         VISION_ALONE,
-        "convert a BLIP-2 checkpoint and pass this one as --vit",
+        "convert a BLIP-2 checkpoint and pass this one as `vit`",
     ),
     (
         "patch_embed.",
         VISION_ALONE,
-        "convert a BLIP-2 checkpoint and pass this one as --vit",
+        "convert a BLIP-2 checkpoint and pass this one as `vit`",
     ),
     (
         "model.decoder.layers.",
         LANGUAGE_ALONE,
-        "convert a BLIP-2 checkpoint and pass this one's folder as --llm",
+        "convert a BLIP-2 checkpoint and pass this one's folder as `llm`",
     ),
     (
         "decoder.",
         LANGUAGE_ALONE,
-        "convert a BLIP-2 checkpoint and pass this one's folder as --llm",
+        "convert a BLIP-2 checkpoint and pass this one's folder as `llm`",
     ),
 ];
 const OTHER_MODEL: &str = "is another model than BLIP-2 (InstructBLIP, BLIP 1 or the like)";

@@ -169,7 +169,7 @@ fn tensor_pickle(elements: u32, offset: i32, shape: &[i32], strides: &[i32]) -> 
 
 #[track_caller]
 fn refuses(bytes: &[u8], parts: &[&str]) {
-    let problem = tensors(bytes).err().expect("refused");
+    let problem = tensors(bytes).expect_err("refused");
     let text = problem.at(Path::new("some.pth")).to_string();
     assert!(
         text.starts_with("some.pth: ") && !text.contains('\n'),

@@ -1,4 +1,5 @@
-//! The result's `config.json`: the one given, the folder's own, or that of the published model which the sizes tell.
+//! The result's `config.json`: the one given, the folder's own, or that of the published model
+//! which the sizes tell.
 
 use std::path::{Path, PathBuf};
 
@@ -6,17 +7,20 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::gpu::{QUANT_BLOCK, WeightFormat};
+use crate::model::Blip2Config;
 use crate::model::config::QUANT_METHOD;
 use crate::text::{BertTokenizer, PromptMark, Tokenizer};
 
-use crate::weights::{Family, Format, Task, folder_of};
+use crate::weights::{Component, Family, Format, Task, TensorSpec, folder_of};
 
 use super::error::ConvertError;
 use super::input::read_object;
 use super::outputs::Output;
-use super::parts::{CheckpointParts, Gathered};
+use super::parts::{
+    CLASS_EMBEDDING, CheckpointParts, Gathered, LANGUAGE_PROJECTION, POSITIONS, QFORMER_POSITIONS,
+    QFORMER_WORDS, QUERIES, WORDS, architecture, usual_tensors,
+};
 
-const POSITIONS: &str = "vision_model.embeddings.position_embedding";
 const PASS_CONFIG: &str = "pass the model's config.json in the Hugging Face form as `config`";
 
 /// The vision transformer of all published models: EVA-CLIP's g.
@@ -26,7 +30,8 @@ const PATCH: usize = 14;
 const QFORMER_WIDTH: usize = 768;
 const QFORMER_LAYERS: usize = 12;
 
-/// What OPT's captions end with where the tokenizer does not say: "\n" of GPT-2's vocabulary as OPT numbers it.
+/// What OPT's captions end with where the tokenizer does not say: "\n" of GPT-2's vocabulary as OPT
+/// numbers it.
 const OPT_NEWLINE: u32 = 50118;
 /// The first token of OPT's texts.
 const OPT_BOS: u32 = 2;
@@ -90,7 +95,8 @@ impl Config {
 /// The configuration of the result, and what a user may want to know of it.
 ///
 /// # Errors
-/// Sizes that no published model has and no `config.json` is given; a language model of another width than the checkpoint's.
+/// Sizes that no published model has and no `config.json` is given; a language model of another
+/// width than the checkpoint's.
 pub fn decide(
     gathered: &Gathered,
     parts: &CheckpointParts,
@@ -114,7 +120,7 @@ pub fn decide(
     let mut notes = Vec::new();
     if gathered.kind.family != Family::HuggingFace {
         check_projection(gathered, &config)?;
-        fit(gathered, &mut config, &mut notes);
+        fit(gathered, &mut config, &mut notes)?;
     }
     Ok((config, notes))
 }
@@ -124,13 +130,10 @@ fn published(gathered: &Gathered, tokenizer: &Path) -> Result<Map<String, Value>
     check_published_sizes(gathered)?;
     let retrieval = gathered.kind.task == Task::Retrieval;
     let queries = gathered
-        .find("query_tokens")
+        .find(&usual_tensors(gathered.kind.task)?, QUERIES)
         .and_then(|view| view.shape.get(1).copied());
     let mut fields = Map::new();
-    let architecture = match gathered.kind.task {
-        Task::Generation => "Blip2ForConditionalGeneration",
-        Task::Retrieval => "Blip2ForImageTextRetrieval",
-    };
+    let architecture = architecture(gathered.kind.task);
     fields.insert("architectures".into(), json!([architecture]));
     fields.insert("model_type".into(), "blip-2".into());
     fields.insert("num_query_tokens".into(), json!(queries.unwrap_or(32)));
@@ -179,20 +182,14 @@ fn published(gathered: &Gathered, tokenizer: &Path) -> Result<Map<String, Value>
 
 /// Refuses sizes that the tensors do not tell in full: the number of heads is in none of them.
 fn check_published_sizes(gathered: &Gathered) -> Result<(), ConvertError> {
-    let width = |name: &str| {
-        gathered
-            .find(name)
-            .and_then(|view| view.shape.last().copied())
-    };
-    let vit = width("vision_model.post_layernorm.weight");
-    let qformer = width("query_tokens");
-    let last_layer = format!(
-        "qformer.encoder.layer.{}.output_query.dense.weight",
-        QFORMER_LAYERS - 1
-    );
-    if (vit, qformer) == (Some(VIT_WIDTH), Some(QFORMER_WIDTH))
-        && gathered.find(&last_layer).is_some()
-    {
+    // Generative and retrieval models have all of these.
+    let specs = usual_tensors(Task::Generation)?;
+    let width = |place| gathered.find(&specs, place)?.shape.last().copied();
+    let (vit, qformer) = (width(CLASS_EMBEDDING), width(QUERIES));
+    let is_qformer = |spec: &&TensorSpec| spec.component == Component::QFormer;
+    let deepest = specs.iter().rfind(is_qformer);
+    let is_deep = deepest.is_some_and(|spec| gathered.checkpoint.find(&spec.name).is_some());
+    if (vit, qformer) == (Some(VIT_WIDTH), Some(QFORMER_WIDTH)) && is_deep {
         return Ok(());
     }
     let number = |size: Option<usize>| size.map_or("unknown".into(), |size| size.to_string());
@@ -230,7 +227,8 @@ fn language_model(
 
 /// Refuses a language model of another width than the checkpoint was trained with.
 fn check_projection(gathered: &Gathered, config: &Config) -> Result<(), ConvertError> {
-    let Some(view) = gathered.find("language_projection.weight") else {
+    let specs = usual_tensors(gathered.kind.task)?;
+    let Some(view) = gathered.find(&specs, LANGUAGE_PROJECTION) else {
         return Ok(());
     };
     let (trained, file) = (view.shape.first().copied(), gathered.path());
@@ -242,37 +240,39 @@ fn check_projection(gathered: &Gathered, config: &Config) -> Result<(), ConvertE
                 "is a language model {width} wide, but {} was trained with one {trained} wide",
                 file.display()
             );
-            let remedy = format!("pass `llm`: {}", gathered.language_model_name());
+            let remedy = format!("pass `llm`: {}", gathered.language_model_name(&specs));
             Err(ConvertError::refused(&llm.path, problem, remedy))
         }
         _ => Ok(()),
     }
 }
 
-/// Sets the sizes that tables alone decide and that differ between files of one model: vocabularies, which some pad, and
-/// the image size.
-fn fit(gathered: &Gathered, config: &mut Config, notes: &mut Vec<String>) {
-    let rows = |name: &str| {
-        gathered
-            .find(name)
-            .and_then(|view| view.shape.first().copied())
-    };
-    let words = rows("language_model.model.decoder.embed_tokens.weight")
-        .or_else(|| rows("language_model.shared.weight"));
+/// Sets the sizes that tables alone decide and that differ between files of one model:
+/// vocabularies, which some pad, and the image size.
+fn fit(
+    gathered: &Gathered,
+    config: &mut Config,
+    notes: &mut Vec<String>,
+) -> Result<(), ConvertError> {
+    // Which tensors these are does not depend on the sizes that are still to be set.
+    let parsed = Blip2Config::from_json(config.text().as_bytes(), &config.file)?;
+    let specs = parsed.tensors(None)?;
+    let text_specs = usual_tensors(Task::Retrieval)?;
+    let rows = |specs: &[TensorSpec], place| gathered.find(specs, place)?.shape.first().copied();
     let image = gathered
-        .find(POSITIONS)
+        .find(&specs, POSITIONS)
         .and_then(|view| image_size(view.shape, config));
     let sizes = [
-        ("text_config", "vocab_size", words),
+        ("text_config", "vocab_size", rows(&specs, WORDS)),
         (
             "qformer_config",
             "vocab_size",
-            rows("embeddings.word_embeddings.weight"),
+            rows(&text_specs, QFORMER_WORDS),
         ),
         (
             "qformer_config",
             "max_position_embeddings",
-            rows("embeddings.position_embeddings.weight"),
+            rows(&text_specs, QFORMER_POSITIONS),
         ),
         ("vision_config", "image_size", image),
     ];
@@ -288,6 +288,7 @@ fn fit(gathered: &Gathered, config: &mut Config, notes: &mut Vec<String>) {
             ));
         }
     }
+    Ok(())
 }
 
 /// Side of the images that a table of positions `[1, 1 + grid², width]` is for.

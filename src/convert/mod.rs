@@ -1,9 +1,10 @@
-//! Checkpoints of LAVIS and mmpretrain, and folders of any revision of transformers, put together and made into a folder
-//! in today's Hugging Face layout.
+//! Checkpoints of LAVIS and mmpretrain, and folders of any revision of transformers, put together
+//! and made into a folder in today's Hugging Face layout.
 //!
-//! [`assemble`] finds the tensors under their canonical names, the configuration and the tokenizer: enough to open such a checkpoint
-//! as it lies there. [`convert`] writes it. Tensors are copied from mapped files a few megabytes at a time, so memory stays flat however
-//! large they are. The folder is written under another name, synced, opened as the engine would open it, and renamed
+//! [`assemble`] finds the tensors under their canonical names, the configuration and the tokenizer:
+//! enough to open such a checkpoint as it lies there. [`convert`] writes it. Tensors are copied
+//! from mapped files a few megabytes at a time, so memory stays flat however large they are. The
+//! folder is written under another name, synced, opened as the engine would open it, and renamed
 //! last: it is whole or not there.
 
 mod config;
@@ -38,8 +39,8 @@ pub struct ConvertOptions {
     pub parts: CheckpointParts,
     /// Element type of all tensors of the result; `None` keeps each as it is stored.
     pub format: Option<Format>,
-    /// Store matrices in q8 or q4, as far as [`format_of`](crate::weights::format_of) has it, as the engine would while
-    /// loading; all else as f16.
+    /// Store matrices in q8 or q4, as far as [`format_of`](crate::weights::format_of) has it, as
+    /// the engine would while loading; all else as f16.
     pub quant: Option<WeightFormat>,
     /// Bytes of tensors in a file of the result at most.
     pub shard_bytes: u64,
@@ -115,8 +116,8 @@ impl Assembly {
 /// Puts together the checkpoint `input` (a file, or a folder) and what it lacks.
 ///
 /// # Errors
-/// A file that is damaged, of another model or lacks a part (named, with the option that supplies it), sizes that do not fit
-/// each other.
+/// A file that is damaged, of another model or lacks a part (named, with the option that supplies
+/// it), sizes that do not fit each other.
 pub fn assemble(input: &Path, parts: &CheckpointParts) -> Result<Assembly, ConvertError> {
     let gathered = Gathered::open(input, parts)?;
     let tokenizer = small_files::find_tokenizer(&gathered, parts)?;
@@ -131,11 +132,12 @@ pub fn assemble(input: &Path, parts: &CheckpointParts) -> Result<Assembly, Conve
     })
 }
 
-/// Converts the checkpoint `input` (a file, or a folder) into the folder `out`, which must not exist yet.
-/// `progress` is told the bytes of tensors written so far, and all of them.
+/// Converts the checkpoint `input` (a file, or a folder) into the folder `out`, which must not
+/// exist yet. `progress` is told the bytes of tensors written so far, and all of them.
 ///
 /// # Errors
-/// As [`assemble`]; tensors that are missing or misshapen, no room to write. Nothing is left behind.
+/// As [`assemble`]; tensors that are missing or misshapen, no room to write. Nothing is left
+/// behind.
 pub fn convert(
     input: &Path,
     out: &Path,
@@ -250,7 +252,8 @@ fn copy(from: &Path, to: &Path, names: &[&str]) -> Result<(), ConvertError> {
     Ok(())
 }
 
-/// Opens the result as the engine would: every tensor there in its shape, every token with its embedding.
+/// Opens the result as the engine would: every tensor there in its shape, every token with its
+/// embedding.
 fn verify(folder: &Path, config: &Blip2Config) -> Result<(), ConvertError> {
     let checkpoint = Checkpoint::open(folder)?;
     Blip2Config::open(folder)?.tensors(Some(&checkpoint))?;

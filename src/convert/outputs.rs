@@ -40,7 +40,8 @@ impl<'a> Output<'a> {
         elements * (self.dtype.bitsize() / 8) as u64
     }
 
-    /// The tensor `spec`, stored as `weight`, in `format`; without one as it is stored, or f32 where its parts differ.
+    /// The tensor `spec`, stored as `weight`, in `format`; without one as it is stored, or f32
+    /// where its parts differ.
     fn new(
         spec: &TensorSpec,
         weight: &Weight<'a>,
@@ -67,7 +68,8 @@ impl<'a> Output<'a> {
         })
     }
 
-    /// The tensor as two, values and scales in blocks of small integers, where it is a matrix that `asked` is for.
+    /// The tensor as two, values and scales in blocks of small integers, where it is a matrix that
+    /// `asked` is for.
     fn in_blocks(self, spec: &TensorSpec, asked: WeightFormat) -> Vec<Self> {
         let (&[rows, columns], &[Piece::Stored(view)]) =
             (self.shape.as_slice(), self.pieces.as_slice())
@@ -111,7 +113,8 @@ pub fn outputs<'a>(
         .collect()
 }
 
-/// `outputs`, which are those of `tensors`, with the matrices that `asked` is for in blocks of small integers.
+/// `outputs`, which are those of `tensors`, with the matrices that `asked` is for in blocks of
+/// small integers.
 pub fn quantised<'a>(
     outputs: Vec<Output<'a>>,
     tensors: &[(TensorSpec, Weight<'a>)],

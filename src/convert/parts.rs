@@ -1,37 +1,67 @@
 //! The files that a checkpoint is spread over, and their tensors under the names of transformers.
 //!
-//! LAVIS and mmpretrain save only what they trained: the vision transformer and the language model come from files of
-//! their own.
+//! LAVIS and mmpretrain save only what they trained: the vision transformer and the language model
+//! come from files of their own.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+
 use crate::model::Blip2Config;
 use crate::weights::{
-    Checkpoint, Component, Family, Kind, Name, Task, TensorSpec, TensorView, Weight, WeightsError,
-    folder_of, names_of_language_model, names_of_vision,
+    Checkpoint, Component, Family, Kind, Name, Role, Task, TensorSpec, TensorView, Weight,
+    WeightsError, folder_of, names_of_language_model, names_of_vision,
 };
 
 use super::error::ConvertError;
-
-/// The token embedding of OPT and of T5, by which a language model is known.
-const EMBEDDINGS: [&str; 2] = [
-    "language_model.model.decoder.embed_tokens.weight",
-    "language_model.shared.weight",
-];
 
 /// Where what a checkpoint lacks comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckpointParts {
     /// The vision transformer, where the checkpoint has none: LAVIS's `eva_vit_g.pth`.
     pub vit: Option<PathBuf>,
-    /// The language model's folder in the Hugging Face layout, where the checkpoint has none. Retrieval needs none, and
-    /// nothing of it is read then.
+    /// The language model's folder in the Hugging Face layout, where the checkpoint has none.
+    /// Retrieval needs none, and nothing of it is read then.
     pub llm: Option<PathBuf>,
     /// The model's `config.json`, where the sizes are not those of a published model.
     pub config: Option<PathBuf>,
-    /// A folder with the tokenizer's files, where they lie neither beside the checkpoint nor in `llm`.
+    /// A folder with the tokenizer's files, where they lie neither beside the checkpoint nor in
+    /// `llm`.
     pub tokenizer: Option<PathBuf>,
+}
+
+/// A tensor of the model: the number of its role in a component.
+type Place = (Component, Role, usize);
+
+/// The class token, as wide as the vision transformer.
+pub const CLASS_EMBEDDING: Place = (Component::Vision, Role::Vector, 0);
+/// The positions of the image's tokens, `[1, tokens, width]`.
+pub const POSITIONS: Place = (Component::Vision, Role::Vector, 1);
+/// The learned queries, `[1, queries, width]`.
+pub const QUERIES: Place = (Component::QueryTokens, Role::Vector, 0);
+/// `[width of the language model, width of the Q-Former]`.
+pub const LANGUAGE_PROJECTION: Place = (Component::LanguageProjection, Role::Layer, 0);
+/// The language model's token embedding.
+pub const WORDS: Place = (Component::LanguageModel, Role::Table, 0);
+/// The Q-Former's token embedding, and its positions.
+pub const QFORMER_WORDS: Place = (Component::TextEmbeddings, Role::Table, 0);
+pub const QFORMER_POSITIONS: Place = (Component::TextEmbeddings, Role::Table, 1);
+
+/// The class that transformers has for such a model.
+pub fn architecture(task: Task) -> &'static str {
+    match task {
+        Task::Generation => "Blip2ForConditionalGeneration",
+        Task::Retrieval => "Blip2ForImageTextRetrieval",
+    }
+}
+
+/// The tensors of a model with transformers' default sizes: for their names, where the sizes are
+/// not known yet.
+pub fn usual_tensors(task: Task) -> Result<Vec<TensorSpec>, ConvertError> {
+    let config = json!({"model_type": "blip-2", "architectures": [architecture(task)]});
+    let config = Blip2Config::from_json(config.to_string().as_bytes(), Path::new("config.json"))?;
+    Ok(config.tensors(None)?)
 }
 
 /// A checkpoint and what was given beside it.
@@ -39,8 +69,8 @@ pub struct CheckpointParts {
 pub struct Gathered {
     /// What the checkpoint is.
     pub kind: Kind,
-    /// The tensors of all files. Where two have one tensor, the checkpoint's own counts, as a fine-tuned one replaces what it was
-    /// tuned from.
+    /// The tensors of all files. Where two have one tensor, the checkpoint's own counts, as a
+    /// fine-tuned one replaces what it was tuned from.
     pub checkpoint: Checkpoint,
     /// Tensors left out: name, reason.
     left_out: Vec<(String, &'static str)>,
@@ -121,7 +151,8 @@ impl Gathered {
     /// Gathers the tensors of `input` and of the files given beside it.
     ///
     /// # Errors
-    /// Files that cannot be read or are of another model; a vision transformer or language model that none of them has.
+    /// Files that cannot be read or are of another model; a vision transformer or language model
+    /// that none of them has.
     pub fn open(input: &Path, parts: &CheckpointParts) -> Result<Self, ConvertError> {
         let source = open(input)?;
         let kind = source.kind()?;
@@ -151,7 +182,8 @@ impl Gathered {
         Ok(gathered)
     }
 
-    /// A checkpoint whose names are canonical, and a language model's folder that is not looked into.
+    /// A checkpoint whose names are canonical, and a language model's folder that is not looked
+    /// into.
     #[cfg(test)]
     pub fn of(kind: Kind, checkpoint: Checkpoint, llm: Option<PathBuf>) -> Self {
         Self {
@@ -167,7 +199,8 @@ impl Gathered {
         }
     }
 
-    /// Takes the tensors of `lender` that are not here yet, under the names that `name_of` has for them.
+    /// Takes the tensors of `lender` that are not here yet, under the names that `name_of` has for
+    /// them.
     fn borrow(&mut self, lender: Checkpoint, name_of: impl Fn(&str) -> Name) -> Lender {
         let lent = Lender {
             path: lender.path().into(),
@@ -189,9 +222,17 @@ impl Gathered {
         folder_of(self.path())
     }
 
-    /// The stored tensor of a canonical name.
-    pub fn find(&self, canonical: &str) -> Option<TensorView<'_>> {
-        self.checkpoint.find(canonical)
+    /// The stored tensor that is number `index` of its `role` in `component` of a model with the
+    /// tensors `specs`.
+    pub fn find(
+        &self,
+        specs: &[TensorSpec],
+        (component, role, index): Place,
+    ) -> Option<TensorView<'_>> {
+        let mut those = specs
+            .iter()
+            .filter(|spec| (spec.component, spec.role) == (component, role));
+        self.checkpoint.find(&those.nth(index)?.name)
     }
 
     /// Refuses a checkpoint whose vision transformer or language model is in none of the files.
@@ -205,10 +246,8 @@ impl Gathered {
         if self.kind.family == Family::HuggingFace {
             return Ok(());
         }
-        if self
-            .find("vision_model.embeddings.class_embedding")
-            .is_none()
-        {
+        let specs = usual_tensors(self.kind.task)?;
+        if self.find(&specs, CLASS_EMBEDDING).is_none() {
             return Err(match &self.vit {
                 Some(vit) => ConvertError::refused(
                     &vit.path,
@@ -221,9 +260,10 @@ impl Gathered {
                 ),
             });
         }
-        let has_words = EMBEDDINGS.iter().any(|name| self.find(name).is_some());
-        if self.kind.task == Task::Generation && !has_words {
-            let option = format!("`llm`: {}", self.language_model_name());
+        let mut names = self.checkpoint.names();
+        let has_llm = names.any(|name| name.starts_with("language_model."));
+        if self.kind.task == Task::Generation && !has_llm {
+            let option = format!("`llm`: {}", self.language_model_name(&specs));
             return Err(match &self.llm {
                 Some(llm) => ConvertError::refused(
                     &llm.path,
@@ -236,10 +276,11 @@ impl Gathered {
         Ok(())
     }
 
-    /// The language model that a published checkpoint was trained with, for people.
-    pub fn language_model_name(&self) -> String {
+    /// The language model that a published checkpoint was trained with, for people; `specs` are the
+    /// model's tensors.
+    pub fn language_model_name(&self, specs: &[TensorSpec]) -> String {
         let width = self
-            .find("language_projection.weight")
+            .find(specs, LANGUAGE_PROJECTION)
             .and_then(|view| view.shape.first().copied());
         let name = match (self.with_t5, width) {
             (false, Some(2560)) => "facebook/opt-2.7b",
@@ -251,8 +292,8 @@ impl Gathered {
         format!("{name} in the Hugging Face layout")
     }
 
-    /// Every tensor of the model, in the order an image passes them: those that the configuration tells, and an output matrix that
-    /// only the files tell of.
+    /// Every tensor of the model, in the order an image passes them: those that the configuration
+    /// tells, and an output matrix that only the files tell of.
     ///
     /// # Errors
     /// Tensors that are missing, of another shape or no numbers.
@@ -298,7 +339,8 @@ impl Gathered {
         )
     }
 
-    /// What is stored and no part of the result: with a reason where it is known to be of no use (name, reason), and the rest.
+    /// What is stored and no part of the result: with a reason where it is known to be of no use
+    /// (name, reason), and the rest.
     pub fn unused(
         &self,
         config: &Blip2Config,

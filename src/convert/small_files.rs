@@ -1,4 +1,5 @@
-//! The small files of a checkpoint in the Hugging Face layout: where the tokenizer's are, and what the others say.
+//! The small files of a checkpoint in the Hugging Face layout: where the tokenizer's are, and what
+//! the others say.
 
 use std::path::{Path, PathBuf};
 
@@ -33,7 +34,8 @@ pub const SETTINGS: [&str; 4] = [
     "chat_template.json",
 ];
 
-/// The folder with the tokenizer's files: the one asked for, the checkpoint's, or the language model's.
+/// The folder with the tokenizer's files: the one asked for, the checkpoint's, or the language
+/// model's.
 ///
 /// # Errors
 /// None of them has any.
@@ -122,7 +124,8 @@ pub fn settings(task: Task, config: &Config, parsed: &Blip2Config) -> Vec<(&'sta
         .collect()
 }
 
-/// Opens the folder's tokenizer as the engine would: of the model's kind, every token with its embedding.
+/// Opens the folder's tokenizer as the engine would: of the model's kind, every token with its
+/// embedding.
 pub fn check_tokenizer(folder: &Path, config: &Blip2Config) -> Result<(), ConvertError> {
     match config.language_model() {
         Some(decoder) => {

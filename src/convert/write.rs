@@ -1,4 +1,5 @@
-//! Writing the result: safetensors files a few megabytes at a time, in a folder that gets its name last.
+//! Writing the result: safetensors files a few megabytes at a time, in a folder that gets its name
+//! last.
 
 use std::fs::{File, TryLockError};
 use std::io::{BufWriter, Write};
@@ -167,7 +168,8 @@ impl Drop for Unfinished {
     }
 }
 
-/// Entries of a folder are durable once the folder is synced; not every system lets it be opened for that.
+/// Entries of a folder are durable once the folder is synced; not every system lets it be opened
+/// for that.
 fn sync_folder(path: &Path) {
     let path = if path == Path::new("") {
         Path::new(".")
@@ -241,8 +243,8 @@ fn split<'t, 'a>(tensors: &'t [Output<'a>], shard_bytes: u64) -> Vec<Vec<&'t Out
     shards
 }
 
-/// Writes a safetensors file: 8 bytes of header length, the header, the tensors. The format wants every tensor
-/// aligned to its elements: wide ones go first.
+/// Writes a safetensors file: 8 bytes of header length, the header, the tensors. The format wants
+/// every tensor aligned to its elements: wide ones go first.
 fn shard(
     path: &Path,
     tensors: &[&Output],

@@ -50,7 +50,8 @@ impl Blip2Model {
         })
     }
 
-    /// `image_tokens` `[batch · tokens, image width]` → rows for the language model `[batch · queries, its width]`.
+    /// `image_tokens` `[batch · tokens, image width]` → rows for the language model `[batch ·
+    /// queries, its width]`.
     ///
     /// # Errors
     /// No room for the small state that the program needs.

@@ -1,7 +1,8 @@
 //! The configuration of a BLIP-2 model: `config.json` in the Hugging Face layout.
 //!
-//! Fields that a file leaves out have the defaults of transformers 5's `Blip2Config`, `Blip2VisionConfig`,
-//! `Blip2QFormerConfig`, `OPTConfig` and `T5Config`; what this program cannot run is an error here, before any weight is read.
+//! Fields that a file leaves out have the defaults of transformers 5's `Blip2Config`,
+//! `Blip2VisionConfig`, `Blip2QFormerConfig`, `OPTConfig` and `T5Config`; what this program cannot
+//! run is an error here, before any weight is read.
 
 mod fields;
 mod language;
@@ -95,7 +96,8 @@ pub struct QFormerConfig {
     pub layer_norm_eps: f32,
     /// Layer i has cross-attention if i is a multiple of this.
     pub cross_attention_frequency: usize,
-    /// Width of the image tokens that cross-attention reads: that of the vision transformer, always.
+    /// Width of the image tokens that cross-attention reads: that of the vision transformer,
+    /// always.
     pub encoder_hidden_size: usize,
 }
 
@@ -104,7 +106,8 @@ pub struct QFormerConfig {
 pub enum Head {
     /// Captions and answers: a language model behind the Q-Former.
     Generation(LanguageConfig),
-    /// Image-text matching and retrieval: a text branch in the Q-Former and projections to a common space.
+    /// Image-text matching and retrieval: a text branch in the Q-Former and projections to a common
+    /// space.
     Retrieval {
         /// Width of the common space (`image_text_hidden_size`).
         embedding_size: usize,
@@ -122,7 +125,8 @@ pub struct Blip2Config {
     pub head: Head,
     /// Learned queries: tokens an image becomes for the language model.
     pub num_query_tokens: usize,
-    /// Id of the `<image>` placeholder; absent from old revisions, whose prompts have no placeholders.
+    /// Id of the `<image>` placeholder; absent from old revisions, whose prompts have no
+    /// placeholders.
     pub image_token_index: Option<u32>,
     /// The format that `convert` has stored the weights in, where it quantised them.
     pub quantised: Option<WeightFormat>,
@@ -132,7 +136,8 @@ impl Blip2Config {
     /// Reads `config.json` of a model folder, or the one beside a model file.
     ///
     /// # Errors
-    /// File missing or no JSON; any field wrong or not supported. All name the file and, where it is one, the field.
+    /// File missing or no JSON; any field wrong or not supported. All name the file and, where it
+    /// is one, the field.
     pub fn open(model: impl AsRef<Path>) -> Result<Self, ConfigError> {
         let model = model.as_ref();
         let folder = if model.is_file() {
@@ -261,7 +266,8 @@ impl VisionConfig {
         1 + self.grid() * self.grid()
     }
 
-    /// Values in a patch: 3 × height × width, the inner size of the patch embedding. Need not be a multiple of 8.
+    /// Values in a patch: 3 × height × width, the inner size of the patch embedding. Need not be a
+    /// multiple of 8.
     pub fn patch_elements(&self) -> usize {
         3 * self.patch_size * self.patch_size
     }
@@ -326,7 +332,8 @@ fn check_model_type(root: &Section) -> Result<(), ConfigError> {
     }
 }
 
-/// Whether the file describes a retrieval model: by its `architectures`, else by the Q-Former's text branch.
+/// Whether the file describes a retrieval model: by its `architectures`, else by the Q-Former's
+/// text branch.
 fn is_retrieval(root: &Section, qformer: &Section) -> Result<bool, ConfigError> {
     let names = match root.get("architectures") {
         None => return qformer.flag("use_qformer_text_input", false),

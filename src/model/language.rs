@@ -1,5 +1,5 @@
-//! The language model behind the Q-Former as the scheduler sees it: prompts go in once, then tokens one by
-//! one, and what is remembered of them lies in a paged cache.
+//! The language model behind the Q-Former as the scheduler sees it: prompts go in once, then tokens
+//! one by one, and what is remembered of them lies in a paged cache.
 
 use crate::gpu::{Activation, Gpu, GpuError, ProgramBuilder};
 use crate::kernels::{KvLayer, Pages};
@@ -82,8 +82,8 @@ pub trait Decoder: std::fmt::Debug + Send + Sync {
     /// Most positions of a request: prompt and text.
     fn max_positions(&self) -> usize;
 
-    /// The token that every text begins with, which takes a position of its own; none where texts go on after their
-    /// prompts.
+    /// The token that every text begins with, which takes a position of its own; none where texts
+    /// go on after their prompts.
     fn decoder_start(&self) -> Option<u32> {
         None
     }
@@ -94,8 +94,9 @@ pub trait Decoder: std::fmt::Debug + Send + Sync {
     /// Width of a cache row in one layer.
     fn cache_width(&self) -> usize;
 
-    /// The prompts' rows, one after another → the hidden state that the first token of each is chosen by,
-    /// `[prompts, hidden]`, before the final norm. Their keys and values go into the cache.
+    /// The prompts' rows, one after another → the hidden state that the first token of each is
+    /// chosen by, `[prompts, hidden]`, before the final norm. Their keys and values go into the
+    /// cache.
     fn prefill(
         &self,
         program: &mut ProgramBuilder,
@@ -103,8 +104,8 @@ pub trait Decoder: std::fmt::Debug + Send + Sync {
         ends: &PromptEnds,
     ) -> Activation;
 
-    /// The next tokens of sequences that are prefilled, one row each → their hidden states `[rows, hidden]`, before the final
-    /// norm. Their keys and values go into the cache.
+    /// The next tokens of sequences that are prefilled, one row each → their hidden states `[rows,
+    /// hidden]`, before the final norm. Their keys and values go into the cache.
     fn decode(&self, program: &mut ProgramBuilder, rows: &InputRows) -> Activation;
 
     /// `hidden` `[rows, hidden]` → `logits` `[rows, vocabulary]`.

@@ -92,8 +92,8 @@ impl Opt {
         })
     }
 
-    /// Rows of tokens or of the image → last hidden states `[rows, hidden]`, before the final norm; their keys and values
-    /// go into the cache.
+    /// Rows of tokens or of the image → last hidden states `[rows, hidden]`, before the final norm;
+    /// their keys and values go into the cache.
     fn forward(
         &self,
         program: &mut ProgramBuilder,
@@ -127,7 +127,8 @@ impl Opt {
                 scale: self.heads.scale(),
             };
             let context = attention_cached(program, &inputs);
-            // Where attention is kept, it is that of all rows to the positions of the image, if they are of one image.
+            // Where attention is kept, it is that of all rows to the positions of the image, if
+            // they are of one image.
             tap_attention_cached(program, &inputs, rows.visual.rows, || {
                 format!("opt.layer.{index}.attention")
             });

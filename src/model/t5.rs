@@ -1,15 +1,15 @@
-//! T5 v1.1 (Raffel et al., 2020; Shazeer, 2020), as Flan-T5 is: an encoder of the image's rows and the prompt, and a
-//! decoder that attends to what the encoder made of them.
+//! T5 v1.1 (Raffel et al., 2020; Shazeer, 2020), as Flan-T5 is: an encoder of the image's rows and
+//! the prompt, and a decoder that attends to what the encoder made of them.
 //!
 //! ```text
 //! encoder: rows ─ [ x += attention(norm(x));                        x += wo(gate(wi(norm(x)))) ] × N ─ norm ─ encoded
 //! decoder: rows ─ [ x += attention(norm(x)); x += cross(norm(x), encoded); x += wo(gate(wi(norm(x)))) ] × N ─ norm ─ logits
 //! ```
 //!
-//! Everything that is remembered of a request lies in the rows of one paged cache: at the positions of its prompt the
-//! keys and values of `encoded` for each layer's cross-attention, at those of its text the decoder's own. While the
-//! encoder runs, its keys and values lie at the prompt's positions in the first layer's cache, before the
-//! cross-attention's take their place.
+//! Everything that is remembered of a request lies in the rows of one paged cache: at the positions
+//! of its prompt the keys and values of `encoded` for each layer's cross-attention, at those of its
+//! text the decoder's own. While the encoder runs, its keys and values lie at the prompt's
+//! positions in the first layer's cache, before the cross-attention's take their place.
 
 mod bias;
 
@@ -129,7 +129,8 @@ impl T5 {
         })
     }
 
-    /// Encodes the prompts' rows; every decoder layer's keys and values of the result go into the cache.
+    /// Encodes the prompts' rows; every decoder layer's keys and values of the result go into the
+    /// cache.
     fn encode(&self, program: &mut ProgramBuilder, rows: &InputRows) {
         let hidden = self.embed(program, rows);
         tap(program, &hidden, || "t5.encoder.embeddings".into());
@@ -336,8 +337,8 @@ impl DecoderStack {
     }
 }
 
-/// The blocks of a stack, of whose layers `block` takes what follows the self-attention; and the relative bias, which the first
-/// block has for all of them.
+/// The blocks of a stack, of whose layers `block` takes what follows the self-attention; and the
+/// relative bias, which the first block has for all of them.
 fn load_blocks<B>(
     scope: &Scope,
     config: &T5Config,

@@ -1,4 +1,5 @@
-//! A checkpoint's files before it is on a device: the configuration read, the tensors found, the other small files at hand.
+//! A checkpoint's files before it is on a device: the configuration read, the tensors found, the
+//! other small files at hand.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,8 @@ use crate::weights::{Checkpoint, folder_of};
 
 use super::OpenOptions;
 
-/// A checkpoint's files: a folder in the Hugging Face layout, a file of LAVIS or mmpretrain and what it lacks, or a demo
-/// model's.
+/// A checkpoint's files: a folder in the Hugging Face layout, a file of LAVIS or mmpretrain and
+/// what it lacks, or a demo model's.
 #[derive(Debug)]
 pub struct CheckpointFiles {
     path: PathBuf,
@@ -48,7 +49,8 @@ impl CheckpointFiles {
         return Self::open(path);
     }
 
-    /// A folder in the Hugging Face layout, or the file of its weights; of these only headers are read.
+    /// A folder in the Hugging Face layout, or the file of its weights; of these only headers are
+    /// read.
     ///
     /// # Errors
     /// A file that is missing, damaged or does not fit the others.
@@ -152,7 +154,8 @@ impl CheckpointFiles {
         (self.config, self.checkpoint)
     }
 
-    /// A generative checkpoint's options and tokenizer; all of its other files are found to be usable.
+    /// A generative checkpoint's options and tokenizer; all of its other files are found to be
+    /// usable.
     pub(super) fn text_side(&self) -> Result<(GenerationOptions, Tokenizer), Error> {
         let language = self.language()?;
         let tokenizer = self.tokenizer(language)?;
@@ -210,8 +213,8 @@ impl CheckpointFiles {
         Ok(preprocessor)
     }
 
-    /// The checkpoint's generation options: transformers' defaults, the configuration's special tokens, and what its
-    /// `generation_config.json` sets, where there is one.
+    /// The checkpoint's generation options: transformers' defaults, the configuration's special
+    /// tokens, and what its `generation_config.json` sets, where there is one.
     pub(super) fn generation_options(
         &self,
         language: &LanguageConfig,

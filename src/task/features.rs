@@ -18,8 +18,8 @@ use super::{ImageFeatures, OpenOptions};
 /// Images at a time where none are asked for and there is room.
 const DEFAULT_BATCH: usize = 8;
 
-/// The image side of a checkpoint on a device: what transformers' `get_image_features` (without the projection) and
-/// `get_qformer_features` give.
+/// The image side of a checkpoint on a device: what transformers' `get_image_features` (without the
+/// projection) and `get_qformer_features` give.
 #[derive(Debug)]
 pub struct ImageFeaturizer {
     preprocessor: Preprocessor,
@@ -40,10 +40,12 @@ fn image_side(
 }
 
 impl ImageFeaturizer {
-    /// Opens the image encoder and the Q-Former of the checkpoint folder `path`, generative or for retrieval.
+    /// Opens the image encoder and the Q-Former of the checkpoint folder `path`, generative or for
+    /// retrieval.
     ///
     /// # Errors
-    /// No device; a file of the checkpoint that is missing, damaged or does not fit the others; not enough memory.
+    /// No device; a file of the checkpoint that is missing, damaged or does not fit the others; not
+    /// enough memory.
     pub async fn open(
         path: impl AsRef<Path>,
         options: OpenOptions,
@@ -81,8 +83,8 @@ impl ImageFeaturizer {
         self.encoder.shapes()
     }
 
-    /// Encodes `images` as one batch; their [`ImageFeatures::features`] are empty, as a common space is what only
-    /// retrieval checkpoints have.
+    /// Encodes `images` as one batch; their [`ImageFeatures::features`] are empty, as a common
+    /// space is what only retrieval checkpoints have.
     ///
     /// # Errors
     /// An image that cannot be prepared, no room on the device, or a failing device.

@@ -27,7 +27,8 @@ enum Outlined {
 }
 
 impl<'g> Forecast<'g> {
-    /// Goes through the checkpoint's tensors as loading would, weights stored as `quant` ([`OpenOptions::quant`]).
+    /// Goes through the checkpoint's tensors as loading would, weights stored as `quant`
+    /// ([`OpenOptions::quant`]).
     ///
     /// # Errors
     /// A tensor that is missing or misshapen, or a failing device.
@@ -64,9 +65,9 @@ impl<'g> Forecast<'g> {
         self.formats.iter().map(|(format, _)| *format)
     }
 
-    /// What `batch` images at a time take, with weights in `format` (`None`: as they would be loaded): for a generative
-    /// model with texts of `positions` positions in all and so many `beams`, for a retrieval model matched with one text
-    /// of so many positions each.
+    /// What `batch` images at a time take, with weights in `format` (`None`: as they would be
+    /// loaded): for a generative model with texts of `positions` positions in all and so many
+    /// `beams`, for a retrieval model matched with one text of so many positions each.
     ///
     /// # Errors
     /// More than a dispatch of this device can do.

@@ -1,5 +1,5 @@
-//! The one way a checkpoint comes to a device: its files checked against each other, the device opened and checked, memory
-//! planned, weights brought there.
+//! The one way a checkpoint comes to a device: its files checked against each other, the device
+//! opened and checked, memory planned, weights brought there.
 
 use crate::Error;
 use crate::gpu::Gpu;
@@ -26,11 +26,13 @@ pub(super) struct Opened<M> {
     pub image_size: usize,
 }
 
-/// Opens the checkpoint of `files` for at most `usual` images at a time where none are asked for. `load` puts the model together
-/// for images of so many pixels a side; `plan` says what so many images at a time take beside so many bytes of weights.
+/// Opens the checkpoint of `files` for at most `usual` images at a time where none are asked for.
+/// `load` puts the model together for images of so many pixels a side; `plan` says what so many
+/// images at a time take beside so many bytes of weights.
 ///
 /// # Errors
-/// Files that do not fit each other, no device, values that are no numbers, or not enough memory: with what would fit.
+/// Files that do not fit each other, no device, values that are no numbers, or not enough memory:
+/// with what would fit.
 pub(super) async fn open<M: Send>(
     files: CheckpointFiles,
     options: &OpenOptions,
@@ -72,7 +74,8 @@ pub(super) async fn open<M: Send>(
     })
 }
 
-/// The device, on which every kernel that it can run on the weights of `checkpoint` has been checked.
+/// The device, on which every kernel that it can run on the weights of `checkpoint` has been
+/// checked.
 async fn open_device(options: &OpenOptions, checkpoint: &Checkpoint) -> Result<Gpu, Error> {
     let gpu = match &options.device {
         Some(gpu) => gpu.clone(),

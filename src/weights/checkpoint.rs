@@ -36,12 +36,13 @@ struct Stored {
 }
 
 impl Checkpoint {
-    /// Opens a folder in the Hugging Face layout (`model.safetensors` or `pytorch_model.bin`, or shards and their index), an
-    /// index of safetensors files, a safetensors file, or a file that `torch.save` wrote. Nothing in such a file is executed.
+    /// Opens a folder in the Hugging Face layout (`model.safetensors` or `pytorch_model.bin`, or
+    /// shards and their index), an index of safetensors files, a safetensors file, or a file that
+    /// `torch.save` wrote. Nothing in such a file is executed.
     ///
     /// # Errors
-    /// No weights there, shards or tensors missing, files truncated, damaged or of another kind; never a panic, whatever the
-    /// files hold.
+    /// No weights there, shards or tensors missing, files truncated, damaged or of another kind;
+    /// never a panic, whatever the files hold.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, WeightsError> {
         let path = path.as_ref();
         let Found { files, weight_map } = find(path)?;
@@ -79,8 +80,8 @@ impl Checkpoint {
         }
     }
 
-    /// Reads a file's header and gathers its tensors. Where `weight_map` names a tensor's file, that file's copy counts if several
-    /// have one of that name.
+    /// Reads a file's header and gathers its tensors. Where `weight_map` names a tensor's file,
+    /// that file's copy counts if several have one of that name.
     fn add(
         &mut self,
         file: File,
@@ -113,7 +114,8 @@ impl Checkpoint {
         Ok(self)
     }
 
-    /// The same tensors under the names that `name_of` has for them, and those that it leaves out, each with the reason.
+    /// The same tensors under the names that `name_of` has for them, and those that it leaves out,
+    /// each with the reason.
     #[must_use]
     pub fn renamed(self, name_of: impl Fn(&str) -> Name) -> (Self, Vec<(String, &'static str)>) {
         let mut left_out = Vec::new();
@@ -197,7 +199,8 @@ impl Checkpoint {
         self.tensors().map(|view| view.stored_bytes() as u64).sum()
     }
 
-    /// The tensor of exactly this name, if there is one; [`Checkpoint::weight`] knows other revisions' names too.
+    /// The tensor of exactly this name, if there is one; [`Checkpoint::weight`] knows other
+    /// revisions' names too.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         self.tensors.get(name).map(|stored| self.view(stored))
     }
@@ -248,7 +251,8 @@ impl Checkpoint {
 
     /// The tensor of a canonical name in the given shape, whichever revision wrote the file.
     ///
-    /// A `….self_attn.qkv.bias` of the ViT may be stored as `q_bias` and `v_bias`, the key's bias being zero.
+    /// A `….self_attn.qkv.bias` of the ViT may be stored as `q_bias` and `v_bias`, the key's bias
+    /// being zero.
     ///
     /// # Errors
     /// Missing (the names tried are listed), another shape, or an element type that is no weight's.
@@ -285,9 +289,10 @@ impl Checkpoint {
         Some([self.find(&q)?, self.find(&v)?])
     }
 
-    /// Whether the language model has an output matrix of its own: of the two names the first, of `shape`, where it is not
-    /// the second, the token embedding. `tied` is what the configuration says; as in transformers 5, a stored matrix that
-    /// differs from the embedding counts whatever it says.
+    /// Whether the language model has an output matrix of its own: of the two names the first, of
+    /// `shape`, where it is not the second, the token embedding. `tied` is what the configuration
+    /// says; as in transformers 5, a stored matrix that differs from the embedding counts whatever
+    /// it says.
     ///
     /// # Errors
     /// As [`Checkpoint::weight`]; missing although the configuration says that it is not tied.
@@ -306,8 +311,8 @@ impl Checkpoint {
         Ok(!both.all(|(a, b)| a.equals(&b)))
     }
 
-    /// The tensors that none of the `canonical` names stands for, sorted; ignored buffers and `lm_head` left out. For
-    /// `inspect`: a long list means weights of another model.
+    /// The tensors that none of the `canonical` names stands for, sorted; ignored buffers and
+    /// `lm_head` left out. For `inspect`: a long list means weights of another model.
     pub fn unused<'n>(&self, canonical: impl IntoIterator<Item = &'n str>) -> Vec<&str> {
         let canonical = canonical.into_iter().chain([names::LM_HEAD]);
         let stored = canonical.flat_map(names::stored_names);

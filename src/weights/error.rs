@@ -1,4 +1,5 @@
-//! What can be wrong with a checkpoint's files, each as one line that names the file and the remedy.
+//! What can be wrong with a checkpoint's files, each as one line that names the file and the
+//! remedy.
 
 use std::path::PathBuf;
 
@@ -133,7 +134,8 @@ pub enum WeightsError {
         /// Why it is refused.
         problem: &'static str,
     },
-    /// A caller asked for rows, or offered a destination, that do not fit the tensor: a bug above this module.
+    /// A caller asked for rows, or offered a destination, that do not fit the tensor: a bug above
+    /// this module.
     #[error("tensor {tensor:?}: {problem}; this is a bug in the program, please report it")]
     Usage {
         /// Canonical name.

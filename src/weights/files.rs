@@ -83,8 +83,9 @@ pub(super) struct Found {
     pub weight_map: BTreeMap<String, String>,
 }
 
-/// The files of a checkpoint at `path`: a folder in the Hugging Face layout (`model.safetensors` or `pytorch_model.bin`, or
-/// shards named by their index), such an index of safetensors files, or one file.
+/// The files of a checkpoint at `path`: a folder in the Hugging Face layout (`model.safetensors` or
+/// `pytorch_model.bin`, or shards named by their index), such an index of safetensors files, or one
+/// file.
 ///
 /// # Errors
 /// No weights there, an index that is damaged or whose shards are not there.
@@ -232,7 +233,7 @@ fn no_weights(folder: &Path) -> WeightsError {
             found: "there are .safetensors files of other names (shards need their index; a single file can be named itself)".into(),
         };
     }
-    let pickle = names.iter().find(|name| is_pickle(name));
+    let pickle = names.iter().find(|name| is_pickle_name(name));
     WeightsError::NoWeights {
         folder: folder.into(),
         found: match pickle {
@@ -243,7 +244,7 @@ fn no_weights(folder: &Path) -> WeightsError {
 }
 
 /// Whether a file of this name is one of PyTorch's.
-pub(super) fn is_pickle(name: &str) -> bool {
+pub(super) fn is_pickle_name(name: &str) -> bool {
     [".bin", ".pth", ".pt", ".ckpt"]
         .iter()
         .any(|ending| name.ends_with(ending))
@@ -256,7 +257,8 @@ fn read_error(file: &Path, cause: std::io::Error) -> WeightsError {
     }
 }
 
-fn file_name(path: &Path) -> String {
+/// The last part of a path.
+pub(super) fn file_name(path: &Path) -> String {
     path.file_name()
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default()
@@ -288,12 +290,13 @@ fn map(path: &Path) -> Result<Mmap, WeightsError> {
             "run `git lfs pull` in its folder",
         ));
     }
-    // SAFETY: the mapping is read-only and only ever seen as `&[u8]`, for which every bit pattern is valid; every
-    // slice is taken with bounds checks against the mapped length. What remains is that another process may write
-    // or truncate the file while it is mapped: Rust does not allow bytes behind a `&[u8]` to change, and reading
-    // past a new end raises SIGBUS. No portable call prevents either. Checkpoints are written once and then only
-    // read; nothing decides memory safety by these bytes after the header has been
-    // parsed and copied, and weights are range-checked values: a changed byte is a changed number.
+    // SAFETY: the mapping is read-only and only ever seen as `&[u8]`, for which every bit pattern
+    // is valid; every slice is taken with bounds checks against the mapped length. What remains is
+    // that another process may write or truncate the file while it is mapped: Rust does not allow
+    // bytes behind a `&[u8]` to change, and reading past a new end raises SIGBUS. No portable call
+    // prevents either. Checkpoints are written once and then only read; nothing decides memory
+    // safety by these bytes after the header has been parsed and copied, and weights are
+    // range-checked values: a changed byte is a changed number.
     #[allow(unsafe_code)]
     unsafe { Mmap::map(&file) }.map_err(read_error)
 }

@@ -1,8 +1,9 @@
 //! Checkpoints: the files they are in, the names their tensors go by, and their way to the device.
 //!
-//! Nothing here copies weights to the heap or knows what a tensor is used for: [`Checkpoint`] maps the files of any of the
-//! formats and finds a tensor by its canonical name whatever system or revision wrote them. A model's `load` takes its tensors from
-//! [`Tensors`]: over a listing ([`list_tensors`]) to know what there is, over an [`Outline`] to be filled with what
+//! Nothing here copies weights to the heap or knows what a tensor is used for: [`Checkpoint`] maps
+//! the files of any of the formats and finds a tensor by its canonical name whatever system or
+//! revision wrote them. A model's `load` takes its tensors from [`Tensors`]: over a listing
+//! ([`list_tensors`]) to know what there is, over an [`Outline`] to be filled with what
 //! [`Weight::write_rows`] and its kin convert straight from the mapping into mapped device buffers.
 
 mod checkpoint;

@@ -76,8 +76,8 @@ impl TensorSpec {
     }
 }
 
-/// A tensor of this shape as `[rows, columns]`: a vector is one row; a convolution kernel `[out, in, height, width]` has a row
-/// an output channel; all else keeps its last dimension as columns.
+/// A tensor of this shape as `[rows, columns]`: a vector is one row; a convolution kernel `[out,
+/// in, height, width]` has a row an output channel; all else keeps its last dimension as columns.
 pub(super) fn matrix_shape(shape: &[usize]) -> [usize; 2] {
     let columns = match shape {
         [] => 1,

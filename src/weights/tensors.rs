@@ -1,7 +1,8 @@
 //! What a model takes its tensors from as it is put together.
 //!
-//! A model's `load` names each of its tensors once. It runs over a listing ([`list_tensors`]), which needs no device, and
-//! over an [`Outline`](super::Outline), whose buffers are filled once everything is known.
+//! A model's `load` names each of its tensors once. It runs over a listing ([`list_tensors`]),
+//! which needs no device, and over an [`Outline`](super::Outline), whose buffers are filled once
+//! everything is known.
 
 use std::cell::RefCell;
 use std::fmt::Display;
@@ -14,9 +15,9 @@ use super::spec::{Component, Role, TensorSpec, matrix_shape};
 use super::upload::{Change, MatrixRequest, Request, Target, VectorRequest};
 use super::weight::Weight;
 
-/// Every tensor that `load` asks for, in its order, which is that in which an image passes them. With a `checkpoint` each is
-/// looked up in it, and the checkpoint decides whether the language model has an output matrix of its own; without one
-/// the configuration does.
+/// Every tensor that `load` asks for, in its order, which is that in which an image passes them.
+/// With a `checkpoint` each is looked up in it, and the checkpoint decides whether the language
+/// model has an output matrix of its own; without one the configuration does.
 ///
 /// # Errors
 /// A tensor that the checkpoint lacks, or has in another shape or type.
@@ -96,7 +97,8 @@ impl<'a> Tensors<'a> {
         Ok(matrix)
     }
 
-    /// `tensors` one after another as one vector of `len` values, which `change` makes of the stored ones.
+    /// `tensors` one after another as one vector of `len` values, which `change` makes of the
+    /// stored ones.
     fn vector(&self, tensors: Vec<Taken<'a>>, len: usize, change: Option<Change>) -> Vector {
         let placeholder = self.target.as_ref().map(|target| &target.placeholder);
         let vector = Vector {
@@ -168,7 +170,8 @@ impl<'a> Scope<'_, 'a> {
             .vector(vec![tensor], shape.iter().product(), None))
     }
 
-    /// A vector of `len` values that `change` makes of those of the tensor `name`: positions for another image size.
+    /// A vector of `len` values that `change` makes of those of the tensor `name`: positions for
+    /// another image size.
     ///
     /// # Errors
     /// As [`Scope::vector`].
@@ -185,8 +188,9 @@ impl<'a> Scope<'_, 'a> {
             .vector(vec![tensor], len, Some(Box::new(change))))
     }
 
-    /// The tensor `name` of `shape` (`[rows, columns]`, or `[out, channels, height, width]`) as a matrix that is f16
-    /// whatever the others are stored in; its columns are padded with zeros to a multiple of 8.
+    /// The tensor `name` of `shape` (`[rows, columns]`, or `[out, channels, height, width]`) as a
+    /// matrix that is f16 whatever the others are stored in; its columns are padded with zeros to a
+    /// multiple of 8.
     ///
     /// # Errors
     /// As [`Scope::vector`].
@@ -195,8 +199,9 @@ impl<'a> Scope<'_, 'a> {
         self.tensors.matrix(vec![tensor])
     }
 
-    /// The output matrix `name` of `shape`: `embedding`, whose name is `embedding_name`, where the two are tied. A stored one
-    /// that differs from the embedding counts whatever `tied`, the configuration, says.
+    /// The output matrix `name` of `shape`: `embedding`, whose name is `embedding_name`, where the
+    /// two are tied. A stored one that differs from the embedding counts whatever `tied`, the
+    /// configuration, says.
     ///
     /// # Errors
     /// As [`Scope::vector`]; missing although it is not tied.
@@ -221,8 +226,8 @@ impl<'a> Scope<'_, 'a> {
         }
     }
 
-    /// The layers `names` from `inputs` to `outputs` values, stacked by rows: weight `[names · outputs, inputs]` and, where they
-    /// are `biased`, bias `[names · outputs]`.
+    /// The layers `names` from `inputs` to `outputs` values, stacked by rows: weight `[names ·
+    /// outputs, inputs]` and, where they are `biased`, bias `[names · outputs]`.
     ///
     /// # Errors
     /// As [`Scope::vector`].

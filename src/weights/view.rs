@@ -17,7 +17,8 @@ pub struct TensorView<'a> {
     pub dtype: Dtype,
     /// Dimensions, outermost first.
     pub shape: &'a [usize],
-    /// Elements from one index to the next, a dimension; `None` where they lie in row-major order, one after another.
+    /// Elements from one index to the next, a dimension; `None` where they lie in row-major order,
+    /// one after another.
     pub strides: Option<&'a [usize]>,
     /// From the first element to the last: little-endian, with no alignment promised.
     pub bytes: &'a [u8],
@@ -45,8 +46,8 @@ impl<'a> TensorView<'a> {
         }
     }
 
-    /// Copies the elements from `start` on, in row-major order, into `target`, as many as it holds. No more may be asked
-    /// for than there are.
+    /// Copies the elements from `start` on, in row-major order, into `target`, as many as it holds.
+    /// No more may be asked for than there are.
     pub fn copy(&self, start: usize, target: &mut [u8]) {
         let size = self.dtype.bitsize() / 8;
         let Some(strides) = self.strides else {

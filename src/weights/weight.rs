@@ -1,4 +1,5 @@
-//! A tensor that the model asked for: where its values come from, and their conversion to what the device reads.
+//! A tensor that the model asked for: where its values come from, and their conversion to what the
+//! device reads.
 
 use std::ops::Range;
 
@@ -17,7 +18,8 @@ use super::view::TensorView;
 /// Values put in order, or quantised, at a time: little enough for a core's cache.
 const STEP: usize = 1 << 14;
 
-/// A tensor the model asked for, under its canonical name, in the shape asked for. It borrows the mapping.
+/// A tensor the model asked for, under its canonical name, in the shape asked for. It borrows the
+/// mapping.
 #[derive(Clone, Debug)]
 pub struct Weight<'a> {
     name: String,
@@ -106,18 +108,20 @@ impl<'a> Weight<'a> {
         }
     }
 
-    /// The tensor as a matrix `[rows, columns]`: a vector is one row, a convolution kernel has a row an output channel.
+    /// The tensor as a matrix `[rows, columns]`: a vector is one row, a convolution kernel has a
+    /// row an output channel.
     pub fn matrix(&self) -> [usize; 2] {
         matrix_shape(&self.shape)
     }
 
-    /// Converts `rows` of [`Weight::matrix`] into `target`, each row `stride` elements after the one before, the
-    /// gap after each row filled with zeros (so that a kernel may read rows in whole blocks). `target` must hold
-    /// `rows.len() * stride` elements of `format`; bytes beyond are left alone.
+    /// Converts `rows` of [`Weight::matrix`] into `target`, each row `stride` elements after the
+    /// one before, the gap after each row filled with zeros (so that a kernel may read rows in
+    /// whole blocks). `target` must hold `rows.len() * stride` elements of `format`; bytes beyond
+    /// are left alone.
     ///
     /// # Errors
-    /// A value that is NaN, infinite or beyond the format's range (named, with tensor and file): such a model
-    /// would only answer nonsense. Rows or a target that do not fit.
+    /// A value that is NaN, infinite or beyond the format's range (named, with tensor and file):
+    /// such a model would only answer nonsense. Rows or a target that do not fit.
     pub fn write_rows(
         &self,
         rows: Range<usize>,
@@ -156,8 +160,9 @@ impl<'a> Weight<'a> {
         Ok(())
     }
 
-    /// `rows` of [`Weight::matrix`] as they are stored, where that is what [`Weight::write_rows`] would make of them in f16
-    /// at this `stride`: no conversion, no padding. The values are checked all the same.
+    /// `rows` of [`Weight::matrix`] as they are stored, where that is what [`Weight::write_rows`]
+    /// would make of them in f16 at this `stride`: no conversion, no padding. The values are
+    /// checked all the same.
     ///
     /// # Errors
     /// A value that is NaN or infinite.
@@ -186,7 +191,8 @@ impl<'a> Weight<'a> {
         }
     }
 
-    /// The whole tensor as f32 values on the heap: for small ones (biases, norms) and tests, not for matrices.
+    /// The whole tensor as f32 values on the heap: for small ones (biases, norms) and tests, not
+    /// for matrices.
     ///
     /// # Errors
     /// A value that is NaN or infinite.
@@ -204,9 +210,9 @@ impl<'a> Weight<'a> {
         Ok(values)
     }
 
-    /// `rows` of [`Weight::matrix`] quantised to `format`: their values, `rows.len() * columns * bits / 8` bytes, and
-    /// their scales, a 32nd of as many. They are those of the f16 values, whatever type is stored; what is stored in
-    /// `format` is copied. On all cores.
+    /// `rows` of [`Weight::matrix`] quantised to `format`: their values, `rows.len() * columns *
+    /// bits / 8` bytes, and their scales, a 32nd of as many. They are those of the f16 values,
+    /// whatever type is stored; what is stored in `format` is copied. On all cores.
     ///
     /// # Errors
     /// As [`Weight::write_rows`].

@@ -22,7 +22,8 @@ pub struct Parts {
     /// The model's config.json (Hugging Face's) where the sizes are not a published model's
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Folder with the tokenizer where none lies beside the file or, for a generative model, in --llm
+    /// Folder with the tokenizer where none lies beside the file or, for a generative model, in
+    /// --llm
     #[arg(long, global = true, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
 }
@@ -52,8 +53,8 @@ impl Parts {
         })
     }
 
-    /// Turns a language model's name on the hub into its folder. One that the checkpoint at `path` has no use for is not
-    /// fetched; what is wrong with that checkpoint, opening it says.
+    /// Turns a language model's name on the hub into its folder. One that the checkpoint at `path`
+    /// has no use for is not fetched; what is wrong with that checkpoint, opening it says.
     pub fn find_llm(&mut self, path: &Path, output: &Output) -> Result<(), Error> {
         let of_use = || kind_of(path).is_ok_and(|kind| kind.task == Task::Generation);
         if let Some(llm) = &self.llm

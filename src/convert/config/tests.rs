@@ -12,12 +12,15 @@ fn data(name: &str) -> PathBuf {
 /// Tensors of published sizes, without values: names as in the result.
 fn views(image_tokens: usize, projection: usize) -> Vec<(String, Vec<usize>)> {
     [
-        (POSITIONS, vec![1, image_tokens, 1408]),
-        ("vision_model.post_layernorm.weight", vec![1408]),
+        (
+            "vision_model.embeddings.position_embedding",
+            vec![1, image_tokens, 1408],
+        ),
+        ("vision_model.embeddings.class_embedding", vec![1, 1, 1408]),
         ("query_tokens", vec![1, 32, 768]),
         (
-            "qformer.encoder.layer.11.output_query.dense.weight",
-            vec![768, 3072],
+            "qformer.encoder.layer.11.output_query.LayerNorm.bias",
+            vec![768],
         ),
         ("language_projection.weight", vec![projection, 768]),
         ("embeddings.word_embeddings.weight", vec![30523, 768]),
@@ -187,7 +190,7 @@ fn sizes_that_do_not_fit_are_named() {
         &["holds its language model", "`config`"],
     );
     let mut narrow = views(257, 2560);
-    narrow[1].1 = vec![1024];
+    narrow[1].1 = vec![1, 1, 1024];
     refused(
         &narrow,
         Some(opt(2560)),

@@ -16,7 +16,8 @@ pub use t5::T5Config;
 pub enum LanguageConfig {
     /// A decoder that continues the image's rows and the prompt.
     Opt(OptConfig),
-    /// An encoder of the image's rows and the prompt, and a decoder that looks at what it made of them.
+    /// An encoder of the image's rows and the prompt, and a decoder that looks at what it made of
+    /// them.
     T5(T5Config),
 }
 

@@ -264,7 +264,8 @@ fn tampered_files_never_panic() {
                 opened += 1;
                 for view in checkpoint.tensors() {
                     assert!(view.bytes.len() <= bytes.len());
-                    // Whatever the shape says now, converting must give a value or an error as well.
+                    // Whatever the shape says now, converting must give a value or an error as
+                    // well.
                     if let Ok(weight) = checkpoint.weight(view.name, view.shape) {
                         let _ = weight.to_f32();
                     }

@@ -9,7 +9,7 @@ use std::path::Path;
 use ::safetensors::Dtype;
 
 use super::error::WeightsError;
-use super::files::{File, is_pickle};
+use super::files::{File, file_name, is_pickle_name};
 
 /// Where a tensor lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,9 +25,10 @@ pub(super) struct Entry {
 /// The tensors of a file by name, all of them within the file.
 ///
 /// # Errors
-/// A file that is damaged, cut off or of another kind; one of PyTorch's that asks for more than tensors.
+/// A file that is damaged, cut off or of another kind; one of PyTorch's that asks for more than
+/// tensors.
 pub(super) fn read(file: &File) -> Result<Vec<(String, Entry)>, WeightsError> {
-    match is_of_pytorch(file) {
+    match by_name(&file.name()).unwrap_or_else(|| is_pickle(file.bytes())) {
         true => pytorch::read(file),
         false => safetensors::read(file),
     }
@@ -36,15 +37,21 @@ pub(super) fn read(file: &File) -> Result<Vec<(String, Entry)>, WeightsError> {
 /// Whether `path` is a file of PyTorch's, by its name or its first bytes.
 #[must_use]
 pub fn is_pytorch(path: &Path) -> bool {
-    path.is_file() && File::map(path).is_ok_and(|file| is_of_pytorch(&file))
+    let by_bytes = || File::map(path).is_ok_and(|file| is_pickle(file.bytes()));
+    path.is_file() && by_name(&file_name(path)).unwrap_or_else(by_bytes)
 }
 
-fn is_of_pytorch(file: &File) -> bool {
-    let (name, bytes) = (file.name(), file.bytes());
-    if is_pickle(&name) || name.ends_with(".safetensors") {
-        return is_pickle(&name);
+/// Whether a file of this name is one of PyTorch's; `None` for a name that does not tell.
+fn by_name(name: &str) -> Option<bool> {
+    match name.ends_with(".safetensors") {
+        true => Some(false),
+        false => is_pickle_name(name).then_some(true),
     }
-    // Of safetensors these bytes are a length, behind which the header begins.
+}
+
+/// Whether a file of these bytes is one of PyTorch's: a pickle or a zip archive.
+fn is_pickle(bytes: &[u8]) -> bool {
+    // Of safetensors the first bytes are a length, behind which the header begins.
     let is_pickle = bytes.starts_with(pytorch::PICKLE) && bytes.get(8) != Some(&b'{');
     is_pickle || bytes.starts_with(pytorch::ZIP)
 }

@@ -1,4 +1,5 @@
-//! safetensors: eight bytes that hold the length of the header, the header as JSON, the tensors' bytes.
+//! safetensors: eight bytes that hold the length of the header, the header as JSON, the tensors'
+//! bytes.
 //!
 //! All that is read here is the file's beginning: the values may still be elsewhere.
 
@@ -30,7 +31,8 @@ pub(super) fn read(file: &File) -> Result<Vec<(String, Entry)>, WeightsError> {
     })
 }
 
-/// Where the header ends and the tensors' bytes begin in a file of `length` bytes, of which `bytes` are the first.
+/// Where the header ends and the tensors' bytes begin in a file of `length` bytes, of which `bytes`
+/// are the first.
 fn data_start(bytes: &[u8], length: u64) -> Result<u64, String> {
     let Some(length_bytes) = bytes.first_chunk::<{ LENGTH_BYTES as usize }>() else {
         return Err(format!(
@@ -46,7 +48,8 @@ fn data_start(bytes: &[u8], length: u64) -> Result<u64, String> {
     }
 }
 
-/// The tensors that `start` tells of: all of a file of `length` bytes up to the first tensor's bytes.
+/// The tensors that `start` tells of: all of a file of `length` bytes up to the first tensor's
+/// bytes.
 fn entries(start: &[u8], length: u64) -> Result<Vec<(String, Entry)>, String> {
     let data_start = start.len() as u64;
     let header = &start[LENGTH_BYTES as usize..];
@@ -76,8 +79,9 @@ fn entries(start: &[u8], length: u64) -> Result<Vec<(String, Entry)>, String> {
     Ok(entries.collect())
 }
 
-/// Checks the tensors' offsets against the bytes there are for them: for a message that says which of the two is short, and
-/// because `read_metadata` adds up offsets that it has not yet compared with the length.
+/// Checks the tensors' offsets against the bytes there are for them: for a message that says which
+/// of the two is short, and because `read_metadata` adds up offsets that it has not yet compared
+/// with the length.
 fn check_offsets(header: &[u8], data_bytes: u64) -> Result<(), String> {
     let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header)
         .map_err(|cause| {

@@ -1,6 +1,8 @@
-//! LAVIS's names, as in its `blip2_opt.py`, `blip2_t5.py`, `blip2_qformer.py`, `eva_vit.py` and `Qformer.py`.
+//! LAVIS's names, as in its `blip2_opt.py`, `blip2_t5.py`, `blip2_qformer.py`, `eva_vit.py` and
+//! `Qformer.py`.
 
-/// What its vision transformer's names begin with; a file of that alone (`eva_vit_g.pth`) has them without.
+/// What its vision transformer's names begin with; a file of that alone (`eva_vit_g.pth`) has them
+/// without.
 pub(super) const VISION: &str = "visual_encoder.";
 
 /// (name, canonical), in the order in which they are replaced; `^` binds to the start of the name.

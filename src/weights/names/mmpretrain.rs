@@ -1,10 +1,11 @@
-//! mmpretrain's names, as in its `blip2_caption.py`, `blip2_retriever.py`, `beit.py` and `eva_to_mmpretrain.py`.
+//! mmpretrain's names, as in its `blip2_caption.py`, `blip2_retriever.py`, `beit.py` and
+//! `eva_to_mmpretrain.py`.
 
 /// What its vision transformer's names begin with.
 pub(super) const VISION: &str = "vision_backbone.";
 
-/// (name, canonical), in the order in which they are replaced; `^` binds to the start of the name. What the vision neck projects
-/// to depends on the task: [`neck`].
+/// (name, canonical), in the order in which they are replaced; `^` binds to the start of the name.
+/// What the vision neck projects to depends on the task: [`neck`].
 pub(super) const NAMES: [(&str, &str); 17] = [
     (
         "^vision_backbone.cls_token",
@@ -34,7 +35,8 @@ pub(super) const NAMES: [(&str, &str); 17] = [
     ("^multimodal_head.fc.", "itm_head."),
 ];
 
-/// (name, canonical) of what the queries are projected by: towards the language model, or the common space.
+/// (name, canonical) of what the queries are projected by: towards the language model, or the
+/// common space.
 pub(super) fn neck(is_retrieval: bool) -> (&'static str, &'static str) {
     let projection = if is_retrieval {
         "vision_projection."

@@ -1,8 +1,8 @@
 //! The names that tensors go by in files.
 //!
 //! Canonical names are those transformers 5 writes for `Blip2ForConditionalGeneration` and
-//! `Blip2ForImageTextRetrieval` (which have no prefix). What other revisions of transformers have for them is here; other systems'
-//! names are a table each: [`lavis`], [`mmpretrain`].
+//! `Blip2ForImageTextRetrieval` (which have no prefix). What other revisions of transformers have
+//! for them is here; other systems' names are a table each: [`lavis`], [`mmpretrain`].
 
 mod lavis;
 mod mmpretrain;
@@ -20,12 +20,12 @@ const SHARED_ALIASES: [&str; 2] = [
 pub(super) const LM_HEAD: &str = "language_model.lm_head.weight";
 const QKV_BIAS: &str = ".self_attn.qkv.bias";
 
-/// What wrappers put before every name: nothing; transformers' base model (`model.`, or `blip.`, the prefix its
-/// BLIP-2 class declares); PyTorch's data-parallel wrapper.
+/// What wrappers put before every name: nothing; transformers' base model (`model.`, or `blip.`,
+/// the prefix its BLIP-2 class declares); PyTorch's data-parallel wrapper.
 const PREFIXES: [&str; 4] = ["", "model.", "blip.", "module."];
 
-/// Parts of names that differ between revisions: (canonical, other). A canonical part is replaced where it
-/// occurs; `^` binds it to the start of the name.
+/// Parts of names that differ between revisions: (canonical, other). A canonical part is replaced
+/// where it occurs; `^` binds it to the start of the name.
 const RENAMES: [(&str, &str); 14] = [
     // OPT without its causal-LM wrapper, as transformers names the inner model.
     ("^language_model.model.decoder.", "language_model.decoder."),
@@ -87,7 +87,8 @@ fn bare_aliases(canonical: &str) -> Vec<String> {
     names
 }
 
-/// The names, each with aliases of its own, under which a canonical tensor or parts and copies of it may be stored.
+/// The names, each with aliases of its own, under which a canonical tensor or parts and copies of
+/// it may be stored.
 pub(super) fn stored_names(canonical: &str) -> Vec<String> {
     let mut names = vec![canonical.to_owned()];
     names.extend(split_qkv_names(canonical).into_iter().flatten());
@@ -97,8 +98,8 @@ pub(super) fn stored_names(canonical: &str) -> Vec<String> {
     names
 }
 
-/// Whether a stored tensor is a buffer that inference has no use for, so that its presence and type are
-/// of no interest (position numbers, the training temperature).
+/// Whether a stored tensor is a buffer that inference has no use for, so that its presence and type
+/// are of no interest (position numbers, the training temperature).
 pub(super) fn is_ignored_buffer(name: &str) -> bool {
     name.ends_with("position_ids") || name.ends_with("num_batches_tracked") || name == "temp"
 }

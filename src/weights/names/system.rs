@@ -73,8 +73,8 @@ const LEFT_OUT: [(&str, &str); 4] = [
 ];
 const COUNTS: &str = "numbers that count up";
 
-/// Checkpoints that are something else: (beginning of a name, what it is, what to do). They are another model's even where
-/// there is a Q-Former.
+/// Checkpoints that are something else: (beginning of a name, what it is, what to do). They are
+/// another model's even where there is a Q-Former.
 const OTHER_MODELS: [(&str, &str, &str); 4] = [
     ("llm_model.", OTHER_MODEL, USE_BLIP2),
     ("llm_proj.", OTHER_MODEL, USE_BLIP2),
@@ -177,8 +177,8 @@ impl Kind {
     }
 }
 
-/// The names that the tensors of a file have here which lends its vision transformer: another BLIP-2 checkpoint of `kind`, or
-/// EVA-CLIP's vision transformer alone, of these `names`.
+/// The names that the tensors of a file have here which lends its vision transformer: another
+/// BLIP-2 checkpoint of `kind`, or EVA-CLIP's vision transformer alone, of these `names`.
 pub fn names_of_vision(kind: Option<Kind>, names: &[&str]) -> impl Fn(&str) -> Name + use<> {
     let alone = if names.iter().any(|name| name.starts_with("layers.")) {
         (Family::Mmpretrain, mmpretrain::VISION)
@@ -200,6 +200,9 @@ pub fn names_of_vision(kind: Option<Kind>, names: &[&str]) -> impl Fn(&str) -> N
     }
 }
 
+/// What names in the checkpoints of OPT and T5 begin with.
+const LANGUAGE_MODEL: [&str; 5] = ["model.", "decoder.", "encoder.", "shared.", "lm_head."];
+
 /// What a tensor of a language model's own checkpoint is; another BLIP-2 folder lends its own.
 pub fn names_of_language_model(name: &str) -> Name {
     let bare = name.strip_prefix("model.").unwrap_or(name);
@@ -209,12 +212,16 @@ pub fn names_of_language_model(name: &str) -> Name {
         "query_tokens",
         "language_projection.",
     ];
-    if others.iter().any(|other| bare.starts_with(other)) {
+    let is_one_of = |name: &str, starts: &[&str]| starts.iter().any(|it| name.starts_with(it));
+    if is_one_of(bare, &others) {
         return Name::LeftOut("not of the language model");
     }
-    Name::Tensor(match bare.starts_with("language_model.") {
-        true => bare.to_owned(),
-        false => format!("language_model.{name}"),
+    Name::Tensor(if bare.starts_with("language_model.") {
+        bare.to_owned()
+    } else if is_one_of(name, &LANGUAGE_MODEL) {
+        format!("language_model.{name}")
+    } else {
+        name.to_owned()
     })
 }
 

@@ -56,14 +56,15 @@ fn said_by(model: &Model) -> Vec<Map<String, Value>> {
     said
 }
 
-/// Nothing in the folder that the model has no use for.
+/// Nothing that the model has no use for, but in a file a block of the vision transformer that it does not run.
 fn nothing_unused(model: &Model) {
     let inspect = [OsString::from("inspect"), "--json".into()];
     let inspected = run(inspect.into_iter().chain(model[1..].iter().cloned())).exits(0);
-    assert_eq!(
-        inspected.one_json()["unused_tensors"],
-        serde_json::json!([])
-    );
+    let unused = inspected.one_json()["unused_tensors"].clone();
+    let unused: Vec<String> = serde_json::from_value(unused).unwrap();
+    let is_file = model[1].to_string_lossy().ends_with(".pth");
+    let beyond = |name: &String| is_file && name.starts_with("vision_model.encoder.layers.2.");
+    assert!(unused.iter().all(beyond), "{model:?}: {unused:?}");
 }
 
 #[test]

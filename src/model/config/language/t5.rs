@@ -39,7 +39,8 @@ pub struct T5Config {
     pub dense_act_fn: Activation,
     /// Whether the output matrix is the token embedding where the file has no other.
     pub tie_word_embeddings: bool,
-    /// Whether the decoder's output is multiplied by `d_model^-0.5` before the output matrix (T5 before v1.1).
+    /// Whether the decoder's output is multiplied by `d_model^-0.5` before the output matrix (T5
+    /// before v1.1).
     pub scale_decoder_outputs: bool,
     /// First token of every decoded text.
     pub decoder_start_token_id: u32,
@@ -50,8 +51,8 @@ pub struct T5Config {
 }
 
 impl T5Config {
-    /// Most positions of image, prompt and text together. T5 itself knows no limit, its positions being relative; this
-    /// one (OPT's) bounds memory.
+    /// Most positions of image, prompt and text together. T5 itself knows no limit, its positions
+    /// being relative; this one (OPT's) bounds memory.
     pub const MAX_POSITIONS: usize = 2048;
 
     pub(super) fn read(section: &Section) -> Result<Self, ConfigError> {
@@ -152,7 +153,8 @@ impl DecoderConfig for T5Config {
     }
 }
 
-/// The gate's activation: `feed_forward_proj` names it, `dense_act_fn` (which LAVIS's conversions have) overrides it.
+/// The gate's activation: `feed_forward_proj` names it, `dense_act_fn` (which LAVIS's conversions
+/// have) overrides it.
 fn gate(section: &Section) -> Result<Activation, ConfigError> {
     let projection = section.text("feed_forward_proj")?.unwrap_or("relu");
     let Some(act) = projection.strip_prefix("gated-") else {

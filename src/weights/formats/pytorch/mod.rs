@@ -1,8 +1,10 @@
-//! Files that `torch.save` wrote (`.pth`, `.pt`, `.bin`), read without executing anything of theirs.
+//! Files that `torch.save` wrote (`.pth`, `.pt`, `.bin`), read without executing anything of
+//! theirs.
 //!
-//! Such a file is a pickle, which names the tensors and where their values lie, and the values. Since PyTorch 1.6 both are
-//! records of an uncompressed zip archive ([`archive`]); before, they follow each other ([`legacy`]). The
-//! file is mapped; a tensor is a view of its storage, and nothing is copied to the heap but names and shapes.
+//! Such a file is a pickle, which names the tensors and where their values lie, and the values.
+//! Since PyTorch 1.6 both are records of an uncompressed zip archive ([`archive`]); before, they
+//! follow each other ([`legacy`]). The file is mapped; a tensor is a view of its storage, and
+//! nothing is copied to the heap but names and shapes.
 
 mod archive;
 mod globals;
@@ -27,11 +29,12 @@ const NOT_A_CHECKPOINT: &str =
     "give a checkpoint saved with torch.save, or a folder in the Hugging Face layout";
 const SAVE_WEIGHTS_ALONE: &str = "where you trust its source, save the weights alone: `torch.save(torch.load(FILE, weights_only=False)[\"model\"], NEW)`";
 
-/// The tensors of a file, whether the state dict is the whole, or under `model` (LAVIS), `state_dict` (OpenMMLab) or `module`.
+/// The tensors of a file, whether the state dict is the whole, or under `model` (LAVIS),
+/// `state_dict` (OpenMMLab) or `module`.
 ///
 /// # Errors
-/// Not a file of PyTorch's, cut off, or one that asks for more than tensors; compressed or overlapping records;
-/// tensors that lie outside their storage. Never a panic.
+/// Not a file of PyTorch's, cut off, or one that asks for more than tensors; compressed or
+/// overlapping records; tensors that lie outside their storage. Never a panic.
 pub(super) fn read(file: &File) -> Result<Vec<(String, Entry)>, WeightsError> {
     let tensors = tensors(file.bytes()).map_err(|problem| problem.at(&file.path))?;
     Ok(tensors.into_iter().collect())
@@ -88,7 +91,8 @@ impl From<Refusal> for Problem {
     }
 }
 
-/// Whether a name is that of an element type of PyTorch's, or of its storage: `torch.float8_e4m3fn`, `torch.QInt8Storage`.
+/// Whether a name is that of an element type of PyTorch's, or of its storage:
+/// `torch.float8_e4m3fn`, `torch.QInt8Storage`.
 fn is_element_type(name: &str) -> bool {
     let own = name.strip_prefix("torch.").unwrap_or_default();
     let types = [

@@ -9,7 +9,8 @@ use super::globals::Meaning;
 use super::pickle::{Id, Node, Pickle, Rebuild};
 use super::{Entry, NOT_A_CHECKPOINT, Problem, SAVE_DENSE};
 
-/// Keys under which training programs put the state dict: LAVIS, OpenMMLab and Lightning, DeepSpeed.
+/// Keys under which training programs put the state dict: LAVIS, OpenMMLab and Lightning,
+/// DeepSpeed.
 const CONTAINERS: [&str; 3] = ["model", "state_dict", "module"];
 
 /// Dimensions a tensor may have.

@@ -17,7 +17,8 @@ fn fixture(name: &str) -> PathBuf {
     .collect()
 }
 
-/// The state dict is below `state_dict` in the first, below `model` in the second, and the whole of the others.
+/// The state dict is below `state_dict` in the first, below `model` in the second, and the whole of
+/// the others.
 const FIXTURES: [&str; 6] = [
     "zip.pth",
     "legacy.pth",
@@ -149,7 +150,8 @@ fn archive(records: &[(&str, &[u8])]) -> Vec<u8> {
     bytes
 }
 
-/// A pickle of `{"w": _rebuild_tensor_v2(storage "0" of `elements` floats, offset, shape, strides)}`.
+/// A pickle of `{"w": _rebuild_tensor_v2(storage "0" of `elements` floats, offset, shape,
+/// strides)}`.
 fn tensor_pickle(elements: u32, offset: i32, shape: &[i32], strides: &[i32]) -> Vec<u8> {
     let int = |value: i32| [&[b'J'][..], &value.to_le_bytes()].concat();
     let tuple = |items: &[i32]| {
@@ -315,7 +317,8 @@ fn what_lies_behind_a_link_or_in_a_folder_is_named() {
     );
 }
 
-/// A file is known by its name, else by its first bytes: a safetensors header may have the length that a pickle begins with.
+/// A file is known by its name, else by its first bytes: a safetensors header may have the length
+/// that a pickle begins with.
 #[test]
 fn files_of_other_names_are_known_by_their_bytes() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! The result's `config.json`: the one given, the folder's own, or that of the published model which the sizes tell.
+//! The result's `config.json`: the one given, the folder's own, or that of the published model
+//! which the sizes tell.
 
 use std::path::{Path, PathBuf};
 
@@ -6,17 +7,20 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::gpu::{QUANT_BLOCK, WeightFormat};
+use crate::model::Blip2Config;
 use crate::model::config::QUANT_METHOD;
 use crate::text::{BertTokenizer, PromptMark, Tokenizer};
 
-use crate::weights::Format;
+use crate::weights::{Component, Family, Format, Task, TensorSpec, folder_of};
 
-use super::files::read_object;
-use super::kind::{Family, Task};
-use super::plan::{Output, Plan};
-use super::{ConvertError, ConvertOptions};
+use super::error::ConvertError;
+use super::input::read_object;
+use super::outputs::Output;
+use super::parts::{
+    CLASS_EMBEDDING, CheckpointParts, Gathered, LANGUAGE_PROJECTION, POSITIONS, QFORMER_POSITIONS,
+    QFORMER_WORDS, QUERIES, WORDS, architecture, usual_tensors,
+};
 
-const POSITIONS: &str = "vision_model.embeddings.position_embedding";
 const PASS_CONFIG: &str = "pass the model's config.json in the Hugging Face form as `config`";
 
 /// The vision transformer of all published models: EVA-CLIP's g.
@@ -26,7 +30,8 @@ const PATCH: usize = 14;
 const QFORMER_WIDTH: usize = 768;
 const QFORMER_LAYERS: usize = 12;
 
-/// What OPT's captions end with where the tokenizer does not say: "\n" of GPT-2's vocabulary as OPT numbers it.
+/// What OPT's captions end with where the tokenizer does not say: "\n" of GPT-2's vocabulary as OPT
+/// numbers it.
 const OPT_NEWLINE: u32 = 50118;
 /// The first token of OPT's texts.
 const OPT_BOS: u32 = 2;
@@ -35,7 +40,7 @@ const OPT_BOS: u32 = 2;
 const T5_EOS: u32 = 1;
 
 /// A configuration to write.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Its fields.
     pub fields: Map<String, Value>,
@@ -50,8 +55,8 @@ impl Config {
     }
 
     /// Names the element type that most of the result has, for transformers to load it in.
-    pub fn set_dtype(&mut self, tensors: &[Output], plan: &Plan, format: Option<Format>) {
-        if plan.kind.family == Family::HuggingFace && format.is_none() {
+    pub fn set_dtype(&mut self, tensors: &[Output], family: Family, format: Option<Format>) {
+        if family == Family::HuggingFace && format.is_none() {
             return;
         }
         let bytes = |dtype: Dtype| -> u64 {
@@ -87,19 +92,19 @@ impl Config {
     }
 }
 
-/// The configuration of the result.
+/// The configuration of the result, and what a user may want to know of it.
 ///
 /// # Errors
-/// Sizes that no published model has and no [`ConvertOptions::config`]; a language model of another width than the checkpoint's.
+/// Sizes that no published model has and no `config.json` is given; a language model of another
+/// width than the checkpoint's.
 pub fn decide(
-    plan: &mut Plan,
-    options: &ConvertOptions,
+    gathered: &Gathered,
+    parts: &CheckpointParts,
     tokenizer: &Path,
-) -> Result<Config, ConvertError> {
-    let own = plan.source.folder().join("config.json");
-    let given = match (&options.config, plan.kind.family) {
+) -> Result<(Config, Vec<String>), ConvertError> {
+    let given = match (&parts.config, gathered.kind.family) {
         (Some(file), _) => Some(file.clone()),
-        (None, Family::HuggingFace) => Some(own),
+        (None, Family::HuggingFace) => Some(gathered.folder().join("config.json")),
         (None, _) => None,
     };
     let mut config = match given {
@@ -108,29 +113,27 @@ pub fn decide(
             file,
         },
         None => Config {
-            fields: published(plan, tokenizer)?,
-            file: plan.source.path().join("config.json"),
+            fields: published(gathered, tokenizer)?,
+            file: gathered.path().join("config.json"),
         },
     };
-    if plan.kind.family != Family::HuggingFace {
-        check_projection(plan, &config)?;
-        fit(plan, &mut config);
+    let mut notes = Vec::new();
+    if gathered.kind.family != Family::HuggingFace {
+        check_projection(gathered, &config)?;
+        fit(gathered, &mut config, &mut notes)?;
     }
-    Ok(config)
+    Ok((config, notes))
 }
 
 /// The configuration of a published model, its sizes told by the tensors.
-fn published(plan: &Plan, tokenizer: &Path) -> Result<Map<String, Value>, ConvertError> {
-    check_published_sizes(plan)?;
-    let retrieval = plan.kind.task == Task::Retrieval;
-    let queries = plan
-        .find("query_tokens")
+fn published(gathered: &Gathered, tokenizer: &Path) -> Result<Map<String, Value>, ConvertError> {
+    check_published_sizes(gathered)?;
+    let retrieval = gathered.kind.task == Task::Retrieval;
+    let queries = gathered
+        .find(&usual_tensors(gathered.kind.task)?, QUERIES)
         .and_then(|view| view.shape.get(1).copied());
     let mut fields = Map::new();
-    let architecture = match plan.kind.task {
-        Task::Generation => "Blip2ForConditionalGeneration",
-        Task::Retrieval => "Blip2ForImageTextRetrieval",
-    };
+    let architecture = architecture(gathered.kind.task);
     fields.insert("architectures".into(), json!([architecture]));
     fields.insert("model_type".into(), "blip-2".into());
     fields.insert("num_query_tokens".into(), json!(queries.unwrap_or(32)));
@@ -159,7 +162,7 @@ fn published(plan: &Plan, tokenizer: &Path) -> Result<Map<String, Value>, Conver
     let image_token = if retrieval {
         BertTokenizer::open(tokenizer)?.token_id("<image>")
     } else {
-        let text = language_model(plan, tokenizer)?;
+        let text = language_model(gathered, tokenizer)?;
         let decoder_only = text.get("model_type").and_then(Value::as_str) != Some("t5");
         fields.insert(
             "use_decoder_only_language_model".into(),
@@ -178,16 +181,15 @@ fn published(plan: &Plan, tokenizer: &Path) -> Result<Map<String, Value>, Conver
 }
 
 /// Refuses sizes that the tensors do not tell in full: the number of heads is in none of them.
-fn check_published_sizes(plan: &Plan) -> Result<(), ConvertError> {
-    let width = |name: &str| plan.find(name).and_then(|view| view.shape.last().copied());
-    let vit = width("vision_model.post_layernorm.weight");
-    let qformer = width("query_tokens");
-    let last_layer = format!(
-        "qformer.encoder.layer.{}.output_query.dense.weight",
-        QFORMER_LAYERS - 1
-    );
-    if (vit, qformer) == (Some(VIT_WIDTH), Some(QFORMER_WIDTH)) && plan.find(&last_layer).is_some()
-    {
+fn check_published_sizes(gathered: &Gathered) -> Result<(), ConvertError> {
+    // Generative and retrieval models have all of these.
+    let specs = usual_tensors(Task::Generation)?;
+    let width = |place| gathered.find(&specs, place)?.shape.last().copied();
+    let (vit, qformer) = (width(CLASS_EMBEDDING), width(QUERIES));
+    let is_qformer = |spec: &&TensorSpec| spec.component == Component::QFormer;
+    let deepest = specs.iter().rfind(is_qformer);
+    let is_deep = deepest.is_some_and(|spec| gathered.checkpoint.find(&spec.name).is_some());
+    if (vit, qformer) == (Some(VIT_WIDTH), Some(QFORMER_WIDTH)) && is_deep {
         return Ok(());
     }
     let number = |size: Option<usize>| size.map_or("unknown".into(), |size| size.to_string());
@@ -196,24 +198,19 @@ fn check_published_sizes(plan: &Plan) -> Result<(), ConvertError> {
         number(vit),
         number(qformer)
     );
-    Err(ConvertError::refused(
-        plan.source.path(),
-        problem,
-        PASS_CONFIG,
-    ))
+    Err(ConvertError::refused(gathered.path(), problem, PASS_CONFIG))
 }
 
 /// The language model's own configuration, with what LAVIS changes in it.
-fn language_model(plan: &Plan, tokenizer: &Path) -> Result<Map<String, Value>, ConvertError> {
-    let Some(llm) = plan.llm else {
+fn language_model(
+    gathered: &Gathered,
+    tokenizer: &Path,
+) -> Result<Map<String, Value>, ConvertError> {
+    let Some(llm) = &gathered.llm else {
         let problem = "holds its language model, but nothing tells that model's sizes";
-        return Err(ConvertError::refused(
-            plan.source.path(),
-            problem,
-            PASS_CONFIG,
-        ));
+        return Err(ConvertError::refused(gathered.path(), problem, PASS_CONFIG));
     };
-    let mut fields = read_object(&llm.folder().join("config.json"))?;
+    let mut fields = read_object(&folder_of(&llm.path).join("config.json"))?;
     if let Some(Value::Object(text)) = fields.remove("text_config") {
         fields = text; // the folder is another BLIP-2 model's
     }
@@ -229,46 +226,53 @@ fn language_model(plan: &Plan, tokenizer: &Path) -> Result<Map<String, Value>, C
 }
 
 /// Refuses a language model of another width than the checkpoint was trained with.
-fn check_projection(plan: &Plan, config: &Config) -> Result<(), ConvertError> {
-    let Some(view) = plan.find("language_projection.weight") else {
+fn check_projection(gathered: &Gathered, config: &Config) -> Result<(), ConvertError> {
+    let specs = usual_tensors(gathered.kind.task)?;
+    let Some(view) = gathered.find(&specs, LANGUAGE_PROJECTION) else {
         return Ok(());
     };
-    let (trained, file) = (view.shape.first().copied(), plan.source.path());
+    let (trained, file) = (view.shape.first().copied(), gathered.path());
     let widths = ["hidden_size", "d_model"].map(|field| config.get("text_config", field));
     let width = widths.into_iter().flatten().next().and_then(Value::as_u64);
-    match (trained, width, plan.llm) {
+    match (trained, width, &gathered.llm) {
         (Some(trained), Some(width), Some(llm)) if trained as u64 != width => {
             let problem = format!(
                 "is a language model {width} wide, but {} was trained with one {trained} wide",
                 file.display()
             );
-            let remedy = format!("pass `llm`: {}", plan.language_model_name());
-            Err(ConvertError::refused(llm.path(), problem, remedy))
+            let remedy = format!("pass `llm`: {}", gathered.language_model_name(&specs));
+            Err(ConvertError::refused(&llm.path, problem, remedy))
         }
         _ => Ok(()),
     }
 }
 
-/// Sets the sizes that tables alone decide and that differ between files of one model: vocabularies, which some pad, and
-/// the image size.
-fn fit(plan: &mut Plan, config: &mut Config) {
-    let rows = |name: &str| plan.find(name).and_then(|view| view.shape.first().copied());
-    let words = rows("language_model.model.decoder.embed_tokens.weight")
-        .or_else(|| rows("language_model.shared.weight"));
-    let image = plan
-        .find(POSITIONS)
+/// Sets the sizes that tables alone decide and that differ between files of one model:
+/// vocabularies, which some pad, and the image size.
+fn fit(
+    gathered: &Gathered,
+    config: &mut Config,
+    notes: &mut Vec<String>,
+) -> Result<(), ConvertError> {
+    // Which tensors these are does not depend on the sizes that are still to be set.
+    let parsed = Blip2Config::from_json(config.text().as_bytes(), &config.file)?;
+    let specs = parsed.tensors(None)?;
+    let text_specs = usual_tensors(Task::Retrieval)?;
+    let rows = |specs: &[TensorSpec], place| gathered.find(specs, place)?.shape.first().copied();
+    let image = gathered
+        .find(&specs, POSITIONS)
         .and_then(|view| image_size(view.shape, config));
     let sizes = [
-        ("text_config", "vocab_size", words),
+        ("text_config", "vocab_size", rows(&specs, WORDS)),
         (
             "qformer_config",
             "vocab_size",
-            rows("embeddings.word_embeddings.weight"),
+            rows(&text_specs, QFORMER_WORDS),
         ),
         (
             "qformer_config",
             "max_position_embeddings",
-            rows("embeddings.position_embeddings.weight"),
+            rows(&text_specs, QFORMER_POSITIONS),
         ),
         ("vision_config", "image_size", image),
     ];
@@ -279,11 +283,12 @@ fn fit(plan: &mut Plan, config: &mut Config) {
         };
         let before = fields.insert(field.into(), json!(size));
         if before.as_ref().is_none_or(|before| *before != json!(size)) {
-            plan.notes.push(format!(
+            notes.push(format!(
                 "{section}.{field} is {size}, as the tensors have it"
             ));
         }
     }
+    Ok(())
 }
 
 /// Side of the images that a table of positions `[1, 1 + grid², width]` is for.

@@ -1,51 +1,46 @@
-//! Checkpoints of LAVIS and mmpretrain, and folders of any revision of transformers, made into a folder in today's
-//! Hugging Face layout.
+//! Checkpoints of LAVIS and mmpretrain, and folders of any revision of transformers, put together
+//! and made into a folder in today's Hugging Face layout.
 //!
-//! LAVIS and mmpretrain save only what they trained: the vision transformer and the language model come from files of
-//! their own ([`ConvertOptions::vit`], [`ConvertOptions::llm`]). Tensors are copied from mapped files a few megabytes at a
-//! time, so memory stays flat however large they are. The folder is written under another name, synced, opened as the engine
-//! would open it, and renamed last: it is whole or not there.
+//! [`assemble`] finds the tensors under their canonical names, the configuration and the tokenizer:
+//! enough to open such a checkpoint as it lies there. [`convert`] writes it. Tensors are copied
+//! from mapped files a few megabytes at a time, so memory stays flat however large they are. The
+//! folder is written under another name, synced, opened as the engine would open it, and renamed
+//! last: it is whole or not there.
 
 mod config;
 mod error;
-mod files;
-mod kind;
-mod names;
-mod plan;
-mod quantise;
-mod source;
+mod input;
+mod outputs;
+mod parts;
+mod small_files;
 mod write;
 
 use std::path::{Path, PathBuf};
 
+pub use crate::weights::{Family, Kind, Task};
+pub use config::Config;
 pub use error::ConvertError;
-pub use kind::{Family, Kind, Task};
+pub use parts::{CheckpointParts, kind_of};
 pub use write::unfinished_folder;
 
 use crate::gpu::WeightFormat;
 use crate::model::Blip2Config;
-use crate::weights::Format;
-use plan::Plan;
-use source::Source;
+use crate::weights::{Checkpoint, Format, TensorSpec, Weight};
+use outputs::Output;
+use parts::{Gathered, Lender};
 
 /// Bytes of tensors in a file of the result at most, as transformers splits large models.
 const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// Where what a checkpoint lacks comes from.
+/// How to convert.
 #[derive(Clone, Debug)]
 pub struct ConvertOptions {
-    /// The vision transformer, where the checkpoint has none: LAVIS's `eva_vit_g.pth`.
-    pub vit: Option<PathBuf>,
-    /// The language model's folder in the Hugging Face layout, where the checkpoint has none. Retrieval needs none, and
-    /// nothing of it is read then.
-    pub llm: Option<PathBuf>,
-    /// The result's `config.json`, where the sizes are not those of a published model.
-    pub config: Option<PathBuf>,
-    /// A folder with the tokenizer's files, where they lie neither beside the checkpoint nor in `llm`.
-    pub tokenizer: Option<PathBuf>,
+    /// Where what the checkpoint lacks comes from.
+    pub parts: CheckpointParts,
     /// Element type of all tensors of the result; `None` keeps each as it is stored.
     pub format: Option<Format>,
-    /// Store matrices in q8 or q4, as far as [`format_of`](crate::weights::format_of) has it, as the engine would while loading; all else as f16.
+    /// Store matrices in q8 or q4, as far as [`format_of`](crate::weights::format_of) has it, as
+    /// the engine would while loading; all else as f16.
     pub quant: Option<WeightFormat>,
     /// Bytes of tensors in a file of the result at most.
     pub shard_bytes: u64,
@@ -54,10 +49,7 @@ pub struct ConvertOptions {
 impl Default for ConvertOptions {
     fn default() -> Self {
         Self {
-            vit: None,
-            llm: None,
-            config: None,
-            tokenizer: None,
+            parts: CheckpointParts::default(),
             format: None,
             quant: None,
             shard_bytes: SHARD_BYTES,
@@ -84,39 +76,68 @@ pub struct Conversion {
     pub notes: Vec<String>,
 }
 
-/// Names the files that were given and not needed.
-fn note_unused(plan: &mut Plan, options: &ConvertOptions, tokenizer: &Path) {
-    let used = |source: Option<&Source>| source.is_some_and(|source| plan.uses(source));
-    let has_tokenizer = options.llm.as_deref() == Some(tokenizer);
-    let given = [
-        ("`vit`", &options.vit, used(plan.vit)),
-        ("`llm`", &options.llm, used(plan.llm) || has_tokenizer),
-    ];
-    for (option, path, of_use) in given {
-        if let (Some(path), false) = (path, of_use) {
-            plan.notes.push(format!(
-                "{option} {}: not used; all of the model is in {}",
-                path.display(),
-                plan.source.path().display()
-            ));
-        }
+/// A whole checkpoint, its files still where they were.
+#[derive(Debug)]
+pub struct Assembly {
+    gathered: Gathered,
+    /// What `config.json` says, or would.
+    pub config: Config,
+    /// The same, read.
+    pub parsed: Blip2Config,
+    /// The folder with the tokenizer's files.
+    pub tokenizer: PathBuf,
+    /// What was decided and a user may want to know.
+    pub notes: Vec<String>,
+}
+
+impl Assembly {
+    /// What the checkpoint is.
+    pub fn kind(&self) -> Kind {
+        self.gathered.kind
+    }
+
+    /// The tensors of all files under their canonical names.
+    pub fn into_checkpoint(self) -> Checkpoint {
+        self.gathered.checkpoint
+    }
+
+    /// The folder that its settings' files lie in, if it is one that has them.
+    pub fn settings_folder(&self) -> Option<PathBuf> {
+        let has_settings = self.kind().family == Family::HuggingFace;
+        has_settings.then(|| self.gathered.folder())
+    }
+
+    /// What the settings' files of one without them would say: name and text of each.
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
+        small_files::settings(self.kind().task, &self.config, &self.parsed)
     }
 }
 
-/// What a checkpoint (a file, or a folder) is, told by its tensors' names.
+/// Puts together the checkpoint `input` (a file, or a folder) and what it lacks.
 ///
 /// # Errors
-/// No weights there, damaged ones, or those of another model.
-pub fn kind_of(input: &Path) -> Result<Kind, ConvertError> {
-    kind::detect(&Source::open(input)?)
+/// A file that is damaged, of another model or lacks a part (named, with the option that supplies
+/// it), sizes that do not fit each other.
+pub fn assemble(input: &Path, parts: &CheckpointParts) -> Result<Assembly, ConvertError> {
+    let gathered = Gathered::open(input, parts)?;
+    let tokenizer = small_files::find_tokenizer(&gathered, parts)?;
+    let (config, notes) = config::decide(&gathered, parts, &tokenizer)?;
+    let parsed = Blip2Config::from_json(config.text().as_bytes(), &config.file)?;
+    Ok(Assembly {
+        gathered,
+        config,
+        parsed,
+        tokenizer,
+        notes,
+    })
 }
 
-/// Converts the checkpoint `input` (a file, or a folder) into the folder `out`, which must not exist yet.
-/// `progress` is told the bytes of tensors written so far, and all of them.
+/// Converts the checkpoint `input` (a file, or a folder) into the folder `out`, which must not
+/// exist yet. `progress` is told the bytes of tensors written so far, and all of them.
 ///
 /// # Errors
-/// A file that is damaged, of another model or lacks a part (named, with the option that supplies it), sizes that
-/// do not fit each other, no room to write. Nothing is left behind.
+/// As [`assemble`]; tensors that are missing or misshapen, no room to write. Nothing is left
+/// behind.
 pub fn convert(
     input: &Path,
     out: &Path,
@@ -124,42 +145,117 @@ pub fn convert(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Conversion, ConvertError> {
     write::check_place(out)?;
-    let source = Source::open(input)?;
-    let kind = kind::detect(&source)?;
-    let open = |path: Option<&Path>| path.map(Source::open).transpose();
-    let llm = options.llm.as_deref();
-    let (vit, llm) = (
-        open(options.vit.as_deref())?,
-        open(llm.filter(|_| kind.task == Task::Generation))?,
-    );
-    let mut plan = Plan::gather(kind, &source, vit.as_ref(), llm.as_ref());
-    plan.check_parts()?;
-    let tokenizer = files::find_tokenizer(kind, &source, options)?;
-    let mut config = config::decide(&mut plan, options, &tokenizer)?;
-    let parsed = Blip2Config::from_json(config.text().as_bytes(), &config.file)?;
-    quantise::check(&parsed, &config.file, options)?;
+    let assembly = assemble(input, &options.parts)?;
+    check_formats(&assembly, options)?;
+    let (gathered, parsed) = (&assembly.gathered, &assembly.parsed);
     let format = options.format.or(options.quant.map(|_| Format::F16));
-    let mut tensors = plan.tensors(&parsed, format)?;
+    let tensors = gathered.tensors(parsed)?;
+    let mut outputs = outputs::outputs(&tensors, format)?;
     // Before gigabytes are written, and named where it lies.
-    files::check_tokenizer(&tokenizer, &parsed)?;
-    note_unused(&mut plan, options, &tokenizer);
-    config.set_dtype(&tensors, &plan, format);
+    small_files::check_tokenizer(&assembly.tokenizer, parsed)?;
+    let mut config = assembly.config.clone();
+    config.set_dtype(&outputs, gathered.kind.family, format);
     if let Some(quant) = options.quant {
-        tensors = quantise::in_blocks(tensors, quant);
+        outputs = outputs::quantised(outputs, &tensors, quant);
         config.set_quantised(quant);
     }
     let folder = write::Unfinished::create(out)?;
-    let shards = write::weights(folder.path(), &tensors, options.shard_bytes, progress)?;
-    files::write(folder.path(), &plan, &config, &parsed, &tokenizer)?;
-    files::verify(folder.path(), &parsed)?;
+    let shards = write::weights(folder.path(), &outputs, options.shard_bytes, progress)?;
+    write_small_files(folder.path(), &assembly, &config)?;
+    verify(folder.path(), parsed)?;
     folder.finish()?;
+    let (left_out, unknown) = gathered.unused(parsed, &tensors);
+    let mut notes = assembly.notes.clone();
+    notes.extend(unused_parts(&assembly, &options.parts, &tensors));
     Ok(Conversion {
-        kind,
-        tensors: tensors.len(),
-        bytes: tensors.iter().map(plan::Output::bytes).sum(),
+        kind: gathered.kind,
+        tensors: outputs.len(),
+        bytes: outputs.iter().map(Output::bytes).sum(),
         shards,
-        left_out: plan.left_out,
-        unknown: plan.unknown,
-        notes: plan.notes,
+        left_out,
+        unknown,
+        notes,
     })
+}
+
+/// Refuses a checkpoint that is quantised, and options that contradict each other.
+fn check_formats(assembly: &Assembly, options: &ConvertOptions) -> Result<(), ConvertError> {
+    let file = &assembly.config.file;
+    if let Some(format) = assembly.parsed.quantised {
+        return Err(ConvertError::refused(
+            file,
+            format!("says that the weights are quantised already ({format})"),
+            "convert the f16 (or f32) checkpoint that they were made from",
+        ));
+    }
+    if options.quant.is_some() && options.format == Some(Format::F32) {
+        return Err(ConvertError::refused(
+            file,
+            "is to be quantised and to be f32",
+            "leave out `dtype` or `quant`",
+        ));
+    }
+    Ok(())
+}
+
+/// Names the files that were given and not needed for `tensors`.
+fn unused_parts(
+    assembly: &Assembly,
+    parts: &CheckpointParts,
+    tensors: &[(TensorSpec, Weight<'_>)],
+) -> Vec<String> {
+    let gathered = &assembly.gathered;
+    let used = |lender: &Option<Lender>| {
+        let lender = lender.as_ref();
+        lender.is_some_and(|lender| lender.lends(tensors))
+    };
+    let has_tokenizer = parts.llm.as_ref() == Some(&assembly.tokenizer);
+    let given = [
+        ("`vit`", &parts.vit, used(&gathered.vit)),
+        ("`llm`", &parts.llm, used(&gathered.llm) || has_tokenizer),
+    ];
+    let unused = given.into_iter().filter(|(_, _, of_use)| !of_use);
+    unused
+        .filter_map(|(option, path, _)| {
+            Some(format!(
+                "{option} {}: not used; all of the model is in {}",
+                path.as_ref()?.display(),
+                gathered.path().display()
+            ))
+        })
+        .collect()
+}
+
+/// Writes everything but the weights.
+fn write_small_files(
+    folder: &Path,
+    assembly: &Assembly,
+    config: &Config,
+) -> Result<(), ConvertError> {
+    write::file(&folder.join("config.json"), config.text().as_bytes())?;
+    copy(&assembly.tokenizer, folder, &small_files::TOKENIZER_FILES)?;
+    if let Some(settings) = assembly.settings_folder() {
+        return copy(&settings, folder, &small_files::SETTINGS);
+    }
+    let mut settings = assembly.settings().into_iter();
+    settings.try_for_each(|(name, text)| write::file(&folder.join(name), text.as_bytes()))
+}
+
+/// Copies those of the files that are there.
+fn copy(from: &Path, to: &Path, names: &[&str]) -> Result<(), ConvertError> {
+    for name in names {
+        let file = from.join(name);
+        if file.is_file() {
+            write::file(&to.join(name), &input::read(&file)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens the result as the engine would: every tensor there in its shape, every token with its
+/// embedding.
+fn verify(folder: &Path, config: &Blip2Config) -> Result<(), ConvertError> {
+    let checkpoint = Checkpoint::open(folder)?;
+    Blip2Config::open(folder)?.tensors(Some(&checkpoint))?;
+    small_files::check_tokenizer(folder, config)
 }

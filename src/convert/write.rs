@@ -1,4 +1,5 @@
-//! Writing the result: safetensors files a few megabytes at a time, in a folder that gets its name last.
+//! Writing the result: safetensors files a few megabytes at a time, in a folder that gets its name
+//! last.
 
 use std::fs::{File, TryLockError};
 use std::io::{BufWriter, Write};
@@ -10,10 +11,10 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::gpu::{QUANT_BLOCK, WeightFormat};
-use crate::weights::{Format, SourceFormat, StridedView, WeightsError, convert_elements, quantise};
+use crate::weights::{Format, SourceFormat, TensorView, convert_elements, quantise};
 
-use super::ConvertError;
-use super::plan::{Output, Part};
+use super::error::ConvertError;
+use super::outputs::{Output, Piece};
 
 /// Bytes of a stored tensor handled at a time. A multiple of every element size.
 const CHUNK: usize = 4 << 20;
@@ -167,7 +168,8 @@ impl Drop for Unfinished {
     }
 }
 
-/// Entries of a folder are durable once the folder is synced; not every system lets it be opened for that.
+/// Entries of a folder are durable once the folder is synced; not every system lets it be opened
+/// for that.
 fn sync_folder(path: &Path) {
     let path = if path == Path::new("") {
         Path::new(".")
@@ -241,8 +243,8 @@ fn split<'t, 'a>(tensors: &'t [Output<'a>], shard_bytes: u64) -> Vec<Vec<&'t Out
     shards
 }
 
-/// Writes a safetensors file: 8 bytes of header length, the header, the tensors. The format wants every tensor
-/// aligned to its elements: wide ones go first.
+/// Writes a safetensors file: 8 bytes of header length, the header, the tensors. The format wants
+/// every tensor aligned to its elements: wide ones go first.
 fn shard(
     path: &Path,
     tensors: &[&Output],
@@ -273,8 +275,8 @@ fn shard(
         .map_err(write_error)?;
     file.write_all(header.as_bytes()).map_err(write_error)?;
     for tensor in tensors {
-        for part in &tensor.parts {
-            each_chunk(part, tensor.dtype, &mut |bytes| {
+        for piece in &tensor.pieces {
+            each_chunk(piece, tensor.dtype, &mut |bytes| {
                 advance(bytes.len() as u64);
                 file.write_all(bytes).map_err(write_error)
             })?;
@@ -286,15 +288,15 @@ fn shard(
     file.sync_all().map_err(write_error)
 }
 
-/// The elements of a part in the type of the result, a few megabytes at a time.
+/// The elements of a piece in the type of the result, a few megabytes at a time.
 fn each_chunk(
-    part: &Part,
+    piece: &Piece,
     dtype: Dtype,
     write: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
 ) -> Result<(), ConvertError> {
     let size = dtype.bitsize() / 8;
-    match part {
-        Part::Zeros(count) => {
+    match piece {
+        Piece::Zeros(count) => {
             let zeros = vec![0; CHUNK.min(count * size)];
             let mut left = count * size;
             while left > 0 {
@@ -304,18 +306,18 @@ fn each_chunk(
             }
             Ok(())
         }
-        Part::QuantisedValues(view, format) => {
+        Piece::QuantisedValues(view, format) => {
             each_quantised(view, *format, |values, _| write(values))
         }
-        Part::Scales(view, format) => each_quantised(view, *format, |_, scales| {
+        Piece::Scales(view, format) => each_quantised(view, *format, |_, scales| {
             let bytes: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
             write(&bytes)
         }),
         // As it lies in the file: nothing is copied.
-        Part::Stored(view) if view.dtype == dtype && view.strides.is_none() => {
+        Piece::Stored(view) if view.dtype == dtype && view.strides.is_none() => {
             view.bytes.chunks(CHUNK).try_for_each(write)
         }
-        Part::Stored(view) => {
+        Piece::Stored(view) => {
             let count = view.elements();
             let step = CHUNK / 8;
             let mut stored = vec![0; step.min(count) * (view.dtype.bitsize() / 8)];
@@ -339,7 +341,7 @@ fn each_chunk(
 
 /// Quantises a matrix some rows at a time and hands on values and scales.
 fn each_quantised(
-    view: &StridedView,
+    view: &TensorView,
     format: WeightFormat,
     mut write: impl FnMut(&[u8], &[f16]) -> Result<(), ConvertError>,
 ) -> Result<(), ConvertError> {
@@ -372,7 +374,7 @@ fn each_quantised(
 
 /// Converts elements of `view` from `start` on to F16 or F32.
 fn convert_chunk(
-    view: &StridedView,
+    view: &TensorView,
     start: usize,
     stored: &[u8],
     dtype: Dtype,
@@ -384,25 +386,8 @@ fn convert_chunk(
         Format::F32
     };
     let Some(source) = SourceFormat::of(view.dtype) else {
-        return Err(WeightsError::ElementType {
-            file: view.file.into(),
-            tensor: view.name.into(),
-            found: format!("{:?}", view.dtype),
-        }
-        .into());
+        return Err(view.bad_type().into());
     };
-    convert_elements(source, stored, format, converted).map_err(|bad| {
-        WeightsError::BadValue {
-            file: view.file.into(),
-            tensor: view.name.into(),
-            index: start + bad.index,
-            value: bad.value,
-            problem: if bad.value.is_finite() {
-                "beyond the range it is converted to"
-            } else {
-                "not a finite number"
-            },
-        }
-        .into()
-    })
+    convert_elements(source, stored, format, converted)
+        .map_err(|bad| view.bad_value(start, bad).into())
 }

@@ -6,7 +6,7 @@ use crate::weights::{Component, Tensors, WeightsError};
 
 use super::config::LanguageConfig;
 use super::layers::load_linear;
-use super::{Blip2Config, LanguageModel, QFormer, Vit};
+use super::{Blip2Config, Decoder, Opt, QFormer, T5, Vit};
 
 /// The generative model's weights on the device.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub struct Blip2Model {
     /// From the Q-Former's width to the language model's.
     pub language_projection: Linear,
     /// OPT or T5.
-    pub language_model: LanguageModel,
+    pub language_model: Box<dyn Decoder>,
 }
 
 impl Blip2Model {
@@ -43,11 +43,15 @@ impl Blip2Model {
                 width,
                 query_width,
             )?,
-            language_model: LanguageModel::load(tensors, language)?,
+            language_model: match language {
+                LanguageConfig::Opt(opt) => Box::new(Opt::load(tensors, opt)?),
+                LanguageConfig::T5(t5) => Box::new(T5::load(tensors, t5)?),
+            },
         })
     }
 
-    /// `image_tokens` `[batch · tokens, image width]` → rows for the language model `[batch · queries, its width]`.
+    /// `image_tokens` `[batch · tokens, image width]` → rows for the language model `[batch ·
+    /// queries, its width]`.
     ///
     /// # Errors
     /// No room for the small state that the program needs.

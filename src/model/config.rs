@@ -1,12 +1,12 @@
 //! The configuration of a BLIP-2 model: `config.json` in the Hugging Face layout.
 //!
-//! Fields that a file leaves out have the defaults of transformers 5's `Blip2Config`, `Blip2VisionConfig`,
-//! `Blip2QFormerConfig`, `OPTConfig` and `T5Config`; what this program cannot run is an error here, before any weight is read.
+//! Fields that a file leaves out have the defaults of transformers 5's `Blip2Config`,
+//! `Blip2VisionConfig`, `Blip2QFormerConfig`, `OPTConfig` and `T5Config`; what this program cannot
+//! run is an error here, before any weight is read.
 
 mod fields;
 mod language;
 mod quantised;
-mod t5;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,9 @@ use crate::gpu::WeightFormat;
 
 pub use fields::ConfigError;
 use fields::Section;
-pub use language::LanguageConfig;
+pub use language::{DecoderConfig, LanguageConfig, OptConfig, T5Config};
 pub use quantised::QUANT_METHOD;
 use quantised::quantised;
-pub use t5::T5Config;
 
 /// Widths must be multiples of this: kernels read f16 rows 16 bytes at a time.
 pub const WIDTH_MULTIPLE: usize = 8;
@@ -97,35 +96,9 @@ pub struct QFormerConfig {
     pub layer_norm_eps: f32,
     /// Layer i has cross-attention if i is a multiple of this.
     pub cross_attention_frequency: usize,
-    /// Width of the image tokens that cross-attention reads: that of the vision transformer, always.
+    /// Width of the image tokens that cross-attention reads: that of the vision transformer,
+    /// always.
     pub encoder_hidden_size: usize,
-}
-
-/// The OPT language model.
-#[derive(Clone, Debug, PartialEq)]
-pub struct OptConfig {
-    /// Rows of the token embedding: 50272 or, in newer revisions, 50304.
-    pub vocab_size: usize,
-    /// Width of the residual stream and of the token embedding.
-    pub hidden_size: usize,
-    /// Number of layers.
-    pub num_hidden_layers: usize,
-    /// Attention heads a layer.
-    pub num_attention_heads: usize,
-    /// Width inside the feed-forward blocks.
-    pub ffn_dim: usize,
-    /// Longest sequence; the position table has two rows more.
-    pub max_position_embeddings: usize,
-    /// Activation of the feed-forward blocks.
-    pub activation_function: Activation,
-    /// Whether the output matrix is the token embedding.
-    pub tie_word_embeddings: bool,
-    /// Padding token.
-    pub pad_token_id: u32,
-    /// First token of every text.
-    pub bos_token_id: u32,
-    /// Tokens that end a text (`generation_config.json` overrides them).
-    pub eos_token_ids: Vec<u32>,
 }
 
 /// What a model is for, and what only such a model has.
@@ -133,7 +106,8 @@ pub struct OptConfig {
 pub enum Head {
     /// Captions and answers: a language model behind the Q-Former.
     Generation(LanguageConfig),
-    /// Image-text matching and retrieval: a text branch in the Q-Former and projections to a common space.
+    /// Image-text matching and retrieval: a text branch in the Q-Former and projections to a common
+    /// space.
     Retrieval {
         /// Width of the common space (`image_text_hidden_size`).
         embedding_size: usize,
@@ -151,7 +125,8 @@ pub struct Blip2Config {
     pub head: Head,
     /// Learned queries: tokens an image becomes for the language model.
     pub num_query_tokens: usize,
-    /// Id of the `<image>` placeholder; absent from old revisions, whose prompts have no placeholders.
+    /// Id of the `<image>` placeholder; absent from old revisions, whose prompts have no
+    /// placeholders.
     pub image_token_index: Option<u32>,
     /// The format that `convert` has stored the weights in, where it quantised them.
     pub quantised: Option<WeightFormat>,
@@ -161,7 +136,8 @@ impl Blip2Config {
     /// Reads `config.json` of a model folder, or the one beside a model file.
     ///
     /// # Errors
-    /// File missing or no JSON; any field wrong or not supported. All name the file and, where it is one, the field.
+    /// File missing or no JSON; any field wrong or not supported. All name the file and, where it
+    /// is one, the field.
     pub fn open(model: impl AsRef<Path>) -> Result<Self, ConfigError> {
         let model = model.as_ref();
         let folder = if model.is_file() {
@@ -290,7 +266,8 @@ impl VisionConfig {
         1 + self.grid() * self.grid()
     }
 
-    /// Values in a patch: 3 × height × width, the inner size of the patch embedding. Need not be a multiple of 8.
+    /// Values in a patch: 3 × height × width, the inner size of the patch embedding. Need not be a
+    /// multiple of 8.
     pub fn patch_elements(&self) -> usize {
         3 * self.patch_size * self.patch_size
     }
@@ -333,58 +310,6 @@ impl QFormerConfig {
     }
 }
 
-impl OptConfig {
-    fn read(section: &Section) -> Result<Self, ConfigError> {
-        check_opt(section)?;
-        let config = Self {
-            vocab_size: section.size("vocab_size", 50272, MAX_VOCABULARY)?,
-            hidden_size: section.size("hidden_size", 768, MAX_WIDTH)?,
-            num_hidden_layers: section.size("num_hidden_layers", 12, MAX_LAYERS)?,
-            num_attention_heads: section.size("num_attention_heads", 12, MAX_WIDTH)?,
-            ffn_dim: section.size("ffn_dim", 3072, MAX_INNER_WIDTH)?,
-            max_position_embeddings: section.size(
-                "max_position_embeddings",
-                2048,
-                MAX_POSITIONS,
-            )?,
-            activation_function: activation(section, "activation_function", Activation::Relu)?,
-            tie_word_embeddings: section.flag("tie_word_embeddings", true)?,
-            pad_token_id: section.token("pad_token_id")?.unwrap_or(1),
-            bos_token_id: section.token("bos_token_id")?.unwrap_or(2),
-            eos_token_ids: section.tokens("eos_token_id", 2)?,
-        };
-        check_heads(section, config.hidden_size, config.num_attention_heads)?;
-        check_width(section, "ffn_dim", config.ffn_dim)?;
-        if section.size("word_embed_proj_dim", config.hidden_size, MAX_WIDTH)? != config.hidden_size
-        {
-            let problem = format!(
-                "token embeddings narrower than hidden_size {} are not supported; {USE_BLIP2}",
-                config.hidden_size
-            );
-            return Err(section.error("word_embed_proj_dim", problem));
-        }
-        // Every prompt begins with this token, so its row must exist.
-        if config.bos_token_id as usize >= config.vocab_size {
-            let problem = format!(
-                "lies outside the vocabulary of {}; restore both as published",
-                config.vocab_size
-            );
-            return Err(section.error_with_value("bos_token_id", config.bos_token_id, problem));
-        }
-        Ok(config)
-    }
-
-    /// Elements an attention head has.
-    pub fn head_dim(&self) -> usize {
-        self.hidden_size / self.num_attention_heads
-    }
-
-    /// Rows of the position table: OPT keeps two before the first position.
-    pub fn position_rows(&self) -> usize {
-        self.max_position_embeddings + 2
-    }
-}
-
 /// Refuses files of other model families.
 fn check_model_type(root: &Section) -> Result<(), ConfigError> {
     match root.text("model_type")? {
@@ -407,7 +332,8 @@ fn check_model_type(root: &Section) -> Result<(), ConfigError> {
     }
 }
 
-/// Whether the file describes a retrieval model: by its `architectures`, else by the Q-Former's text branch.
+/// Whether the file describes a retrieval model: by its `architectures`, else by the Q-Former's
+/// text branch.
 fn is_retrieval(root: &Section, qformer: &Section) -> Result<bool, ConfigError> {
     let names = match root.get("architectures") {
         None => return qformer.flag("use_qformer_text_input", false),
@@ -428,34 +354,6 @@ fn is_retrieval(root: &Section, qformer: &Section) -> Result<bool, ConfigError> 
     }
     let known = "expected Blip2ForConditionalGeneration or Blip2ForImageTextRetrieval";
     Err(root.error("architectures", format!("{known}; {USE_BLIP2}")))
-}
-
-/// Refuses OPT models other than pre-norm ones with all their parameters.
-fn check_opt(section: &Section) -> Result<(), ConfigError> {
-    let wanted = [
-        (
-            "do_layer_norm_before",
-            true,
-            "layer norms after the blocks (OPT-350m)",
-        ),
-        (
-            "_remove_final_layer_norm",
-            false,
-            "a decoder without final layer norm",
-        ),
-        ("enable_bias", true, "a decoder without biases"),
-        (
-            "layer_norm_elementwise_affine",
-            true,
-            "layer norms without parameters",
-        ),
-    ];
-    for (field, supported, what) in wanted {
-        if section.flag(field, supported)? != supported {
-            return Err(section.error(field, format!("{what} is not supported; {USE_BLIP2}")));
-        }
-    }
-    Ok(())
 }
 
 fn activation(

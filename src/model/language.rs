@@ -1,21 +1,8 @@
-//! The language model behind the Q-Former, OPT or T5, as the scheduler sees it: prompts go in once, then tokens one by
-//! one, and what is remembered of them lies in a paged cache.
+//! The language model behind the Q-Former as the scheduler sees it: prompts go in once, then tokens
+//! one by one, and what is remembered of them lies in a paged cache.
 
 use crate::gpu::{Activation, Gpu, GpuError, ProgramBuilder};
-use crate::kernels::{KvLayer, Pages, gather_rows};
-use crate::weights::{Tensors, WeightsError};
-
-use super::config::{LanguageConfig, T5Config};
-use super::{Opt, T5};
-
-/// A language model's weights.
-#[derive(Debug)]
-pub enum LanguageModel {
-    /// Decoder-only: it goes on after the prompt.
-    Opt(Opt),
-    /// Encoder and decoder: the text begins with a start token, at the position after the prompt.
-    T5(T5),
-}
+use crate::kernels::{KvLayer, Pages};
 
 /// Keys and values of all layers, f32, `rows` physical rows each.
 #[derive(Debug)]
@@ -84,129 +71,61 @@ pub struct PromptEnds<'a> {
     pub start_info: &'a wgpu::Buffer,
 }
 
-impl LanguageModel {
-    /// Takes the tensors below `language_model.`
-    ///
-    /// # Errors
-    /// A missing or misshapen tensor.
-    pub fn load(tensors: &Tensors, config: &LanguageConfig) -> Result<Self, WeightsError> {
-        Ok(match config {
-            LanguageConfig::Opt(opt) => Self::Opt(Opt::load(tensors, opt)?),
-            LanguageConfig::T5(t5) => Self::T5(T5::load(tensors, t5)?),
-        })
-    }
-
+/// A language model's weights.
+pub trait Decoder: std::fmt::Debug + Send + Sync {
     /// Width of the residual stream.
-    #[must_use]
-    pub fn hidden_size(&self) -> usize {
-        match self {
-            Self::Opt(opt) => opt.hidden_size(),
-            Self::T5(t5) => t5.hidden_size(),
-        }
-    }
+    fn hidden_size(&self) -> usize;
 
     /// Number of logits.
-    #[must_use]
-    pub fn vocabulary(&self) -> usize {
-        match self {
-            Self::Opt(opt) => opt.vocabulary(),
-            Self::T5(t5) => t5.vocabulary(),
-        }
-    }
+    fn vocabulary(&self) -> usize;
 
     /// Most positions of a request: prompt and text.
-    #[must_use]
-    pub fn max_positions(&self) -> usize {
-        match self {
-            Self::Opt(opt) => opt.max_positions(),
-            Self::T5(_) => T5Config::MAX_POSITIONS,
-        }
+    fn max_positions(&self) -> usize;
+
+    /// The token that every text begins with, which takes a position of its own; none where texts
+    /// go on after their prompts.
+    fn decoder_start(&self) -> Option<u32> {
+        None
     }
 
-    /// The token that every text begins with, which takes a position of its own; none where texts go on after their
-    /// prompts.
-    #[must_use]
-    pub fn decoder_start(&self) -> Option<u32> {
-        match self {
-            Self::Opt(_) => None,
-            Self::T5(t5) => Some(t5.decoder_start()),
-        }
-    }
+    /// Layers of the cache.
+    fn cache_layers(&self) -> usize;
+
+    /// Width of a cache row in one layer.
+    fn cache_width(&self) -> usize;
+
+    /// The prompts' rows, one after another → the hidden state that the first token of each is
+    /// chosen by, `[prompts, hidden]`, before the final norm. Their keys and values go into the
+    /// cache.
+    fn prefill(
+        &self,
+        program: &mut ProgramBuilder,
+        prompts: &InputRows,
+        ends: &PromptEnds,
+    ) -> Activation;
+
+    /// The next tokens of sequences that are prefilled, one row each → their hidden states `[rows,
+    /// hidden]`, before the final norm. Their keys and values go into the cache.
+    fn decode(&self, program: &mut ProgramBuilder, rows: &InputRows) -> Activation;
+
+    /// `hidden` `[rows, hidden]` → `logits` `[rows, vocabulary]`.
+    fn logits(&self, program: &mut ProgramBuilder, hidden: &Activation, logits: &Activation);
 
     /// Bytes of a cache row in one layer's keys (or values).
-    #[must_use]
-    pub fn cache_layer_row_bytes(&self) -> u64 {
-        let width = match self {
-            Self::Opt(opt) => opt.hidden_size(),
-            Self::T5(t5) => t5.cache_width(),
-        };
-        (width * 4) as u64
+    fn cache_layer_row_bytes(&self) -> u64 {
+        (self.cache_width() * 4) as u64
     }
 
     /// Bytes of a cache row over all layers.
-    #[must_use]
-    pub fn cache_row_bytes(&self) -> u64 {
-        let layers = match self {
-            Self::Opt(opt) => opt.cache_layers(),
-            Self::T5(t5) => t5.cache_layers(),
-        };
-        (layers * 2) as u64 * self.cache_layer_row_bytes()
+    fn cache_row_bytes(&self) -> u64 {
+        (self.cache_layers() * 2) as u64 * self.cache_layer_row_bytes()
     }
 
     /// An empty cache of `rows` physical rows.
     ///
     /// # Errors
     /// No room on the device.
-    pub fn kv_cache(&self, gpu: &Gpu, rows: usize) -> Result<KvCache, GpuError> {
-        match self {
-            Self::Opt(opt) => opt.kv_cache(gpu, rows),
-            Self::T5(t5) => t5.kv_cache(gpu, rows),
-        }
-    }
-
-    /// The prompts' rows, one after another → the hidden state that the first token of each is chosen by,
-    /// `[prompts, hidden]`, before the final norm.
-    pub fn prefill(
-        &self,
-        program: &mut ProgramBuilder,
-        prompts: &InputRows,
-        ends: &PromptEnds,
-    ) -> Activation {
-        match self {
-            Self::Opt(opt) => {
-                let hidden = opt.prefill(program, prompts);
-                gather_rows(program, &hidden, ends.last_rows, ends.count)
-            }
-            Self::T5(t5) => {
-                t5.encode(program, prompts);
-                let pages = Pages {
-                    row_info: ends.start_info.clone(),
-                    ..prompts.pages.clone()
-                };
-                let starts = InputRows {
-                    tokens: ends.start_tokens,
-                    count: ends.count,
-                    pages: &pages,
-                    ..*prompts
-                };
-                t5.decode(program, &starts)
-            }
-        }
-    }
-
-    /// The next tokens of sequences that are prefilled → their hidden states `[rows, hidden]`, before the final norm.
-    pub fn decode(&self, program: &mut ProgramBuilder, rows: &InputRows) -> Activation {
-        match self {
-            Self::Opt(opt) => opt.decode(program, rows),
-            Self::T5(t5) => t5.decode(program, rows),
-        }
-    }
-
-    /// `hidden` `[rows, hidden]` → `logits` `[rows, vocabulary]`.
-    pub fn logits(&self, program: &mut ProgramBuilder, hidden: &Activation, logits: &Activation) {
-        match self {
-            Self::Opt(opt) => opt.logits(program, hidden, logits),
-            Self::T5(t5) => t5.logits(program, hidden, logits),
-        }
+    fn kv_cache(&self, gpu: &Gpu, rows: usize) -> Result<KvCache, GpuError> {
+        KvCache::new(gpu, self.cache_layers(), self.cache_width(), rows)
     }
 }

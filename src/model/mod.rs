@@ -14,7 +14,7 @@ mod vit;
 
 pub use blip2::Blip2Model;
 pub use config::Blip2Config;
-pub use language::{InputRows, KvCache, LanguageModel, PromptEnds};
+pub use language::{Decoder, InputRows, KvCache, PromptEnds};
 pub use opt::Opt;
 pub use positions::interpolate_positions;
 pub use qformer::{QFormer, TextBranch, Texts};

@@ -4,15 +4,16 @@
 //! tokens ─ embeddings + positions ─ [ x += attention(norm(x));  x += fc2(relu(fc1(norm(x)))) ] × N ─ norm ─ logits
 //! ```
 
-use crate::gpu::{Activation, Gpu, GpuError, Matrix, ProgramBuilder};
+use crate::gpu::{Activation, Matrix, ProgramBuilder};
 use crate::kernels::{
     Activate, CachedAttention, EmbedTokens, Heads, LayerNorm, Linear, Positions, attention_cached,
-    embed_tokens, layer_norm, linear, linear_into, linear_to, tap, tap_attention_cached,
+    embed_tokens, gather_rows, layer_norm, linear, linear_into, linear_to, tap,
+    tap_attention_cached,
 };
 use crate::weights::{Component, Scope, Tensors, WeightsError};
 
 use super::config::OptConfig;
-use super::language::{InputRows, KvCache};
+use super::language::{Decoder, InputRows, PromptEnds};
 use super::layers::{load_layer_norm, load_linear, load_stacked};
 
 /// The token embedding, and the output matrix where it is tied.
@@ -91,49 +92,8 @@ impl Opt {
         })
     }
 
-    /// Width of the residual stream.
-    #[must_use]
-    pub fn hidden_size(&self) -> usize {
-        self.embed_tokens.columns
-    }
-
-    /// Number of logits.
-    #[must_use]
-    pub fn vocabulary(&self) -> usize {
-        self.lm_head.weight.rows
-    }
-
-    /// Most positions of a sequence.
-    #[must_use]
-    pub fn max_positions(&self) -> usize {
-        self.embed_positions.rows - POSITION_OFFSET
-    }
-
-    /// Layers of the cache.
-    #[must_use]
-    pub fn cache_layers(&self) -> usize {
-        self.layers.len()
-    }
-
-    /// An empty cache of `rows` physical rows.
-    ///
-    /// # Errors
-    /// No room on the device.
-    pub fn kv_cache(&self, gpu: &Gpu, rows: usize) -> Result<KvCache, GpuError> {
-        KvCache::new(gpu, self.cache_layers(), self.hidden_size(), rows)
-    }
-
-    /// Rows of tokens or of the image → last hidden states `[rows, hidden]`, before the final norm; their keys and
-    /// values go into the cache.
-    pub fn prefill(&self, program: &mut ProgramBuilder, rows: &InputRows) -> Activation {
-        self.forward(program, rows, false)
-    }
-
-    /// [`Opt::prefill`] for the next tokens of sequences, one row each.
-    pub fn decode(&self, program: &mut ProgramBuilder, rows: &InputRows) -> Activation {
-        self.forward(program, rows, true)
-    }
-
+    /// Rows of tokens or of the image → last hidden states `[rows, hidden]`, before the final norm;
+    /// their keys and values go into the cache.
     fn forward(
         &self,
         program: &mut ProgramBuilder,
@@ -167,7 +127,8 @@ impl Opt {
                 scale: self.heads.scale(),
             };
             let context = attention_cached(program, &inputs);
-            // Where attention is kept, it is that of all rows to the positions of the image, if they are of one image.
+            // Where attention is kept, it is that of all rows to the positions of the image, if
+            // they are of one image.
             tap_attention_cached(program, &inputs, rows.visual.rows, || {
                 format!("opt.layer.{index}.attention")
             });
@@ -180,9 +141,44 @@ impl Opt {
         }
         hidden
     }
+}
 
-    /// `hidden` `[rows, hidden]` → `logits` `[rows, vocabulary]`.
-    pub fn logits(&self, program: &mut ProgramBuilder, hidden: &Activation, logits: &Activation) {
+impl Decoder for Opt {
+    fn hidden_size(&self) -> usize {
+        self.embed_tokens.columns
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.lm_head.weight.rows
+    }
+
+    fn max_positions(&self) -> usize {
+        self.embed_positions.rows - POSITION_OFFSET
+    }
+
+    fn cache_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn cache_width(&self) -> usize {
+        self.hidden_size()
+    }
+
+    fn prefill(
+        &self,
+        program: &mut ProgramBuilder,
+        prompts: &InputRows,
+        ends: &PromptEnds,
+    ) -> Activation {
+        let hidden = self.forward(program, prompts, false);
+        gather_rows(program, &hidden, ends.last_rows, ends.count)
+    }
+
+    fn decode(&self, program: &mut ProgramBuilder, rows: &InputRows) -> Activation {
+        self.forward(program, rows, true)
+    }
+
+    fn logits(&self, program: &mut ProgramBuilder, hidden: &Activation, logits: &Activation) {
         let normed = layer_norm(program, hidden, &self.final_layer_norm);
         tap(program, &normed, || "opt.final_norm".into());
         linear_to(program, &normed, &self.lm_head, Activate::Identity, logits);

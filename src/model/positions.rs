@@ -1,11 +1,13 @@
 //! Position embeddings for an image size that the checkpoint was not trained at.
 
-/// Cubic convolution's parameter in PyTorch's `interpolate(mode="bicubic")` (Pillow's resize has −0.5).
+/// Cubic convolution's parameter in PyTorch's `interpolate(mode="bicubic")` (Pillow's resize has
+/// −0.5).
 const A: f64 = -0.75;
 
-/// Interpolates the patch rows of `positions` `[1 + from², width]` to a grid of `to` × `to`, the class token's row
-/// kept: PyTorch's `F.interpolate(mode="bicubic", align_corners=False)` without antialiasing, in f32 as transformers
-/// has it (`interpolate_pos_encoding`). Equal grids are returned as they are.
+/// Interpolates the patch rows of `positions` `[1 + from², width]` to a grid of `to` × `to`, the
+/// class token's row kept: PyTorch's `F.interpolate(mode="bicubic", align_corners=False)` without
+/// antialiasing, in f32 as transformers has it (`interpolate_pos_encoding`). Equal grids are
+/// returned as they are.
 #[must_use]
 pub fn interpolate_positions(positions: &[f32], width: usize, from: usize, to: usize) -> Vec<f32> {
     if from == to {
@@ -34,7 +36,8 @@ pub fn interpolate_positions(positions: &[f32], width: usize, from: usize, to: u
     out
 }
 
-/// The four source cells of target cell `index` and their weights; cells beyond the border repeat it.
+/// The four source cells of target cell `index` and their weights; cells beyond the border repeat
+/// it.
 fn taps(index: usize, from: usize, to: usize) -> ([usize; 4], [f64; 4]) {
     let source = (index as f64 + 0.5) * from as f64 / to as f64 - 0.5;
     let base = source.floor();
@@ -68,7 +71,8 @@ mod tests {
 
     #[test]
     fn equals_pytorch() {
-        // torch.nn.functional.interpolate(torch.arange(9.).view(1, 1, 3, 3) ** 2, size=(2, 2), mode="bicubic") and size=(4, 4).
+        // torch.nn.functional.interpolate(torch.arange(9.).view(1, 1, 3, 3) ** 2, size=(2, 2),
+        // mode="bicubic") and size=(4, 4).
         let table: Vec<f32> = std::iter::once(-1.0)
             .chain((0..9).map(|v| (v * v) as f32))
             .collect();

@@ -57,7 +57,8 @@ struct Residual {
 }
 
 impl QFormer {
-    /// Takes `query_tokens` and the tensors below `qformer.` that queries use; [`QFormer::load_with_text`] takes the others too.
+    /// Takes `query_tokens` and the tensors below `qformer.` that queries use;
+    /// [`QFormer::load_with_text`] takes the others too.
     ///
     /// # Errors
     /// A missing or misshapen tensor.
@@ -157,7 +158,8 @@ impl QFormer {
         Ok(layer_norm(program, &repeated, &self.layernorm))
     }
 
-    /// What follows a layer's self-attention for the rows of queries: cross-attention where it has one, and the mlp.
+    /// What follows a layer's self-attention for the rows of queries: cross-attention where it has
+    /// one, and the mlp.
     fn read_image(
         &self,
         program: &mut ProgramBuilder,

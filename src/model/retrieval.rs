@@ -1,4 +1,5 @@
-//! BLIP-2's first stage (Li et al., 2023) put together: image and text to a common space, and pairs to a match.
+//! BLIP-2's first stage (Li et al., 2023) put together: image and text to a common space, and pairs
+//! to a match.
 //!
 //! ```text
 //! image ─ ViT ─┬─ Q-Former (queries) ─────── vision projection ─┐
@@ -33,8 +34,8 @@ pub struct RetrievalModel {
 }
 
 impl RetrievalModel {
-    /// Takes all tensors of a retrieval model, for images of `image_size` pixels; `embedding_size` is the width of the common
-    /// space.
+    /// Takes all tensors of a retrieval model, for images of `image_size` pixels; `embedding_size`
+    /// is the width of the common space.
     ///
     /// # Errors
     /// A missing or misshapen tensor.
@@ -90,8 +91,8 @@ impl RetrievalModel {
         texts: &Texts,
     ) -> (Activation, Activation) {
         let hidden = self.qformer.forward_text(program, &self.text, texts);
-        // All rows are projected, of which one a text is wanted: a product of a few rows would take another kernel,
-        // and a text alone get other bits than among others.
+        // All rows are projected, of which one a text is wanted: a product of a few rows would take
+        // another kernel, and a text alone get other bits than among others.
         let projected = linear(program, &hidden, &self.text_projection, Activate::Identity);
         let mut first = |x: &Activation| rows_of_groups(program, x, 0, 1, texts.batch());
         let (cls, projected) = (first(&hidden), first(&projected));

@@ -1,28 +1,28 @@
-//! T5 v1.1 (Raffel et al., 2020; Shazeer, 2020), as Flan-T5 is: an encoder of the image's rows and the prompt, and a
-//! decoder that attends to what the encoder made of them.
+//! T5 v1.1 (Raffel et al., 2020; Shazeer, 2020), as Flan-T5 is: an encoder of the image's rows and
+//! the prompt, and a decoder that attends to what the encoder made of them.
 //!
 //! ```text
 //! encoder: rows ─ [ x += attention(norm(x));                        x += wo(gate(wi(norm(x)))) ] × N ─ norm ─ encoded
 //! decoder: rows ─ [ x += attention(norm(x)); x += cross(norm(x), encoded); x += wo(gate(wi(norm(x)))) ] × N ─ norm ─ logits
 //! ```
 //!
-//! Everything that is remembered of a request lies in the rows of one paged cache: at the positions of its prompt the
-//! keys and values of `encoded` for each layer's cross-attention, at those of its text the decoder's own. While the
-//! encoder runs, its keys and values lie at the prompt's positions in the first layer's cache, before the
-//! cross-attention's take their place.
+//! Everything that is remembered of a request lies in the rows of one paged cache: at the positions
+//! of its prompt the keys and values of `encoded` for each layer's cross-attention, at those of its
+//! text the decoder's own. While the encoder runs, its keys and values lie at the prompt's
+//! positions in the first layer's cache, before the cross-attention's take their place.
 
 mod bias;
 
-use crate::gpu::{Activation, Gpu, GpuError, Matrix, ProgramBuilder};
+use crate::gpu::{Activation, Matrix, ProgramBuilder};
 use crate::kernels::{
-    Activate, EmbedTokens, Heads, KvLayer, Linear, RelativeAttention, RelativeBias, RmsNorm, Span,
-    attention_relative, embed_tokens, gate, linear, linear_into, linear_to, rms_norm,
+    Activate, EmbedTokens, Heads, KvLayer, Linear, Pages, RelativeAttention, RelativeBias, RmsNorm,
+    Span, attention_relative, embed_tokens, gate, linear, linear_into, linear_to, rms_norm,
     store_cross_kv, store_kv, tap,
 };
 use crate::weights::{Component, Scope, Tensors, WeightsError};
 
 use super::config::T5Config;
-use super::language::{InputRows, KvCache};
+use super::language::{Decoder, InputRows, PromptEnds};
 use super::layers::{load_rms_norm, load_stacked_unbiased, load_unbiased};
 use bias::Buckets;
 
@@ -36,15 +36,15 @@ pub struct T5 {
     activate: Activate,
     /// Token embedding `[vocabulary, width]`.
     shared: Matrix,
-    encoder: Encoder,
-    decoder: Decoder,
+    encoder: EncoderStack,
+    decoder: DecoderStack,
     /// `[vocabulary, width]`.
     lm_head: Linear,
     decoder_start: u32,
 }
 
 #[derive(Debug)]
-struct Encoder {
+struct EncoderStack {
     bias: RelativeBias,
     blocks: Vec<EncoderBlock>,
     final_layer_norm: RmsNorm,
@@ -57,7 +57,7 @@ struct EncoderBlock {
 }
 
 #[derive(Debug)]
-struct Decoder {
+struct DecoderStack {
     bias: RelativeBias,
     blocks: Vec<DecoderBlock>,
     final_layer_norm: RmsNorm,
@@ -104,8 +104,8 @@ impl T5 {
         let scope = tensors.part(Component::LanguageModel, "language_model");
         let vocabulary = [config.vocab_size, config.d_model];
         let shared = scope.table(EMBEDDING, &vocabulary)?;
-        let encoder = Encoder::load(&scope.pp("encoder"), config)?;
-        let decoder = Decoder::load(&scope.pp("decoder"), config)?;
+        let encoder = EncoderStack::load(&scope.pp("encoder"), config)?;
+        let decoder = DecoderStack::load(&scope.pp("decoder"), config)?;
         let lm_head = scope.output_matrix(
             "lm_head.weight",
             (EMBEDDING, &shared),
@@ -129,46 +129,9 @@ impl T5 {
         })
     }
 
-    /// Width of the residual streams.
-    #[must_use]
-    pub fn hidden_size(&self) -> usize {
-        self.shared.columns
-    }
-
-    /// Number of logits.
-    #[must_use]
-    pub fn vocabulary(&self) -> usize {
-        self.lm_head.weight.rows
-    }
-
-    /// The first token of every decoded text.
-    #[must_use]
-    pub fn decoder_start(&self) -> u32 {
-        self.decoder_start
-    }
-
-    /// Width of a cache row in one layer.
-    #[must_use]
-    pub fn cache_width(&self) -> usize {
-        self.heads.width()
-    }
-
-    /// Layers of the cache: the decoder's.
-    #[must_use]
-    pub fn cache_layers(&self) -> usize {
-        self.decoder.blocks.len()
-    }
-
-    /// An empty cache of `rows` physical rows.
-    ///
-    /// # Errors
-    /// No room on the device.
-    pub fn kv_cache(&self, gpu: &Gpu, rows: usize) -> Result<KvCache, GpuError> {
-        KvCache::new(gpu, self.cache_layers(), self.cache_width(), rows)
-    }
-
-    /// Encodes the prompts' rows; every decoder layer's keys and values of the result go into the cache.
-    pub fn encode(&self, program: &mut ProgramBuilder, rows: &InputRows) {
+    /// Encodes the prompts' rows; every decoder layer's keys and values of the result go into the
+    /// cache.
+    fn encode(&self, program: &mut ProgramBuilder, rows: &InputRows) {
         let hidden = self.embed(program, rows);
         tap(program, &hidden, || "t5.encoder.embeddings".into());
         let [scratch, ..] = rows.cache.layers() else {
@@ -186,29 +149,6 @@ impl T5 {
             let kv = linear(program, &encoded, &block.cross.kv, Activate::Identity); // [rows, 2 · inner]
             store_cross_kv(program, &kv, cache, rows.pages);
         }
-    }
-
-    /// Rows of tokens → last hidden states `[rows, width]`, before the final norm; their keys and values go into the
-    /// cache, which holds their encoded prompts already.
-    pub fn decode(&self, program: &mut ProgramBuilder, rows: &InputRows) -> Activation {
-        let hidden = self.embed(program, rows);
-        tap(program, &hidden, || "t5.decoder.embeddings".into());
-        for (index, block) in self.decoder.blocks.iter().enumerate() {
-            let cache = &rows.cache.layers()[index];
-            self.attend(program, &block.attention, &hidden, rows, cache, Span::Text);
-            self.cross_attend(program, &block.cross, &hidden, rows, cache);
-            self.feed_forward(program, &block.feed_forward, &hidden);
-            tap(program, &hidden, || format!("t5.decoder.block.{index}"));
-        }
-        hidden
-    }
-
-    /// `hidden` `[rows, width]` → `logits` `[rows, vocabulary]`.
-    pub fn logits(&self, program: &mut ProgramBuilder, hidden: &Activation, logits: &Activation) {
-        let normed = rms_norm(program, hidden, &self.decoder.final_layer_norm);
-        tap(program, &normed, || "t5.decoder.final_norm".into());
-        linear_to(program, &normed, &self.lm_head, Activate::Identity, logits);
-        tap(program, logits, || "logits".into());
     }
 
     /// Token embeddings and visual rows; T5 adds no positions to them.
@@ -291,7 +231,74 @@ impl T5 {
     }
 }
 
-impl Encoder {
+impl Decoder for T5 {
+    fn hidden_size(&self) -> usize {
+        self.shared.columns
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.lm_head.weight.rows
+    }
+
+    fn max_positions(&self) -> usize {
+        T5Config::MAX_POSITIONS
+    }
+
+    fn decoder_start(&self) -> Option<u32> {
+        Some(self.decoder_start)
+    }
+
+    /// The decoder's.
+    fn cache_layers(&self) -> usize {
+        self.decoder.blocks.len()
+    }
+
+    fn cache_width(&self) -> usize {
+        self.heads.width()
+    }
+
+    fn prefill(
+        &self,
+        program: &mut ProgramBuilder,
+        prompts: &InputRows,
+        ends: &PromptEnds,
+    ) -> Activation {
+        self.encode(program, prompts);
+        let pages = Pages {
+            row_info: ends.start_info.clone(),
+            ..prompts.pages.clone()
+        };
+        let starts = InputRows {
+            tokens: ends.start_tokens,
+            count: ends.count,
+            pages: &pages,
+            ..*prompts
+        };
+        self.decode(program, &starts)
+    }
+
+    fn decode(&self, program: &mut ProgramBuilder, rows: &InputRows) -> Activation {
+        let hidden = self.embed(program, rows);
+        tap(program, &hidden, || "t5.decoder.embeddings".into());
+        for (index, block) in self.decoder.blocks.iter().enumerate() {
+            let cache = &rows.cache.layers()[index];
+            self.attend(program, &block.attention, &hidden, rows, cache, Span::Text);
+            self.cross_attend(program, &block.cross, &hidden, rows, cache);
+            self.feed_forward(program, &block.feed_forward, &hidden);
+            tap(program, &hidden, || format!("t5.decoder.block.{index}"));
+        }
+        hidden
+    }
+
+    fn logits(&self, program: &mut ProgramBuilder, hidden: &Activation, logits: &Activation) {
+        let normed = rms_norm(program, hidden, &self.decoder.final_layer_norm);
+        tap(program, &normed, || "t5.decoder.final_norm".into());
+        linear_to(program, &normed, &self.lm_head, Activate::Identity, logits);
+        tap(program, logits, || "logits".into());
+    }
+}
+
+impl EncoderStack {
     fn load(scope: &Scope, config: &T5Config) -> Result<Self, WeightsError> {
         let block = |attention, layers: &Scope| {
             Ok(EncoderBlock {
@@ -308,7 +315,7 @@ impl Encoder {
     }
 }
 
-impl Decoder {
+impl DecoderStack {
     fn load(scope: &Scope, config: &T5Config) -> Result<Self, WeightsError> {
         let block = |attention, layers: &Scope| {
             Ok(DecoderBlock {
@@ -330,8 +337,8 @@ impl Decoder {
     }
 }
 
-/// The blocks of a stack, of whose layers `block` takes what follows the self-attention; and the relative bias, which the first
-/// block has for all of them.
+/// The blocks of a stack, of whose layers `block` takes what follows the self-attention; and the
+/// relative bias, which the first block has for all of them.
 fn load_blocks<B>(
     scope: &Scope,
     config: &T5Config,

@@ -41,7 +41,8 @@ struct Block {
 }
 
 impl Vit {
-    /// Takes the tensors below `vision_model.`; positions are interpolated if `image_size` is not the checkpoint's.
+    /// Takes the tensors below `vision_model.`; positions are interpolated if `image_size` is not
+    /// the checkpoint's.
     ///
     /// # Errors
     /// A missing or misshapen tensor.

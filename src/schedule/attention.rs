@@ -2,7 +2,7 @@
 
 use crate::gpu::{ActivationPool, Gpu, GpuError, ProgramBuilder, Tap};
 use crate::kernels::{Pages, VISUAL};
-use crate::model::{Blip2Model, InputRows, LanguageModel};
+use crate::model::{Blip2Model, InputRows, PromptEnds};
 
 use super::programs::image::{ImageProgram, ImageSide, Keep};
 use super::timings::Timings;
@@ -53,9 +53,10 @@ impl<'a> AttentionReader<'a> {
     /// # Errors
     /// No room on the device, or one that fails.
     pub(crate) async fn read_text(&self, text: &[u32]) -> Result<Option<Vec<f32>>, GpuError> {
-        let LanguageModel::Opt(opt) = &self.model.language_model else {
+        let language_model = &self.model.language_model;
+        if language_model.decoder_start().is_some() {
             return Ok(None);
-        };
+        }
         let visual = &self.image_side.results[0].activation;
         let visual_rows = (0..visual.rows).map(|row| VISUAL | row as u32);
         let tokens: Vec<u32> = visual_rows.chain(text.iter().copied()).collect();
@@ -68,7 +69,8 @@ impl<'a> AttentionReader<'a> {
             max_length: rows,
         };
         let tokens = self.gpu.storage_with("tokens", &tokens)?;
-        let cache = opt.kv_cache(self.gpu, rows)?;
+        let cache = language_model.kv_cache(self.gpu, rows)?;
+        let last_rows = self.gpu.storage_with("last_rows", &[rows as u32 - 1])?;
         let mut program = ProgramBuilder::new(self.gpu, "text attention").with_attention_taps();
         let inputs = InputRows {
             tokens: &tokens,
@@ -78,7 +80,13 @@ impl<'a> AttentionReader<'a> {
             pages: &pages,
             prompt_lengths: &tokens, // no encoder reads it
         };
-        opt.prefill(&mut program, &inputs);
+        let ends = PromptEnds {
+            count: 1,
+            last_rows: &last_rows,
+            start_tokens: &tokens, // no decoder begins anew
+            start_info: &tokens,
+        };
+        language_model.prefill(&mut program, &inputs, &ends);
         let program = program.finish(&self.pool)?;
         program.run(self.gpu);
         Ok(Some(

@@ -135,7 +135,7 @@ impl DeviceState {
         tables: &'a RowTables,
     ) -> LanguageSide<'a> {
         LanguageSide {
-            model: &model.language_model,
+            model: model.language_model.as_ref(),
             visual: self.images.visual(),
             cache: &self.cache,
             tables,

@@ -3,20 +3,20 @@
 use std::path::Path;
 
 use crate::Error;
+#[cfg(feature = "convert")]
+use crate::convert::CheckpointParts;
 use crate::generate::GenerationOptions;
 use crate::gpu::{Gpu, GpuOptions, WeightFormat};
 use crate::image::Preprocessor;
-use crate::kernels::self_check;
-use crate::model::config::Head;
-use crate::model::{Blip2Config, Blip2Model, RetrievalModel};
-use crate::schedule::{Engine, MemoryPlan, RetrievalWorkload, Timings, Workload};
+use crate::model::{Blip2Config, Blip2Model};
+use crate::schedule::{Engine, MemoryPlan, Timings, Workload};
 use crate::text::Tokenizer;
-use crate::weights::{Checkpoint, Outline, Tensors};
+use crate::weights::Tensors;
 
-use super::open::{self, Loaded};
+use super::checkpoint::CheckpointFiles;
+use super::open::open;
 use super::prompt::Prompter;
 use super::run::DEFAULT_BATCH;
-use super::source::Source;
 
 /// How to open a checkpoint.
 #[derive(Debug, Clone, Default)]
@@ -35,6 +35,9 @@ pub struct OpenOptions {
     pub memory: Option<u64>,
     /// What to have room for.
     pub work: Work,
+    /// Where the parts come from that a file of LAVIS or mmpretrain lacks.
+    #[cfg(feature = "convert")]
+    pub parts: CheckpointParts,
 }
 
 /// What a model is going to be asked, as far as its memory depends on it.
@@ -50,19 +53,6 @@ pub struct Work {
 
 /// Tokens of a prompt that room is planned for: a short question.
 pub(super) const PLANNED_TEXT: usize = 8;
-
-impl OpenOptions {
-    /// The device, on which every kernel that it can run on the weights of `checkpoint` has been checked.
-    pub(super) async fn open_device(&self, checkpoint: &Checkpoint) -> Result<Gpu, Error> {
-        let gpu = match &self.device {
-            Some(gpu) => gpu.clone(),
-            None => Gpu::open(&self.gpu).await?,
-        };
-        let _phase = gpu.phase("self-check");
-        self_check(&gpu, &checkpoint.formats(self.quant.unwrap_or_default())).await?;
-        Ok(gpu)
-    }
-}
 
 /// A BLIP-2 checkpoint on a device, with everything between files and text.
 ///
@@ -106,9 +96,8 @@ impl Blip2 {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        // Everything that is quick to check comes before the device and the gigabytes.
-        let source = Source::open(path.as_ref(), options.image_size)?;
-        Self::load(source, options, progress).await
+        let files = CheckpointFiles::of(path.as_ref(), &options)?;
+        Self::load(files, options, progress).await
     }
 
     /// Opens the demo model that is part of the program: a small BLIP-2 that knows drawings of coloured shapes and
@@ -118,18 +107,23 @@ impl Blip2 {
     /// No device, or not enough memory.
     #[cfg(feature = "demo-model")]
     pub async fn demo(options: OpenOptions) -> Result<Self, Error> {
-        let source = Source::demo(options.image_size)?;
-        Self::load(source, options, &mut |_, _| {}).await
+        let files = CheckpointFiles::demo(&crate::demo::GENERATIVE, "demo")?;
+        Self::load(files, options, &mut |_, _| {}).await
     }
 
     /// Puts a checkpoint on its device.
     pub(super) async fn load(
-        source: Source,
+        files: CheckpointFiles,
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let generation = &source.generation;
+        let language = files.language()?.clone();
+        let tokenizer = files.tokenizer(&language)?;
+        let generation = files.generation_options(&language)?;
         let work = options.work;
+        let load = |tensors: &Tensors, config: &Blip2Config, image_size| {
+            Blip2Model::load(tensors, config, &language, image_size)
+        };
         let plan = |gpu: &Gpu, model: &Blip2Model, batch, weights| {
             let work = Workload {
                 batch,
@@ -139,23 +133,14 @@ impl Blip2 {
             };
             MemoryPlan::of(gpu, model, weights, &work)
         };
-        let model = |tensors: &Tensors| source.model(tensors);
-        let loaded = open::load(
-            &source.checkpoint,
-            &options,
-            DEFAULT_BATCH,
-            model,
-            plan,
-            progress,
-        );
-        let Loaded { gpu, model, batch } = loaded.await?;
+        let opened = open(files, &options, DEFAULT_BATCH, load, plan, progress).await?;
         Ok(Self {
-            config: source.config,
-            preprocessor: source.preprocessor,
-            tokenizer: source.tokenizer,
-            generation: source.generation,
-            engine: Engine::new(gpu, model),
-            batch,
+            config: opened.config,
+            preprocessor: opened.preprocessor,
+            tokenizer,
+            generation,
+            engine: Engine::new(opened.gpu, opened.model),
+            batch: opened.batch,
         })
     }
 
@@ -195,102 +180,6 @@ impl Blip2 {
             config: &self.config,
             tokenizer: &self.tokenizer,
             generation: &self.generation,
-        }
-    }
-}
-
-/// What a checkpoint will take on a device, without loading it.
-#[derive(Debug)]
-pub struct Forecast<'g> {
-    gpu: &'g Gpu,
-    model: Outlined,
-    /// Bytes of the weights as they would be loaded.
-    weights: u64,
-    /// Bytes of the weights in each format that they can have.
-    formats: Vec<(WeightFormat, u64)>,
-}
-
-#[derive(Debug)]
-enum Outlined {
-    Generative(Box<Blip2Model>),
-    Retrieval(Box<RetrievalModel>),
-}
-
-impl<'g> Forecast<'g> {
-    /// Goes through the checkpoint's tensors as loading would, weights stored as `quant` ([`OpenOptions::quant`]).
-    ///
-    /// # Errors
-    /// A tensor that is missing or misshapen, or a failing device.
-    pub fn new(
-        gpu: &'g Gpu,
-        config: &Blip2Config,
-        checkpoint: &Checkpoint,
-        quant: Option<WeightFormat>,
-    ) -> Result<Self, Error> {
-        let side = config.vision.image_size;
-        let outline = Outline::new(gpu, checkpoint, quant, |tensors| match &config.head {
-            Head::Generation(language) => {
-                let model = Blip2Model::load(tensors, config, language, side)?;
-                Ok(Outlined::Generative(Box::new(model)))
-            }
-            Head::Retrieval { embedding_size } => {
-                let model = RetrievalModel::load(tensors, config, *embedding_size, side)?;
-                Ok(Outlined::Retrieval(Box::new(model)))
-            }
-        })?;
-        Ok(Self {
-            gpu,
-            weights: outline.device_bytes(),
-            formats: WeightFormat::ALL
-                .into_iter()
-                .filter_map(|format| Some((format, outline.bytes_in(format)?)))
-                .collect(),
-            model: outline.into_model(),
-        })
-    }
-
-    /// The formats that weights can have: all, unless the checkpoint has them quantised already.
-    pub fn formats(&self) -> impl Iterator<Item = WeightFormat> {
-        self.formats.iter().map(|(format, _)| *format)
-    }
-
-    /// What `batch` images at a time take, with weights in `format` (`None`: as they would be loaded): for a generative
-    /// model with texts of `positions` positions in all and so many `beams`, for a retrieval model matched with one text
-    /// of so many positions each.
-    ///
-    /// # Errors
-    /// More than a dispatch of this device can do.
-    pub fn plan(
-        &self,
-        format: Option<WeightFormat>,
-        batch: usize,
-        positions: usize,
-        beams: usize,
-    ) -> Result<MemoryPlan, Error> {
-        let known = |format| self.formats.iter().find(|(known, _)| *known == format);
-        let weights = format
-            .and_then(known)
-            .map_or(self.weights, |(_, bytes)| *bytes);
-        match &self.model {
-            Outlined::Generative(model) => {
-                let prompt = model.qformer.queries() + PLANNED_TEXT;
-                let work = Workload {
-                    batch,
-                    text: PLANNED_TEXT,
-                    new_tokens: positions.saturating_sub(prompt).max(1),
-                    beams,
-                };
-                MemoryPlan::of(self.gpu, model, weights, &work)
-            }
-            Outlined::Retrieval(model) => {
-                let tokens = positions.min(model.text.max_positions());
-                let work = RetrievalWorkload {
-                    batch,
-                    texts: 1,
-                    tokens,
-                };
-                Ok(MemoryPlan::of_retrieval(self.gpu, model, weights, &work)?)
-            }
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Captions.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::Error;
@@ -9,8 +8,7 @@ use crate::image::Rgb8Image;
 use crate::text::Tokenizer;
 
 use super::run::{Ask, Item, RunOptions, Texts};
-use super::source::Source;
-use super::{Blip2, ImageSource, Preset, Text};
+use super::{Blip2, CheckpointFiles, ImageSource, Preset, Text};
 
 /// How to caption.
 #[derive(Debug, Clone, Default)]
@@ -59,11 +57,11 @@ impl CaptionOptions {
 /// # Errors
 /// Options that do not go together or with the checkpoint; a file of it that is missing or damaged.
 pub fn check_caption_options(
-    path: impl AsRef<Path>,
+    files: &CheckpointFiles,
     options: &CaptionOptions,
 ) -> Result<(), Error> {
-    let source = Source::open(path.as_ref(), None)?;
-    options.generation(&source.generation, &source.tokenizer)?;
+    let (generation, tokenizer) = files.text_side()?;
+    options.generation(&generation, &tokenizer)?;
     Ok(())
 }
 

@@ -9,17 +9,17 @@ use crate::gpu::Gpu;
 use crate::image::{Preprocessor, Rgb8Image};
 use crate::model::{Blip2Config, QFormer, Vit};
 use crate::schedule::{ImageEncoder, ImageShapes, MemoryPlan};
-use crate::weights::{Checkpoint, Tensors, WeightsError};
+use crate::weights::{Tensors, WeightsError};
 
-use super::open::{self, Loaded};
-use super::source::{folder_of, run_size};
+use super::checkpoint::CheckpointFiles;
+use super::open::open;
 use super::{ImageFeatures, OpenOptions};
 
 /// Images at a time where none are asked for and there is room.
 const DEFAULT_BATCH: usize = 8;
 
-/// The image side of a checkpoint on a device: what transformers' `get_image_features` (without the projection) and
-/// `get_qformer_features` give.
+/// The image side of a checkpoint on a device: what transformers' `get_image_features` (without the
+/// projection) and `get_qformer_features` give.
 #[derive(Debug)]
 pub struct ImageFeaturizer {
     preprocessor: Preprocessor,
@@ -40,38 +40,27 @@ fn image_side(
 }
 
 impl ImageFeaturizer {
-    /// Opens the image encoder and the Q-Former of the checkpoint folder `path`, generative or for retrieval.
+    /// Opens the image encoder and the Q-Former of the checkpoint folder `path`, generative or for
+    /// retrieval.
     ///
     /// # Errors
-    /// No device; a file of the checkpoint that is missing, damaged or does not fit the others; not enough memory.
+    /// No device; a file of the checkpoint that is missing, damaged or does not fit the others; not
+    /// enough memory.
     pub async fn open(
         path: impl AsRef<Path>,
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let path = path.as_ref();
-        let config = Blip2Config::open(path)?;
-        let side = run_size(&config, options.image_size)?;
-        let mut preprocessor = Preprocessor::from_files(&folder_of(path), side as u32)?;
-        // Not 1×1: a size by the shortest edge leaves other images than square ones oblong.
-        if preprocessor.output_size(1, 2) != (side as u32, side as u32) {
-            preprocessor = preprocessor.with_size(side as u32)?;
-        }
-        let checkpoint = Checkpoint::open(path)?;
+        let files = CheckpointFiles::of(path.as_ref(), &options)?;
         let plan = |gpu: &Gpu, (vit, qformer): &(Vit, QFormer), batch, weights| {
             Ok(MemoryPlan::of_images(gpu, vit, qformer, weights, batch)?)
         };
-        let model = |tensors: &Tensors| image_side(tensors, &config, side);
-        let loaded = open::load(&checkpoint, &options, DEFAULT_BATCH, model, plan, progress);
-        let Loaded {
-            gpu,
-            model: (vit, qformer),
-            batch,
-        } = loaded.await?;
+        let opened = open(files, &options, DEFAULT_BATCH, image_side, plan, progress).await?;
+        let (vit, qformer) = opened.model;
         Ok(Self {
-            preprocessor,
-            encoder: ImageEncoder::new(gpu, vit, qformer),
-            batch,
+            preprocessor: opened.preprocessor,
+            encoder: ImageEncoder::new(opened.gpu, vit, qformer),
+            batch: opened.batch,
         })
     }
 
@@ -94,8 +83,8 @@ impl ImageFeaturizer {
         self.encoder.shapes()
     }
 
-    /// Encodes `images` as one batch; their [`ImageFeatures::features`] are empty, as a common space is what only
-    /// retrieval checkpoints have.
+    /// Encodes `images` as one batch; their [`ImageFeatures::features`] are empty, as a common
+    /// space is what only retrieval checkpoints have.
     ///
     /// # Errors
     /// An image that cannot be prepared, no room on the device, or a failing device.

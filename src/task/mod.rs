@@ -2,8 +2,10 @@
 
 mod blip2;
 mod caption;
+mod checkpoint;
 mod explain;
 mod features;
+mod forecast;
 mod memory;
 mod open;
 mod parity;
@@ -13,18 +15,21 @@ mod prompt;
 mod question;
 mod retrieval;
 mod run;
-mod source;
 mod text;
 mod vqa;
 
+#[cfg(feature = "convert")]
+pub use crate::convert::CheckpointParts;
 pub use crate::schedule::ImageShapes;
 pub use crate::schedule::MAX_BATCH;
 pub use crate::schedule::Timings;
 pub use crate::schedule::{MemoryPlan, RetrievalWorkload, Workload};
-pub use blip2::{Blip2, Forecast, OpenOptions, Work};
+pub use blip2::{Blip2, OpenOptions, Work};
 pub use caption::{Caption, CaptionOptions, check_caption_options};
+pub use checkpoint::CheckpointFiles;
 pub use explain::{ExplainedWord, Explanation, WrittenText};
 pub use features::ImageFeaturizer;
+pub use forecast::Forecast;
 pub use memory::{Alternative, Budget, Shortage, parse_bytes};
 pub use parity::{DumpModel, DumpSummary, ParityReport, ParityRow, TOLERANCE};
 pub use prepare::ImageSource;

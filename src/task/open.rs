@@ -1,37 +1,57 @@
-//! The one way a checkpoint comes to a device: its device opened and checked, memory planned, weights brought there.
+//! The one way a checkpoint comes to a device: its files checked against each other, the device
+//! opened and checked, memory planned, weights brought there.
 
 use crate::Error;
 use crate::gpu::Gpu;
+use crate::image::Preprocessor;
+use crate::kernels::self_check;
+use crate::model::Blip2Config;
 use crate::schedule::MemoryPlan;
-use crate::weights::{Checkpoint, Outline, Progress, Tensors, WeightsError};
+use crate::weights::{Checkpoint, Outline, Progress, Tensors, WeightsError, list_tensors};
 
 use super::OpenOptions;
+use super::checkpoint::{CheckpointFiles, run_size};
 use super::memory::Planner;
 
 /// A model on its device.
-pub(super) struct Loaded<M> {
+pub(super) struct Opened<M> {
     pub gpu: Gpu,
     pub model: M,
     /// Images at a time where none are asked for: as many as there is room for.
     pub batch: usize,
+    pub config: Blip2Config,
+    pub checkpoint: Checkpoint,
+    pub preprocessor: Preprocessor,
+    /// Pixels a side of the images that the model runs at.
+    pub image_size: usize,
 }
 
-/// Brings the model that `load` puts together to the device of `options`, for at most `usual` images at a time where none
-/// are asked for. `plan` says what so many images take beside so many bytes of weights.
+/// Opens the checkpoint of `files` for at most `usual` images at a time where none are asked for.
+/// `load` puts the model together for images of so many pixels a side; `plan` says what so many
+/// images at a time take beside so many bytes of weights.
 ///
 /// # Errors
-/// No device, tensors that are missing or no numbers, or not enough memory: with what would fit.
-pub(super) async fn load<M: Send>(
-    checkpoint: &Checkpoint,
+/// Files that do not fit each other, no device, values that are no numbers, or not enough memory:
+/// with what would fit.
+pub(super) async fn open<M: Send>(
+    files: CheckpointFiles,
     options: &OpenOptions,
     usual: usize,
-    load: impl Fn(&Tensors) -> Result<M, WeightsError> + Send + Sync,
+    load: impl Fn(&Tensors, &Blip2Config, usize) -> Result<M, WeightsError> + Send + Sync,
     plan: impl Fn(&Gpu, &M, usize, u64) -> Result<MemoryPlan, Error> + Send + Sync,
     progress: &mut Progress<'_>,
-) -> Result<Loaded<M>, Error> {
-    let gpu = options.open_device(checkpoint).await?;
+) -> Result<Opened<M>, Error> {
+    // Everything that is quick to check comes before the device and the gigabytes.
+    let image_size = run_size(files.config(), options.image_size)?;
+    let is_asked = options.image_size.is_some();
+    let preprocessor = files.preprocessor(image_size as u32, is_asked)?;
+    let (config, checkpoint) = files.into_parts();
+    let load = |tensors: &Tensors| load(tensors, &config, image_size);
+    list_tensors(Some(&checkpoint), load)?;
+
+    let gpu = open_device(options, &checkpoint).await?;
     let phase = gpu.phase("load");
-    let outline = || Outline::new(&gpu, checkpoint, options.quant, &load);
+    let outline = || Outline::new(&gpu, &checkpoint, options.quant, load);
     let outlined = outline()?;
     let planner = Planner::new(&gpu, options, usual, &outlined);
     let batch = planner.batch(&|batch, weights| plan(&gpu, outlined.model(), batch, weights))?;
@@ -43,5 +63,25 @@ pub(super) async fn load<M: Send>(
         Err(_) => error,
     })?;
     drop((planner, phase));
-    Ok(Loaded { gpu, model, batch })
+    Ok(Opened {
+        gpu,
+        model,
+        batch,
+        config,
+        checkpoint,
+        preprocessor,
+        image_size,
+    })
+}
+
+/// The device, on which every kernel that it can run on the weights of `checkpoint` has been
+/// checked.
+async fn open_device(options: &OpenOptions, checkpoint: &Checkpoint) -> Result<Gpu, Error> {
+    let gpu = match &options.device {
+        Some(gpu) => gpu.clone(),
+        None => Gpu::open(&options.gpu).await?,
+    };
+    let _phase = gpu.phase("self-check");
+    self_check(&gpu, &checkpoint.formats(options.quant.unwrap_or_default())).await?;
+    Ok(gpu)
 }

@@ -1,9 +1,9 @@
 //! Images and texts compared: features, contrastive scores (ITC), matching scores (ITM) and the search that joins them.
 
+mod fingerprint;
 mod gallery;
 mod index;
 mod rank;
-mod source;
 mod text;
 
 use std::path::Path;
@@ -13,6 +13,7 @@ use crate::platform::parallel::*;
 use crate::Error;
 use crate::gpu::{Gpu, WeightFormat};
 use crate::image::{Preprocessor, Rgb8Image};
+use crate::model::config::Head;
 use crate::model::{Blip2Config, RetrievalModel};
 use crate::schedule::{
     EncodedImage, ImageShapes, Matcher, MemoryPlan, RetrievalWorkload, itc_score,
@@ -20,9 +21,10 @@ use crate::schedule::{
 use crate::text::BertTokenizer;
 use crate::weights::{Checkpoint, Tensors};
 
-use super::open::{self, Loaded};
+use super::checkpoint::CheckpointFiles;
+use super::open::open;
 use super::{Explanation, OpenOptions, Preset};
-use source::{RetrievalSource, image_fingerprint};
+use fingerprint::image_fingerprint;
 
 pub use gallery::{Gallery, GalleryEvent, GalleryImage, GallerySource};
 pub use index::IndexError;
@@ -121,9 +123,8 @@ impl Retriever {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        // Everything that is quick to check comes before the device and the gigabytes.
-        let source = RetrievalSource::open(path.as_ref(), options.image_size)?;
-        Self::load(source, options, progress).await
+        let files = CheckpointFiles::of(path.as_ref(), &options)?;
+        Self::load(files, options, progress).await
     }
 
     /// Opens the retrieval demo model that is part of the program: it knows drawings of coloured shapes and nothing of
@@ -133,16 +134,21 @@ impl Retriever {
     /// No device, or not enough memory.
     #[cfg(feature = "demo-model")]
     pub async fn demo(options: OpenOptions) -> Result<Self, Error> {
-        let source = RetrievalSource::demo(options.image_size)?;
-        Self::load(source, options, &mut |_, _| {}).await
+        let files = CheckpointFiles::demo(&crate::demo::RETRIEVAL, "demo/retrieval")?;
+        Self::load(files, options, &mut |_, _| {}).await
     }
 
     /// Puts a checkpoint on its device.
     async fn load(
-        source: RetrievalSource,
+        files: CheckpointFiles,
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
+        let embedding_size = embedding_size(&files)?;
+        let tokenizer = files.bert_tokenizer()?;
+        let load = |tensors: &Tensors, config: &Blip2Config, image_size| {
+            RetrievalModel::load(tensors, config, embedding_size, image_size)
+        };
         let plan = |gpu: &Gpu, model: &RetrievalModel, batch, weights| {
             let work = RetrievalWorkload {
                 batch,
@@ -151,25 +157,16 @@ impl Retriever {
             };
             Ok(MemoryPlan::of_retrieval(gpu, model, weights, &work)?)
         };
-        let model = |tensors: &Tensors| source.model(tensors);
-        let loaded = open::load(
-            &source.checkpoint,
-            &options,
-            DEFAULT_BATCH,
-            model,
-            plan,
-            progress,
-        );
-        let Loaded { gpu, model, batch } = loaded.await?;
+        let opened = open(files, &options, DEFAULT_BATCH, load, plan, progress).await?;
         Ok(Self {
-            config: source.config,
-            preprocessor: source.preprocessor,
-            tokenizer: source.tokenizer,
-            checkpoint: source.checkpoint,
-            image_size: source.image_size,
+            config: opened.config,
+            preprocessor: opened.preprocessor,
+            tokenizer,
+            checkpoint: opened.checkpoint,
+            image_size: opened.image_size,
             quant: options.quant,
-            matcher: Matcher::new(gpu, model),
-            batch,
+            matcher: Matcher::new(opened.gpu, opened.model),
+            batch: opened.batch,
         })
     }
 
@@ -385,6 +382,19 @@ impl Retriever {
         let attention = self.matcher.read_pair(&image.tokens, &text.tokens).await?;
         let image_tokens = self.matcher.model().vit.tokens();
         Ok(Explanation::new(&attention, image_tokens))
+    }
+}
+
+/// Width of the common space, which only a retrieval checkpoint has.
+fn embedding_size(files: &CheckpointFiles) -> Result<usize, Error> {
+    match files.config().head {
+        Head::Retrieval { embedding_size } => Ok(embedding_size),
+        Head::Generation(_) => Err(Error::WrongKind {
+            model: files.path().into(),
+            is: "generative",
+            task: "compare images with texts",
+            needed: "retrieval (such as blip2-itm-vit-g)",
+        }),
     }
 }
 

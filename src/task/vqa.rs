@@ -1,7 +1,6 @@
 //! Answers to questions about images.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::Error;
@@ -12,8 +11,7 @@ use crate::text::Tokenizer;
 use super::prompt::{PromptIds, Prompter};
 use super::question::{Echo, Template, first_words};
 use super::run::{Ask, Item, RunOptions, Texts};
-use super::source::Source;
-use super::{Blip2, ImageSource, Preset, Text};
+use super::{Blip2, CheckpointFiles, ImageSource, Preset, Text};
 
 /// Characters of a question that an error shows.
 const EXCERPT: usize = 40;
@@ -134,10 +132,10 @@ impl Answer {
 ///
 /// # Errors
 /// Options that do not go together or with the checkpoint; a file of it that is missing or damaged.
-pub fn check_vqa_options(path: impl AsRef<Path>, options: &VqaOptions) -> Result<(), Error> {
+pub fn check_vqa_options(files: &CheckpointFiles, options: &VqaOptions) -> Result<(), Error> {
     options.template()?;
-    let source = Source::open(path.as_ref(), None)?;
-    options.generation(&source.generation, &source.tokenizer)?;
+    let (generation, tokenizer) = files.text_side()?;
+    options.generation(&generation, &tokenizer)?;
     Ok(())
 }
 

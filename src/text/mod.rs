@@ -6,11 +6,11 @@
 mod bert;
 mod error;
 mod files;
-mod opt;
+mod language;
 mod special;
 mod stream;
 
 pub use bert::BertTokenizer;
 pub use error::TextError;
-pub use opt::{PromptMark, Tokenizer};
+pub use language::{PromptMark, Tokenizer};
 pub use stream::TextStream;

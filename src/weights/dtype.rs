@@ -1,8 +1,8 @@
 //! Element types on disk and on the GPU, and conversion between them.
 //!
-//! A whole model (gigabytes) goes through [`convert_elements`], so it works on blocks that stay in the L1
-//! cache, with loops the compiler vectorises and the `half` crate's hardware conversions. Sources need no
-//! alignment: safetensors promises none.
+//! A whole model (gigabytes) goes through [`convert_elements`], so it works on blocks that stay in
+//! the L1 cache, with loops the compiler vectorises and the `half` crate's hardware conversions.
+//! Sources need no alignment: safetensors promises none.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -84,11 +84,13 @@ pub struct BadElement {
     pub value: f64,
 }
 
-/// Converts `source` to `format` in `target`; returns the first element that is NaN, infinite or would become
-/// so (the target's contents are then unspecified). Every element is checked, because one infinite weight makes
-/// every later activation NaN and the output silently empty; the check is one integer maximum an element.
+/// Converts `source` to `format` in `target`; returns the first element that is NaN, infinite or
+/// would become so (the target's contents are then unspecified). Every element is checked, because
+/// one infinite weight makes every later activation NaN and the output silently empty; the check is
+/// one integer maximum an element.
 ///
-/// `source` and `target` hold the same number of elements; surplus bytes of the longer one are left alone.
+/// `source` and `target` hold the same number of elements; surplus bytes of the longer one are left
+/// alone.
 pub fn convert_elements(
     source_format: SourceFormat,
     source: &[u8],
@@ -172,9 +174,10 @@ fn store(format: Format, values: &[f32], out: &mut [u8]) {
     }
 }
 
-/// Whether every magnitude is below `limit`. As integers, the bits of non-negative floats sort like the floats,
-/// with infinity and the NaNs above all numbers; what is added carries into the top bit from `limit` on, and one
-/// OR gathers these bits (plain integer operations vectorise on every machine, a float or unsigned maximum not).
+/// Whether every magnitude is below `limit`. As integers, the bits of non-negative floats sort like
+/// the floats, with infinity and the NaNs above all numbers; what is added carries into the top bit
+/// from `limit` on, and one OR gathers these bits (plain integer operations vectorise on every
+/// machine, a float or unsigned maximum not).
 fn all_below(values: &[f32], limit: f32) -> bool {
     let carry = 0x8000_0000 - limit.to_bits();
     let sums = values
@@ -221,7 +224,8 @@ fn first_bad(format: SourceFormat, bytes: &[u8], limit: f32) -> (usize, f64) {
 mod tests {
     use super::*;
 
-    /// Bytes of `values` in a source format, after `offset` bytes of nothing (to test unaligned sources).
+    /// Bytes of `values` in a source format, after `offset` bytes of nothing (to test unaligned
+    /// sources).
     fn encode(format: SourceFormat, values: &[f64], offset: usize) -> Vec<u8> {
         let mut bytes = vec![0xAA; offset];
         for &value in values {

@@ -1,6 +1,9 @@
-//! What can be wrong with a checkpoint's files, each as one line that names the file and the remedy.
+//! What can be wrong with a checkpoint's files, each as one line that names the file and the
+//! remedy.
 
 use std::path::PathBuf;
+
+use crate::gpu::GpuError;
 
 /// A problem with a checkpoint. The text is one line: the file, what is wrong, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -23,15 +26,7 @@ pub enum WeightsError {
         /// The folder looked into.
         folder: PathBuf,
         /// What was found instead.
-        found: &'static str,
-    },
-    /// The weights are a PyTorch pickle (`pytorch_model.bin`, `.pth`, `.pt`), which is not read directly.
-    #[error("{}: is a PyTorch pickle, not safetensors; convert it first: `blip2-wgpu convert {} OUT`", file.display(), input.display())]
-    Pickle {
-        /// The pickle file.
-        file: PathBuf,
-        /// What to hand to `convert`: the folder or file that was asked for.
-        input: PathBuf,
+        found: String,
     },
     /// The shard index is unreadable or says something impossible.
     #[error("{}: {problem}; download the index again", file.display())]
@@ -139,7 +134,8 @@ pub enum WeightsError {
         /// Why it is refused.
         problem: &'static str,
     },
-    /// A caller asked for rows, or offered a destination, that do not fit the tensor: a bug above this module.
+    /// A caller asked for rows, or offered a destination, that do not fit the tensor: a bug above
+    /// this module.
     #[error("tensor {tensor:?}: {problem}; this is a bug in the program, please report it")]
     Usage {
         /// Canonical name.
@@ -147,4 +143,15 @@ pub enum WeightsError {
         /// What does not fit.
         problem: String,
     },
+}
+
+/// What can go wrong while uploading.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// The checkpoint does not hold what the model needs.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The device has no room, or failed.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
 }

@@ -1,32 +1,41 @@
-//! Checkpoints: memory-mapped safetensors files, the names their tensors go by, and conversion to f16 or f32.
+//! Checkpoints: the files they are in, the names their tensors go by, and their way to the device.
 //!
-//! Nothing here copies weights to the heap or knows what a tensor is used for: [`Checkpoint`] maps the files,
-//! [`Checkpoint::weight`] finds a tensor by its canonical name whatever revision wrote the file, and
-//! [`Weight::write_rows`] converts rows straight from the mapping into the caller's buffer (a mapped staging
-//! buffer, usually).
+//! Nothing here copies weights to the heap or knows what a tensor is used for: [`Checkpoint`] maps
+//! the files of any of the formats and finds a tensor by its canonical name whatever system or
+//! revision wrote them. A model's `load` takes its tensors from [`Tensors`]: over a listing
+//! ([`list_tensors`]) to know what there is, over an [`Outline`] to be filled with what
+//! [`Weight::write_rows`] and its kin convert straight from the mapping into mapped device buffers.
 
 mod checkpoint;
 mod dtype;
 mod error;
+mod files;
+mod formats;
 mod names;
 mod outline;
 mod policy;
-mod pytorch;
 mod quant;
 mod quantised;
+mod spec;
 mod tensors;
 mod upload;
+mod view;
+mod weight;
 
 #[cfg(test)]
 mod test_files;
 
-pub use checkpoint::{Checkpoint, TensorView};
+pub use checkpoint::Checkpoint;
 pub use dtype::{BadElement, Format, SourceFormat, convert_elements};
-pub use error::WeightsError;
-pub use names::{Weight, aliases, is_ignored_buffer};
-pub use outline::{Outline, Progress, UploadError};
+pub use error::{UploadError, WeightsError};
+pub use files::folder_of;
+pub use formats::is_pytorch;
+pub use names::{Family, Kind, Name, Task, names_of_language_model, names_of_vision};
+pub use outline::{Outline, Progress};
 pub use policy::format_of;
-pub use pytorch::{PytorchFile, StridedView};
 pub use quant::{dequantise, quantise};
 pub use quantised::{QuantisedTensor, SCALES};
-pub use tensors::{Component, Role, Scope, TensorSpec, Tensors, list_tensors};
+pub use spec::{Component, Role, TensorSpec};
+pub use tensors::{Scope, Tensors, list_tensors};
+pub use view::TensorView;
+pub use weight::{Part, Weight};

@@ -1,29 +1,21 @@
 //! A model before its weights are on the device: programs are planned over it, then it is filled.
 
-use crate::gpu::{Gpu, GpuError, WeightFormat};
+use crate::gpu::{Gpu, WeightFormat};
 
-use super::tensors::{Target, Tensors};
-use super::upload::{Request, UploadPath};
-use super::{Checkpoint, WeightsError};
-
-/// What can go wrong while uploading.
-#[derive(Debug, thiserror::Error)]
-pub enum UploadError {
-    /// The checkpoint does not hold what the model needs.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// The device has no room, or failed.
-    #[error(transparent)]
-    Gpu(#[from] GpuError),
-}
+use super::checkpoint::Checkpoint;
+use super::error::{UploadError, WeightsError};
+use super::tensors::Tensors;
+use super::upload::{Request, Target, UploadPath};
 
 /// Called with the bytes of the checkpoint dealt with so far and all of its bytes.
 pub type Progress<'a> = dyn FnMut(u64, u64) + Send + 'a;
 
-/// Bytes of weights that are made together: enough for many cores to share evenly, little enough for an executor.
+/// Bytes of weights that are made together: enough for many cores to share evenly, little enough
+/// for an executor.
 const TOGETHER: u64 = 512 << 20;
 
-/// A model whose tensors are all found, but not yet on the device. Programs can be recorded over it, not run.
+/// A model whose tensors are all found, but not yet on the device. Programs can be recorded over
+/// it, not run.
 pub struct Outline<'a, M> {
     gpu: &'a Gpu,
     checkpoint: &'a Checkpoint,
@@ -32,8 +24,9 @@ pub struct Outline<'a, M> {
 }
 
 impl<'a, M> Outline<'a, M> {
-    /// The model that `load` puts together from tensors of `checkpoint`. Matrices are to be stored in `quant`, as far as
-    /// [`format_of`](super::format_of) has it; `None` keeps what the checkpoint has.
+    /// The model that `load` puts together from tensors of `checkpoint`. Matrices are to be stored
+    /// in `quant`, as far as [`format_of`](super::format_of) has it; `None` keeps what the
+    /// checkpoint has.
     ///
     /// # Errors
     /// A tensor that is missing or misshapen, or quantised otherwise already; or the device failed.
@@ -72,8 +65,8 @@ impl<'a, M> Outline<'a, M> {
         self.requests.iter().map(Request::bytes).sum()
     }
 
-    /// Bytes that they would take stored as `format`; `None` where they cannot be, because the checkpoint has them
-    /// quantised otherwise.
+    /// Bytes that they would take stored as `format`; `None` where they cannot be, because the
+    /// checkpoint has them quantised otherwise.
     pub fn bytes_in(&self, format: WeightFormat) -> Option<u64> {
         self.requests
             .iter()
@@ -102,7 +95,8 @@ impl<'a, M> Outline<'a, M> {
     }
 }
 
-/// How many of `requests`, which are not none, are filled together: those up to [`TOGETHER`] bytes and the one beyond.
+/// How many of `requests`, which are not none, are filled together: those up to [`TOGETHER`] bytes
+/// and the one beyond.
 fn count_together(requests: &[Request<'_>]) -> usize {
     let mut bytes = 0;
     let small = requests.iter().take_while(|request| {

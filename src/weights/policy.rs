@@ -1,15 +1,16 @@
-//! Which matrices quantised weights are for, chosen by what they cost in captions and answers (README, "Smaller").
+//! Which matrices quantised weights are for, chosen by what they cost in captions and answers
+//! (README, "Smaller").
 
 use crate::gpu::{QUANT_BLOCK, WeightFormat};
 
-use super::tensors::{Component, Role, TensorSpec, matrix_shape};
+use super::spec::{Component, Role, TensorSpec, matrix_shape};
 
 /// How `asked` stores a matrix.
 ///
-/// The layers of the vision and the language model, which are nearly all of a model, are stored as asked; those of the
-/// Q-Former, which all of the image has to pass, in q8 at least. Tables and the output matrix (in q8 it alone costs half a percent of
-/// CIDEr in the demo world), the first and the last projections stay f16, and so do rows that are no whole number
-/// of blocks.
+/// The layers of the vision and the language model, which are nearly all of a model, are stored as
+/// asked; those of the Q-Former, which all of the image has to pass, in q8 at least. Tables and the
+/// output matrix (in q8 it alone costs half a percent of CIDEr in the demo world), the first and
+/// the last projections stay f16, and so do rows that are no whole number of blocks.
 #[must_use]
 pub fn format_of(tensor: &TensorSpec, asked: WeightFormat) -> WeightFormat {
     let [_, columns] = matrix_shape(&tensor.shape);

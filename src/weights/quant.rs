@@ -1,9 +1,10 @@
 //! Quantising weights: blocks of 32 values that share a scale.
 //!
-//! Both formats are symmetric: a value is an integer times its block's scale, so that zeros stay zeros. Eight bits take
-//! the scale that puts the largest value at ±127. Four bits are few enough for the choice to matter: several scales are
-//! tried, each improved to the one that fits its integers best (least squares, `Σ w·q / Σ q²`), and the one that leaves the
-//! least squared error is taken.
+//! Both formats are symmetric: a value is an integer times its block's scale, so that zeros stay
+//! zeros. Eight bits take the scale that puts the largest value at ±127. Four bits are few enough
+//! for the choice to matter: several scales are tried, each improved to the one that fits its
+//! integers best (least squares, `Σ w·q / Σ q²`), and the one that leaves the least squared error
+//! is taken.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -16,8 +17,8 @@ const Q8_MOST: f32 = 127.0;
 /// Smallest and largest q4 value.
 const Q4_RANGE: [f32; 2] = [-8.0, 7.0];
 
-/// Where the value of largest magnitude may go in q4: on -8 where that is exact, inside the range where the others gain
-/// by it, beyond it (and be cut) where they gain by that.
+/// Where the value of largest magnitude may go in q4: on -8 where that is exact, inside the range
+/// where the others gain by it, beyond it (and be cut) where they gain by that.
 const Q4_TARGETS: [f32; 8] = [-8.0, -7.5, -7.0, -6.5, 7.0, 7.5, 8.0, -8.6];
 
 /// Blocks converted to f32 at a time.
@@ -26,8 +27,8 @@ const TOGETHER: usize = 32;
 /// Values that go through a loop's step side by side.
 const LANES: usize = 8;
 
-/// Quantises rows of `halves` (all finite, a multiple of 32 values) into `values` (`halves.len() * bits / 8` bytes)
-/// and `scales` (one a block).
+/// Quantises rows of `halves` (all finite, a multiple of 32 values) into `values` (`halves.len() *
+/// bits / 8` bytes) and `scales` (one a block).
 pub fn quantise(format: WeightFormat, halves: &[f16], values: &mut [u8], scales: &mut [f16]) {
     let block_bytes = format.row_bytes(QUANT_BLOCK);
     let mut floats = [0.0; TOGETHER * QUANT_BLOCK];
@@ -102,7 +103,8 @@ fn smaller(a: f32, b: f32) -> f32 {
     if a < b { a } else { b }
 }
 
-/// What values are multiplied by to be multiples of `scale`; zero where it is too small to divide by.
+/// What values are multiplied by to be multiples of `scale`; zero where it is too small to divide
+/// by.
 fn inverse(scale: f16) -> f32 {
     if scale.to_f32() == 0.0 {
         0.0
@@ -111,8 +113,9 @@ fn inverse(scale: f16) -> f32 {
     }
 }
 
-/// 1.5 · 2²³: adding it to a small float rounds that to the nearest even integer, in vector instructions of every
-/// machine. The sum's low bits are the integer's; taking it away again leaves the integer as a float.
+/// 1.5 · 2²³: adding it to a small float rounds that to the nearest even integer, in vector
+/// instructions of every machine. The sum's low bits are the integer's; taking it away again leaves
+/// the integer as a float.
 const ROUND: f32 = 12_582_912.0;
 
 /// `value` cut to `range`.
@@ -158,7 +161,8 @@ fn q4_scale(block: &[f32; QUANT_BLOCK]) -> f16 {
 mod tests {
     use super::*;
 
-    /// Values with the spread of real weights: sums of three uniform ones, a few of them much larger.
+    /// Values with the spread of real weights: sums of three uniform ones, a few of them much
+    /// larger.
     fn weights(count: usize) -> Vec<f16> {
         let mut random = crate::kernels::testing::Random(3);
         (0..count)
@@ -194,7 +198,8 @@ mod tests {
         let (back, scales) = round_trip(WeightFormat::Q8, &halves);
         for (index, (half, back)) in halves.iter().zip(&back).enumerate() {
             let step = scales[index / 32].to_f32();
-            // The scale itself is rounded to f16: the largest value may lie a little beyond 127 steps.
+            // The scale itself is rounded to f16: the largest value may lie a little beyond 127
+            // steps.
             let bound = step * 0.5 + half.to_f32().abs() / 1024.0;
             assert!((half.to_f32() - back).abs() <= bound, "value {index}");
         }
@@ -264,7 +269,8 @@ mod tests {
         assert_eq!(round_trip(WeightFormat::Q4, &block).0[5], -3.0);
     }
 
-    /// Not a test but a measurement: `cargo test --release quantise_speed -- --ignored --nocapture`.
+    /// Not a test but a measurement: `cargo test --release quantise_speed -- --ignored
+    /// --nocapture`.
     #[test]
     #[ignore = "a measurement"]
     fn quantise_speed() {

@@ -1,95 +1,23 @@
 //! What a model takes its tensors from as it is put together.
 //!
-//! A model's `load` names each of its tensors once. It runs over a listing ([`list_tensors`]), which needs no device, and
-//! over an [`Outline`](super::Outline), whose buffers are filled once everything is known.
+//! A model's `load` names each of its tensors once. It runs over a listing ([`list_tensors`]),
+//! which needs no device, and over an [`Outline`](super::Outline), whose buffers are filled once
+//! everything is known.
 
 use std::cell::RefCell;
 use std::fmt::Display;
 
-use crate::gpu::{Gpu, Matrix, Vector, WeightBuffer, WeightFormat, round_up};
+use crate::gpu::{Matrix, Vector, WeightBuffer, WeightFormat, round_up};
 
-use super::upload::{Change, MatrixRequest, Request, VectorRequest};
-use super::{Checkpoint, Weight, WeightsError};
+use super::checkpoint::Checkpoint;
+use super::error::WeightsError;
+use super::spec::{Component, Role, TensorSpec, matrix_shape};
+use super::upload::{Change, MatrixRequest, Request, Target, VectorRequest};
+use super::weight::Weight;
 
-/// A part of the model, as `inspect` lists them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Component {
-    /// Vision transformer, its final norm included.
-    Vision,
-    /// The learned queries.
-    QueryTokens,
-    /// Querying transformer.
-    QFormer,
-    /// Word and position embeddings of the Q-Former's text branch (retrieval models).
-    TextEmbeddings,
-    /// From the Q-Former to the language model's width.
-    LanguageProjection,
-    /// Language model; a tied output matrix is counted once.
-    LanguageModel,
-    /// Projections to the common space, and the matching head (retrieval models).
-    RetrievalHeads,
-}
-
-impl Component {
-    /// All of them, in the order an image passes them.
-    pub const ALL: [Self; 7] = [
-        Self::Vision,
-        Self::QueryTokens,
-        Self::QFormer,
-        Self::TextEmbeddings,
-        Self::LanguageProjection,
-        Self::LanguageModel,
-        Self::RetrievalHeads,
-    ];
-
-    /// Name for people.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Vision => "vision transformer",
-            Self::QueryTokens => "query tokens",
-            Self::QFormer => "Q-Former",
-            Self::TextEmbeddings => "text embeddings",
-            Self::LanguageProjection => "language projection",
-            Self::LanguageModel => "language model",
-            Self::RetrievalHeads => "retrieval heads",
-        }
-    }
-}
-
-/// What a tensor is to the model; with its component it says how the tensor may be stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// The weight of a layer within a transformer block or between two networks.
-    Layer,
-    /// A table that is looked up in, the output matrix, the first layer: always f16.
-    Table,
-    /// A bias, a norm, learned queries: f32.
-    Vector,
-}
-
-/// A tensor that the model is made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorSpec {
-    /// Canonical name: what transformers 5 writes.
-    pub name: String,
-    /// Dimensions, outermost first.
-    pub shape: Vec<usize>,
-    /// The part of the model it belongs to.
-    pub component: Component,
-    /// What it is there.
-    pub role: Role,
-}
-
-impl TensorSpec {
-    /// Number of elements.
-    pub fn elements(&self) -> u64 {
-        self.shape.iter().map(|&size| size as u64).product()
-    }
-}
-
-/// Every tensor that `load` asks for, in its order, which is that in which an image passes them. With a `checkpoint` each is
-/// looked up in it, and the checkpoint decides whether the language model has an output matrix of its own; without one
-/// the configuration does.
+/// Every tensor that `load` asks for, in its order, which is that in which an image passes them.
+/// With a `checkpoint` each is looked up in it, and the checkpoint decides whether the language
+/// model has an output matrix of its own; without one the configuration does.
 ///
 /// # Errors
 /// A tensor that the checkpoint lacks, or has in another shape or type.
@@ -109,15 +37,6 @@ pub struct Tensors<'a> {
     target: Option<Target<'a>>,
     specs: RefCell<Vec<TensorSpec>>,
     requests: RefCell<Vec<Request<'a>>>,
-}
-
-/// The device that weights will lie on, and how.
-pub(super) struct Target<'a> {
-    pub gpu: &'a Gpu,
-    /// The format asked for; `None` is the checkpoint's own.
-    pub quant: Option<WeightFormat>,
-    /// What stands for every buffer until it is filled.
-    pub placeholder: wgpu::Buffer,
 }
 
 /// A stored tensor that was asked for; in a listing without a checkpoint its name alone.
@@ -178,7 +97,8 @@ impl<'a> Tensors<'a> {
         Ok(matrix)
     }
 
-    /// `tensors` one after another as one vector of `len` values, which `change` makes of the stored ones.
+    /// `tensors` one after another as one vector of `len` values, which `change` makes of the
+    /// stored ones.
     fn vector(&self, tensors: Vec<Taken<'a>>, len: usize, change: Option<Change>) -> Vector {
         let placeholder = self.target.as_ref().map(|target| &target.placeholder);
         let vector = Vector {
@@ -250,7 +170,8 @@ impl<'a> Scope<'_, 'a> {
             .vector(vec![tensor], shape.iter().product(), None))
     }
 
-    /// A vector of `len` values that `change` makes of those of the tensor `name`: positions for another image size.
+    /// A vector of `len` values that `change` makes of those of the tensor `name`: positions for
+    /// another image size.
     ///
     /// # Errors
     /// As [`Scope::vector`].
@@ -267,8 +188,9 @@ impl<'a> Scope<'_, 'a> {
             .vector(vec![tensor], len, Some(Box::new(change))))
     }
 
-    /// The tensor `name` of `shape` (`[rows, columns]`, or `[out, channels, height, width]`) as a matrix that is f16
-    /// whatever the others are stored in; its columns are padded with zeros to a multiple of 8.
+    /// The tensor `name` of `shape` (`[rows, columns]`, or `[out, channels, height, width]`) as a
+    /// matrix that is f16 whatever the others are stored in; its columns are padded with zeros to a
+    /// multiple of 8.
     ///
     /// # Errors
     /// As [`Scope::vector`].
@@ -277,8 +199,9 @@ impl<'a> Scope<'_, 'a> {
         self.tensors.matrix(vec![tensor])
     }
 
-    /// The output matrix `name` of `shape`: `embedding`, whose name is `embedding_name`, where the two are tied. A stored one
-    /// that differs from the embedding counts whatever `tied`, the configuration, says.
+    /// The output matrix `name` of `shape`: `embedding`, whose name is `embedding_name`, where the
+    /// two are tied. A stored one that differs from the embedding counts whatever `tied`, the
+    /// configuration, says.
     ///
     /// # Errors
     /// As [`Scope::vector`]; missing although it is not tied.
@@ -303,8 +226,8 @@ impl<'a> Scope<'_, 'a> {
         }
     }
 
-    /// The layers `names` from `inputs` to `outputs` values, stacked by rows: weight `[names · outputs, inputs]` and, where they
-    /// are `biased`, bias `[names · outputs]`.
+    /// The layers `names` from `inputs` to `outputs` values, stacked by rows: weight `[names ·
+    /// outputs, inputs]` and, where they are `biased`, bias `[names · outputs]`.
     ///
     /// # Errors
     /// As [`Scope::vector`].
@@ -326,15 +249,4 @@ impl<'a> Scope<'_, 'a> {
         let bias = biased.then(|| self.tensors.vector(biases, names.len() * outputs, None));
         Ok((weight, bias))
     }
-}
-
-/// A tensor of this shape as `[rows, columns]`: a vector is one row; a convolution kernel `[out, in, height, width]` has a row
-/// an output channel; all else keeps its last dimension as columns.
-pub(super) fn matrix_shape(shape: &[usize]) -> [usize; 2] {
-    let columns = match shape {
-        [] => 1,
-        [_, kernel @ ..] if kernel.len() == 3 => kernel.iter().product(),
-        [.., last] => *last,
-    };
-    [shape.iter().product::<usize>() / columns.max(1), columns]
 }

@@ -1,8 +1,8 @@
 //! How weights reach the device: several at a time, converted on all cores.
 //!
-//! Where the device is the CPU, the host writes into the buffers themselves: there every copy costs twice, and what takes
-//! longest, the first touch of fresh memory, happens on as many threads as there are. Elsewhere bytes go through
-//! [`Staging`].
+//! Where the device is the CPU, the host writes into the buffers themselves: there every copy costs
+//! twice, and what takes longest, the first touch of fresh memory, happens on as many threads as
+//! there are. Elsewhere bytes go through [`Staging`].
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -15,11 +15,24 @@ use crate::gpu::{
     round_up,
 };
 
-use super::tensors::{Target, TensorSpec, matrix_shape};
-use super::{Format, UploadError, Weight, WeightsError, format_of};
+use super::dtype::Format;
+use super::error::{UploadError, WeightsError};
+use super::policy::format_of;
+use super::spec::{TensorSpec, matrix_shape};
+use super::weight::Weight;
 
-/// Bytes converted at a time before they are copied into mapped memory: small enough for a core's cache.
+/// Bytes converted at a time before they are copied into mapped memory: small enough for a core's
+/// cache.
 const BLOCK: usize = 256 << 10;
+
+/// The device that weights will lie on, and how.
+pub(super) struct Target<'a> {
+    pub gpu: &'a Gpu,
+    /// The format asked for; `None` is the checkpoint's own.
+    pub quant: Option<WeightFormat>,
+    /// What stands for every buffer until it is filled.
+    pub placeholder: wgpu::Buffer,
+}
 
 /// Weights that a model is to have on the device.
 pub(super) enum Request<'a> {
@@ -36,8 +49,8 @@ impl Request<'_> {
         }
     }
 
-    /// Bytes on the device of `gpu` with weights stored as `format`; `None` where the checkpoint has them quantised
-    /// already, and otherwise.
+    /// Bytes on the device of `gpu` with weights stored as `format`; `None` where the checkpoint
+    /// has them quantised already, and otherwise.
     pub(super) fn bytes_in(&self, gpu: &Gpu, format: WeightFormat) -> Option<u64> {
         match self {
             Self::Matrix(request) => request.bytes_in(gpu, format),
@@ -133,8 +146,8 @@ impl<'a> MatrixRequest<'a> {
         self.matrix.format.row_bytes(self.matrix.columns)
     }
 
-    /// Converts `rows` of the stacked matrix into `target`, from its start; returns the scales of quantised ones,
-    /// `[rows, columns / 32]`, which lie behind the rows of a whole part.
+    /// Converts `rows` of the stacked matrix into `target`, from its start; returns the scales of
+    /// quantised ones, `[rows, columns / 32]`, which lie behind the rows of a whole part.
     fn write(
         &self,
         rows: Range<usize>,
@@ -169,7 +182,8 @@ impl<'a> MatrixRequest<'a> {
     }
 }
 
-/// The format of `weights`, which are as `spec`, on the device: one for all of them, as they are one matrix there.
+/// The format of `weights`, which are as `spec`, on the device: one for all of them, as they are
+/// one matrix there.
 fn stored_format(
     spec: &TensorSpec,
     weights: &[Weight<'_>],
@@ -198,7 +212,8 @@ fn stored_format(
     })
 }
 
-/// Hands the quantised values of `rows` of `weight` on, some rows at a time, and fills in their scales.
+/// Hands the quantised values of `rows` of `weight` on, some rows at a time, and fills in their
+/// scales.
 fn quantise_blocks(
     weight: &Weight<'_>,
     rows: Range<usize>,
@@ -223,8 +238,8 @@ fn quantise_blocks(
     Ok(())
 }
 
-/// Hands `rows` of `weight` on in f16, block by block: as they lie in the file where they are f16 there, else converted in
-/// a block that stays in cache.
+/// Hands `rows` of `weight` on in f16, block by block: as they lie in the file where they are f16
+/// there, else converted in a block that stays in cache.
 fn write_blocks(
     weight: &Weight<'_>,
     rows: Range<usize>,
@@ -386,7 +401,8 @@ async fn write_staged(
     write_scales(staging, matrices, scales).await
 }
 
-/// Puts the scales of quantised matrices behind their values; `chunks` are those of all parts, one after another.
+/// Puts the scales of quantised matrices behind their values; `chunks` are those of all parts, one
+/// after another.
 async fn write_scales<'m>(
     staging: &mut Staging,
     matrices: impl Iterator<Item = &'m Matrix>,

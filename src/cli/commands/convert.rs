@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use crate::Error;
 #[cfg(unix)]
 use crate::convert::unfinished_folder;
-use crate::convert::{Conversion, ConvertOptions, Task, convert, kind_of};
+use crate::convert::{Conversion, ConvertOptions, convert};
 use crate::weights::Format;
 
 use crate::cli::shared::Shared;
-use crate::cli::shared::hub::resolve;
 use crate::cli::shared::output::{Output, byte_progress};
 
 const EXAMPLES: &str = "\
@@ -32,18 +31,6 @@ pub struct Args {
     /// The folder to make
     #[arg(value_name = "OUT")]
     out: PathBuf,
-    /// The vision transformer where IN has none: LAVIS's eva_vit_g.pth
-    #[arg(long, value_name = "FILE")]
-    vit: Option<PathBuf>,
-    /// The language model where IN has none: a Hugging Face folder, or a name on the hub such as facebook/opt-2.7b
-    #[arg(long, value_name = "DIR|NAME")]
-    llm: Option<PathBuf>,
-    /// The model's config.json (Hugging Face's) where the sizes are not a published model's
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Folder with the tokenizer where none lies beside IN or, for a generative model, in --llm
-    #[arg(long, value_name = "DIR")]
-    tokenizer: Option<PathBuf>,
     /// Element type of all tensors; left out, each stays as it is stored
     #[arg(long, value_name = "f16|f32")]
     dtype: Option<Dtype>,
@@ -57,17 +44,10 @@ enum Dtype {
 
 /// Converts; what was left out or decided goes to stderr.
 pub fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
-    // A language model that is of no use is not fetched; what is wrong with IN the conversion says.
-    let wants_llm = || kind_of(&args.input).is_ok_and(|kind| kind.task == Task::Generation);
-    let llm = match &args.llm {
-        Some(llm) if wants_llm() => Some(resolve(llm, output)?),
-        llm => llm.clone(),
-    };
+    let mut parts = shared.parts.clone();
+    parts.find_llm(&args.input, output)?;
     let options = ConvertOptions {
-        vit: args.vit.clone(),
-        llm,
-        config: args.config.clone(),
-        tokenizer: args.tokenizer.clone(),
+        parts: parts.to_options(),
         format: args.dtype.map(|dtype| match dtype {
             Dtype::F16 => Format::F16,
             Dtype::F32 => Format::F32,

@@ -4,10 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Error;
 use crate::files::arrays::{ArrayFormat, ArrayWriter};
-use crate::model::{Blip2Config, config::Head};
-use crate::task::{
-    ImageFeatures, ImageFeaturizer, OpenOptions, Preset, Retriever, TextFeatures, TextUse, Work,
-};
+use crate::task::{ImageFeatures, ImageFeaturizer, Preset, Retriever, TextFeatures, TextUse, Work};
 
 use crate::cli::shared::Shared;
 use crate::cli::shared::generation::{BatchSize, parse_batch_size};
@@ -201,8 +198,8 @@ impl Encoder {
         let image_size = image_size(args.image_size, args.output.preset);
         let generative = match shared.checkpoint()? {
             Some(path) if args.kind != Kind::Itc => {
-                let config = Blip2Config::open(path)?;
-                (!matches!(config.head, Head::Retrieval { .. })).then_some(path)
+                let files = shared.parts.open(path)?;
+                files.config().language_model().map(|_| path)
             }
             _ => None,
         };
@@ -212,17 +209,11 @@ impl Encoder {
                 .await?;
             return Ok(Self::Retriever(Box::new(model)));
         };
-        let options = OpenOptions {
-            gpu: shared.gpu_options()?,
-            image_size,
-            quant: shared.quant(),
-            memory: shared.memory,
-            work: Work {
-                batch_size: args.batch_size.0,
-                ..Work::default()
-            },
-            ..OpenOptions::default()
+        let work = Work {
+            batch_size: args.batch_size.0,
+            ..Work::default()
         };
+        let options = shared.open_options(image_size, work)?;
         let mut progress = load_progress(output);
         let mut progress = |done, total| progress(done, total);
         let model = ImageFeaturizer::open(path, options, &mut progress).await?;

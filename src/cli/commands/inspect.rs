@@ -1,15 +1,14 @@
 //! `blip2-wgpu inspect MODEL`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::builder::TypedValueParser;
 
 use crate::Error;
 use crate::gpu::Gpu;
 use crate::model::Blip2Config;
-use crate::model::config::LanguageConfig;
-use crate::task::{Budget, Forecast, MemoryPlan};
-use crate::weights::{Checkpoint, Component, TensorSpec};
+use crate::task::{Budget, CheckpointFiles, Forecast, MemoryPlan};
+use crate::weights::{Component, TensorSpec};
 
 use crate::cli::shared::Shared;
 use crate::cli::shared::hub::resolve;
@@ -25,7 +24,7 @@ const BATCHES: [usize; 2] = [1, 16];
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: blip2-wgpu inspect blip2-opt-2.7b --tensors")]
 pub struct Args {
-    /// Checkpoint folder, or its name on the hub
+    /// Checkpoint folder or .pth file, or its name on the hub
     #[arg(value_name = "MODEL")]
     checkpoint: PathBuf,
     /// Images at a time to plan for
@@ -44,14 +43,16 @@ pub struct Args {
 
 /// Configuration, parameters a component, memory, left-over tensors.
 pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
-    let folder = resolve(&args.checkpoint, output)?;
-    let config = Blip2Config::open(&folder)?;
-    let checkpoint = Checkpoint::open(&folder)?;
-    let specs = config.tensors(Some(&checkpoint))?;
+    let path = resolve(&args.checkpoint, output)?;
+    let mut parts = shared.parts.clone();
+    parts.find_llm(&path, output)?;
+    let files = parts.open(&path)?;
+    let (config, checkpoint) = (files.config(), files.checkpoint());
+    let specs = config.tensors(Some(checkpoint))?;
     let unused = checkpoint.unused(specs.iter().map(|spec| spec.name.as_str()));
     let gpu = Gpu::open(&shared.gpu_options()?).await?;
     let quant = shared.quant();
-    let forecast = Forecast::new(&gpu, &config, &checkpoint, quant)?;
+    let forecast = Forecast::new(&gpu, config, checkpoint, quant)?;
     let plan = |format, batch| forecast.plan(format, batch, args.positions, args.beams);
     let mut table = Vec::new();
     for format in forecast.formats() {
@@ -63,10 +64,8 @@ pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, 
     }
     let view = View {
         args,
-        folder: &folder,
-        config: &config,
+        files: &files,
         tensors: &specs,
-        checkpoint: &checkpoint,
         unused: &unused,
         gpu: &gpu,
         plan: plan(None, args.batch_size)?,
@@ -84,10 +83,8 @@ pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, 
 /// What is shown.
 struct View<'a> {
     args: &'a Args,
-    folder: &'a Path,
-    config: &'a Blip2Config,
+    files: &'a CheckpointFiles,
     tensors: &'a [TensorSpec],
-    checkpoint: &'a Checkpoint,
     unused: &'a [&'a str],
     gpu: &'a Gpu,
     plan: MemoryPlan,
@@ -128,20 +125,16 @@ impl View<'_> {
     }
 
     fn json(&self) -> serde_json::Value {
-        let file = self.folder.join("config.json");
-        let config = std::fs::read(&file)
-            .ok()
-            .and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
         let components: serde_json::Map<_, _> = self
             .components()
             .map(|(component, parameters)| (component.name().to_owned(), parameters.into()))
             .collect();
         let mut line = serde_json::json!({
             "model": self.args.checkpoint.display().to_string(),
-            "config": config,
+            "config": self.files.config_json(),
             "parameters": self.parameters(),
             "components": components,
-            "file_bytes": self.checkpoint.total_bytes(),
+            "file_bytes": self.files.checkpoint().total_bytes(),
             "unused_tensors": self.unused,
             "adapter": self.gpu.info().name,
         });
@@ -166,7 +159,8 @@ impl View<'_> {
             .collect();
         if self.args.tensors {
             line["tensors"] = self
-                .checkpoint
+                .files
+                .checkpoint()
                 .tensors()
                 .map(|tensor| {
                     serde_json::json!({
@@ -181,7 +175,7 @@ impl View<'_> {
     }
 
     fn print(&self, output: &Output) {
-        print_config(self.config, output);
+        print_config(self.files.config(), output);
         let row = |label: &str, number: u64| {
             output.line(&format!("  {label:<22}{:>16}", thousands(number)));
         };
@@ -193,8 +187,8 @@ impl View<'_> {
         self.print_plan(output);
         output.line(&format!(
             "\nfiles: {} bytes of tensors in {} file(s)",
-            thousands(self.checkpoint.total_bytes()),
-            self.checkpoint.files().count()
+            thousands(self.files.checkpoint().total_bytes()),
+            self.files.checkpoint().files().count()
         ));
         if !self.unused.is_empty() {
             let names = self.unused.join(", ");
@@ -205,7 +199,7 @@ impl View<'_> {
         }
         if self.args.tensors {
             output.line("");
-            for tensor in self.checkpoint.tensors() {
+            for tensor in self.files.checkpoint().tensors() {
                 output.line(&format!(
                     "{:<80} {:?} {:?}",
                     tensor.name, tensor.dtype, tensor.shape
@@ -283,28 +277,9 @@ fn print_config(config: &Blip2Config, output: &Output) {
         qformer.intermediate_size,
         config.num_query_tokens,
     ));
-    match config.language_model() {
-        Some(LanguageConfig::Opt(opt)) => output.line(&format!(
-            "OPT        {} layers × {}, {} heads × {}, MLP {}, vocabulary {}, {} positions",
-            opt.num_hidden_layers,
-            opt.hidden_size,
-            opt.num_attention_heads,
-            opt.head_dim(),
-            opt.ffn_dim,
-            opt.vocab_size,
-            opt.max_position_embeddings,
-        )),
-        Some(LanguageConfig::T5(t5)) => output.line(&format!(
-            "T5         {} encoder and {} decoder layers × {}, {} heads × {}, gated MLP {}, vocabulary {}",
-            t5.num_layers,
-            t5.num_decoder_layers,
-            t5.d_model,
-            t5.num_heads,
-            t5.d_kv,
-            t5.d_ff,
-            t5.vocab_size,
-        )),
-        None => {}
+    if let Some(language) = config.language_model() {
+        let (name, sizes) = language.summary();
+        output.line(&format!("{name:<11}{sizes}"));
     }
 }
 

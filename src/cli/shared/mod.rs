@@ -9,6 +9,7 @@ pub mod in_order;
 pub mod inputs;
 pub mod output;
 pub mod pairs;
+mod parts;
 pub mod profile;
 pub mod results;
 pub mod retrieval;
@@ -21,19 +22,22 @@ use crate::gpu::{AdapterChoice, Disabled, GpuOptions, Profiler, WeightFormat};
 use crate::task::{Blip2, OpenOptions, Work};
 
 use output::{Output, load_progress};
+pub use parts::Parts;
 
 /// Flags that every command takes.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Shared {
-    /// Checkpoint: a folder in the Hugging Face layout, a name on the hub (OWNER/NAME), or demo (the default), the
-    /// model in this program
+    /// Checkpoint: a folder in the Hugging Face layout, a name on the hub (OWNER/NAME), a .pth file of LAVIS or mmpretrain,
+    /// or demo (the default), the model in this program
     #[arg(
         long,
         global = true,
-        value_name = "DIR|NAME|demo",
+        value_name = "DIR|NAME|FILE|demo",
         env = "BLIP2_WGPU_MODEL"
     )]
     pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub parts: Parts,
     /// Adapter: its number in `devices`, part of its name, or auto
     #[arg(
         long,
@@ -137,9 +141,10 @@ impl Shared {
     }
 
     /// The flags that change what a model says, for the record of a run.
-    pub fn given(&self) -> Option<(String, String)> {
-        let quant = self.quant().filter(|format| format.is_quantised())?;
-        Some(("--quant".into(), quant.name().into()))
+    pub fn given(&self) -> impl Iterator<Item = (String, String)> {
+        let quant = self.quant().filter(|format| format.is_quantised());
+        let quant = quant.map(|quant| ("--quant".into(), quant.name().into()));
+        quant.into_iter().chain(self.parts.given())
     }
 
     /// Turns a name on the hub into the folder of its checkpoint.
@@ -147,7 +152,9 @@ impl Shared {
         if let Some(model) = self.model.as_deref()
             && model != Path::new(DEMO)
         {
-            self.model = Some(hub::resolve(model, output)?);
+            let path = hub::resolve(model, output)?;
+            self.parts.find_llm(&path, output)?;
+            self.model = Some(path);
         }
         Ok(())
     }
@@ -156,9 +163,25 @@ impl Shared {
     pub fn checkpoint(&self) -> Result<Option<&Path>, Error> {
         match self.model.as_deref() {
             Some(name) if name != Path::new(DEMO) => Ok(Some(name)),
+            _ if self.parts.given().next().is_some() => Err(Error::Usage {
+                problem: "--vit, --llm, --config and --tokenizer complete a checkpoint file; name it with --model".into(),
+            }),
             _ if cfg!(feature = "demo-model") => Ok(None),
             _ => Err(Error::NoModel),
         }
+    }
+
+    /// How to open the model, for images of `image_size` pixels if not the checkpoint's.
+    pub fn open_options(&self, image_size: Option<u32>, work: Work) -> Result<OpenOptions, Error> {
+        Ok(OpenOptions {
+            gpu: self.gpu_options()?,
+            image_size,
+            quant: self.quant(),
+            memory: self.memory,
+            work,
+            parts: self.parts.to_options(),
+            ..OpenOptions::default()
+        })
     }
 
     /// Opens the checkpoint with a progress bar.
@@ -169,14 +192,7 @@ impl Shared {
         output: &Output,
     ) -> Result<Blip2, Error> {
         let started = std::time::Instant::now();
-        let options = OpenOptions {
-            gpu: self.gpu_options()?,
-            image_size,
-            quant: self.quant(),
-            memory: self.memory,
-            work,
-            ..OpenOptions::default()
-        };
+        let options = self.open_options(image_size, work)?;
         let mut bytes = 0;
         let model = match self.checkpoint()? {
             #[cfg(feature = "demo-model")]

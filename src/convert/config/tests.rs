@@ -1,9 +1,7 @@
-use super::super::kind::Kind;
-use super::super::source::Source;
 use super::*;
 use crate::model::Blip2Config;
 use crate::model::config::Head;
-use crate::weights::StridedView;
+use crate::weights::{Checkpoint, Kind};
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
 
@@ -14,12 +12,15 @@ fn data(name: &str) -> PathBuf {
 /// Tensors of published sizes, without values: names as in the result.
 fn views(image_tokens: usize, projection: usize) -> Vec<(String, Vec<usize>)> {
     [
-        (POSITIONS, vec![1, image_tokens, 1408]),
-        ("vision_model.post_layernorm.weight", vec![1408]),
+        (
+            "vision_model.embeddings.position_embedding",
+            vec![1, image_tokens, 1408],
+        ),
+        ("vision_model.embeddings.class_embedding", vec![1, 1, 1408]),
         ("query_tokens", vec![1, 32, 768]),
         (
-            "qformer.encoder.layer.11.output_query.dense.weight",
-            vec![768, 3072],
+            "qformer.encoder.layer.11.output_query.LayerNorm.bias",
+            vec![768],
         ),
         ("language_projection.weight", vec![projection, 768]),
         ("embeddings.word_embeddings.weight", vec![30523, 768]),
@@ -32,45 +33,50 @@ fn views(image_tokens: usize, projection: usize) -> Vec<(String, Vec<usize>)> {
     .to_vec()
 }
 
+/// A file of f16 tensors of these shapes, all of it a hole but the header.
+fn sparse(folder: &Path, views: &[(String, Vec<usize>)]) -> PathBuf {
+    let mut header = Map::new();
+    let mut end = 0;
+    for (name, shape) in views {
+        let start = end;
+        end += 2 * shape.iter().product::<usize>();
+        let tensor = json!({"dtype": "F16", "shape": shape, "data_offsets": [start, end]});
+        header.insert(name.clone(), tensor);
+    }
+    let header = Value::from(header).to_string();
+    let path = folder.join("lavis_pretrained.safetensors");
+    let start = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+    std::fs::write(&path, &start).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len((start.len() + end) as u64).unwrap();
+    path
+}
+
 /// Decides with these tensors and a language model's folder of this configuration.
 fn decide_with(
     task: Task,
     views: &[(String, Vec<usize>)],
     llm: Option<Value>,
-    options: &ConvertOptions,
+    parts: &CheckpointParts,
 ) -> Result<(Config, Vec<String>), ConvertError> {
     let folder = tempfile::tempdir().unwrap();
-    let source = Source::open(&data("convert/lavis_pretrained.pth")).unwrap();
+    let checkpoint = Checkpoint::open(sparse(folder.path(), views)).unwrap();
     let t5 = llm.as_ref().is_some_and(|json| json["model_type"] == "t5");
     let llm = llm.map(|json| {
         std::fs::write(folder.path().join("config.json"), json.to_string()).unwrap();
-        std::fs::copy(
-            data("convert/opt/pytorch_model.bin"),
-            folder.path().join("pytorch_model.bin"),
-        )
-        .unwrap();
-        Source::open(folder.path()).unwrap()
+        folder.path().to_path_buf()
     });
     let kind = Kind {
         family: Family::Lavis,
         task,
     };
-    let views = views.iter().map(|(name, shape)| StridedView {
-        name,
-        dtype: Dtype::F16,
-        shape,
-        strides: None,
-        bytes: &[],
-        file: Path::new("test"),
-    });
-    let mut plan = Plan::of_views(kind, &source, llm.as_ref(), views);
+    let gathered = Gathered::of(kind, checkpoint, llm);
     let tokenizer = match task {
         Task::Generation if t5 => data("tiny-t5"),
         Task::Generation => data("tiny"),
         Task::Retrieval => data("convert/micro-itm"),
     };
-    let config = decide(&mut plan, options, &tokenizer)?;
-    Ok((config, plan.notes))
+    decide(&gathered, parts, &tokenizer)
 }
 
 /// What facebook/opt-2.7b's config.json says, as far as it matters.
@@ -88,7 +94,7 @@ fn parsed(config: &Config) -> Blip2Config {
 
 #[test]
 fn published_models_need_no_config() {
-    let options = ConvertOptions::default();
+    let options = CheckpointParts::default();
     for (tokens, pixels, width) in [(257, 224, 2560), (677, 364, 4096)] {
         let views = views(tokens, width);
         let (config, _) =
@@ -137,9 +143,9 @@ fn tables_decide_what_a_given_config_says_otherwise() {
     });
     let text = text.to_string().replace("50272", "50304");
     std::fs::write(&file, text).unwrap();
-    let options = ConvertOptions {
+    let options = CheckpointParts {
         config: Some(file),
-        ..ConvertOptions::default()
+        ..CheckpointParts::default()
     };
     let (config, notes) = decide_with(Task::Generation, &views(677, 2560), None, &options).unwrap();
     let config = parsed(&config);
@@ -161,7 +167,7 @@ fn tables_decide_what_a_given_config_says_otherwise() {
 
 #[test]
 fn sizes_that_do_not_fit_are_named() {
-    let options = ConvertOptions::default();
+    let options = CheckpointParts::default();
     let refused = |views: &[(String, Vec<usize>)], llm: Option<Value>, parts: &[&str]| {
         let error = decide_with(Task::Generation, views, llm, &options)
             .unwrap_err()
@@ -172,7 +178,7 @@ fn sizes_that_do_not_fit_are_named() {
     };
     let wrong = [
         "4096 wide",
-        "lavis_pretrained.pth",
+        "lavis_pretrained.safetensors",
         "2560 wide",
         "`llm`",
         "facebook/opt-2.7b",
@@ -184,7 +190,7 @@ fn sizes_that_do_not_fit_are_named() {
         &["holds its language model", "`config`"],
     );
     let mut narrow = views(257, 2560);
-    narrow[1].1 = vec![1024];
+    narrow[1].1 = vec![1, 1, 1024];
     refused(
         &narrow,
         Some(opt(2560)),
@@ -196,7 +202,7 @@ fn sizes_that_do_not_fit_are_named() {
 fn t5_is_configured_as_lavis_runs_it() {
     let llm = json!({"model_type": "t5", "d_model": 2048, "eos_token_id": 1, "pad_token_id": 0,
         "decoder_start_token_id": 0, "dense_act_fn": "gelu_new"});
-    let options = ConvertOptions::default();
+    let options = CheckpointParts::default();
     let (config, _) =
         decide_with(Task::Generation, &views(257, 2048), Some(llm), &options).unwrap();
     assert_eq!(

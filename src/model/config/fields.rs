@@ -1,4 +1,5 @@
-//! Reading typed fields out of `config.json`, with errors that name the file, the field and its value.
+//! Reading typed fields out of `config.json`, with errors that name the file, the field and its
+//! value.
 
 use std::path::{Path, PathBuf};
 
@@ -111,7 +112,8 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A [`Section::size`] that may also be given as a pair of equal numbers, as image and patch sizes may.
+    /// A [`Section::size`] that may also be given as a pair of equal numbers, as image and patch
+    /// sizes may.
     pub fn square(&self, field: &str, default: usize, limit: usize) -> Result<usize, ConfigError> {
         match self.get(field).and_then(Value::as_array).map(Vec::as_slice) {
             Some([a, b]) if a == b => {

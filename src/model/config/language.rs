@@ -1,15 +1,61 @@
-//! The language model behind the Q-Former: OPT, or T5.
+//! The language model behind the Q-Former: a file each in this module's folder.
 
+mod opt;
+mod t5;
+
+use crate::text::PromptMark;
+
+use super::USE_BLIP2;
 use super::fields::{ConfigError, Section};
-use super::{OptConfig, T5Config, USE_BLIP2};
+
+pub use opt::OptConfig;
+pub use t5::T5Config;
 
 /// A language model.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LanguageConfig {
     /// A decoder that continues the image's rows and the prompt.
     Opt(OptConfig),
-    /// An encoder of the image's rows and the prompt, and a decoder that looks at what it made of them.
+    /// An encoder of the image's rows and the prompt, and a decoder that looks at what it made of
+    /// them.
     T5(T5Config),
+}
+
+/// What the rest of the program asks of a language model's configuration.
+pub trait DecoderConfig {
+    /// Width of the residual stream and of the token embedding.
+    fn hidden_size(&self) -> usize;
+
+    /// Rows of the token embedding.
+    fn vocab_size(&self) -> usize;
+
+    /// Most positions of a request: image, prompt and new tokens.
+    fn max_positions(&self) -> usize;
+
+    /// Tokens that end a text (`generation_config.json` overrides them).
+    fn eos_token_ids(&self) -> &[u32];
+
+    /// Padding token.
+    fn pad_token_id(&self) -> u32;
+
+    /// The special token of every prompt.
+    fn prompt_mark(&self) -> PromptMark;
+
+    /// First token of every prompt; T5's prompts have none.
+    fn bos_token_id(&self) -> Option<u32> {
+        match self.prompt_mark() {
+            PromptMark::First(id) => Some(id),
+            PromptMark::Last(_) => None,
+        }
+    }
+
+    /// What a decoder that follows an encoder begins its text with; others go on after the prompt.
+    fn decoder_start_token_id(&self) -> Option<u32> {
+        None
+    }
+
+    /// Its name and its sizes, for people.
+    fn summary(&self) -> (&'static str, String);
 }
 
 impl LanguageConfig {
@@ -24,79 +70,15 @@ impl LanguageConfig {
             )),
         }
     }
+}
 
-    /// The decoder-only model, if it is one.
-    #[must_use]
-    pub fn opt(&self) -> Option<&OptConfig> {
+impl std::ops::Deref for LanguageConfig {
+    type Target = dyn DecoderConfig;
+
+    fn deref(&self) -> &Self::Target {
         match self {
-            Self::Opt(opt) => Some(opt),
-            Self::T5(_) => None,
+            Self::Opt(opt) => opt,
+            Self::T5(t5) => t5,
         }
-    }
-
-    /// The encoder-decoder, if it is one.
-    #[must_use]
-    pub fn t5(&self) -> Option<&T5Config> {
-        match self {
-            Self::Opt(_) => None,
-            Self::T5(t5) => Some(t5),
-        }
-    }
-
-    /// Width of the residual stream and of the token embedding.
-    #[must_use]
-    pub fn hidden_size(&self) -> usize {
-        match self {
-            Self::Opt(opt) => opt.hidden_size,
-            Self::T5(t5) => t5.d_model,
-        }
-    }
-
-    /// Rows of the token embedding.
-    #[must_use]
-    pub fn vocab_size(&self) -> usize {
-        match self {
-            Self::Opt(opt) => opt.vocab_size,
-            Self::T5(t5) => t5.vocab_size,
-        }
-    }
-
-    /// Most positions of a request: image, prompt and new tokens.
-    #[must_use]
-    pub fn max_positions(&self) -> usize {
-        match self {
-            Self::Opt(opt) => opt.max_position_embeddings,
-            Self::T5(_) => T5Config::MAX_POSITIONS,
-        }
-    }
-
-    /// Tokens that end a text (`generation_config.json` overrides them).
-    #[must_use]
-    pub fn eos_token_ids(&self) -> &[u32] {
-        match self {
-            Self::Opt(opt) => &opt.eos_token_ids,
-            Self::T5(t5) => &t5.eos_token_ids,
-        }
-    }
-
-    /// Padding token.
-    #[must_use]
-    pub fn pad_token_id(&self) -> u32 {
-        match self {
-            Self::Opt(opt) => opt.pad_token_id,
-            Self::T5(t5) => t5.pad_token_id,
-        }
-    }
-
-    /// First token of every prompt; T5's prompts have none.
-    #[must_use]
-    pub fn bos_token_id(&self) -> Option<u32> {
-        self.opt().map(|opt| opt.bos_token_id)
-    }
-
-    /// What a decoder that follows an encoder begins its text with; OPT goes on after the prompt.
-    #[must_use]
-    pub fn decoder_start_token_id(&self) -> Option<u32> {
-        self.t5().map(|t5| t5.decoder_start_token_id)
     }
 }

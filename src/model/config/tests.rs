@@ -66,7 +66,9 @@ fn the_published_configuration() {
         (64, 1e-12)
     );
     assert!(config.qformer.has_cross_attention(10) && !config.qformer.has_cross_attention(11));
-    let opt = config.language_model().unwrap().opt().unwrap();
+    let Some(LanguageConfig::Opt(opt)) = config.language_model() else {
+        panic!("OPT");
+    };
     assert_eq!(
         (
             opt.head_dim(),
@@ -122,7 +124,9 @@ fn absent_fields_have_transformers_defaults() {
     let published = parse(&published()).unwrap();
     assert_eq!(config.vision, published.vision);
     assert_eq!(config.qformer, published.qformer);
-    let opt = config.language_model().unwrap().opt().unwrap();
+    let Some(LanguageConfig::Opt(opt)) = config.language_model() else {
+        panic!("OPT");
+    };
     assert_eq!(
         (
             opt.hidden_size,
@@ -400,9 +404,9 @@ fn flan_t5() -> Value {
 
 #[test]
 fn encoder_decoders() {
-    let t5_of = |config: &Value| {
-        let config = parse(config).unwrap();
-        config.language_model().unwrap().t5().unwrap().clone()
+    let t5_of = |config: &Value| match parse(config).unwrap().head {
+        Head::Generation(LanguageConfig::T5(t5)) => t5,
+        other => panic!("{other:?}"),
     };
     let t5 = t5_of(&flan_t5());
     assert_eq!((t5.inner_size(), t5.num_decoder_layers), (2048, 24));

@@ -28,7 +28,8 @@ fn parameters_of(tensors: &[TensorSpec], component: Component) -> u64 {
     those.map(TensorSpec::elements).sum()
 }
 
-/// blip2-opt-2.7b; all that is left out is transformers' default, for the vision transformer and Q-Former.
+/// blip2-opt-2.7b; all that is left out is transformers' default, for the vision transformer and
+/// Q-Former.
 fn opt_2_7b(vocabulary: usize) -> Blip2Config {
     config(&format!(
         r#"{{"model_type": "blip-2", "architectures": ["Blip2ForConditionalGeneration"], "text_config": {{

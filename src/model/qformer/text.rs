@@ -1,4 +1,5 @@
-//! The Q-Former's text branch: BERT's embeddings and an mlp of its own a layer; self-attention is shared.
+//! The Q-Former's text branch: BERT's embeddings and an mlp of its own a layer; self-attention is
+//! shared.
 //!
 //! ```text
 //! text alone:  text ─ norm ─ [ self-attention ─ norm ─ text mlp ─ norm ] × N
@@ -34,7 +35,8 @@ struct FeedForward {
     output: Residual,
 }
 
-/// Texts on the device, each padded on the right to one length. Padding is masked and its values are never used.
+/// Texts on the device, each padded on the right to one length. Padding is masked and its values
+/// are never used.
 #[derive(Debug)]
 pub struct Texts {
     /// u32 `[batch · length]`
@@ -51,7 +53,8 @@ pub struct Texts {
 }
 
 impl Texts {
-    /// Room for `batch` texts of at most `length` tokens, to be read with `queries` queries or alone.
+    /// Room for `batch` texts of at most `length` tokens, to be read with `queries` queries or
+    /// alone.
     ///
     /// # Errors
     /// No room on the device.
@@ -176,8 +179,9 @@ impl QFormer {
         hidden
     }
 
-    /// Queries that read an image and a text together: `image_tokens` `[images · tokens, image width]` and a multiple
-    /// of `images` texts, those of the first image first → the queries' last hidden state `[texts · queries, hidden]`.
+    /// Queries that read an image and a text together: `image_tokens` `[images · tokens, image
+    /// width]` and a multiple of `images` texts, those of the first image first → the queries' last
+    /// hidden state `[texts · queries, hidden]`.
     ///
     /// # Errors
     /// No room for the small state that the program needs.
@@ -191,7 +195,8 @@ impl QFormer {
     ) -> Result<Activation, GpuError> {
         let (batch, count) = (texts.batch, self.queries());
         debug_assert!(batch.is_multiple_of(images) && texts.queries == count);
-        // All texts of an image share its keys: to the cross-attention their queries are one long sequence.
+        // All texts of an image share its keys: to the cross-attention their queries are one long
+        // sequence.
         let image_lengths = equal_lengths(program, images, image_tokens.rows / images)?;
         let mut queries = self.query_embeddings(program, batch)?;
         let mut text = self.text_embeddings(program, branch, texts);
@@ -234,7 +239,8 @@ impl QFormer {
                     table: &branch.position_embeddings,
                     offset: 0,
                 }),
-                // No token is a visual one: the queries have no positions and come in by themselves.
+                // No token is a visual one: the queries have no positions and come in by
+                // themselves.
                 visual: &self.query_tokens(),
             },
         );

@@ -1,5 +1,5 @@
-//! T5's relative position bias (Raffel et al., 2020): distances fall into buckets, one for each of the near ones and
-//! ever wider ones for those further off.
+//! T5's relative position bias (Raffel et al., 2020): distances fall into buckets, one for each of
+//! the near ones and ever wider ones for those further off.
 
 /// Kinds of distance, and from where on there is but one.
 #[derive(Debug, Clone, Copy)]
@@ -8,8 +8,8 @@ pub(super) struct Buckets {
     pub count: usize,
     /// Distance from which on all fall into the last bucket.
     pub max_distance: usize,
-    /// Whether keys after the query have buckets of their own: half of them (the encoder). Else all such keys count as
-    /// the query's own position (the decoder never sees them).
+    /// Whether keys after the query have buckets of their own: half of them (the encoder). Else all
+    /// such keys count as the query's own position (the decoder never sees them).
     pub bidirectional: bool,
 }
 
@@ -39,7 +39,8 @@ impl Buckets {
         2 * self.max_distance + 1
     }
 
-    /// The stored table `[buckets, heads]` as one by distance: `[heads, 2 · max_distance + 1]`, from −max_distance on.
+    /// The stored table `[buckets, heads]` as one by distance: `[heads, 2 · max_distance + 1]`,
+    /// from −max_distance on.
     pub(super) fn by_distance(self, table: &[f32]) -> Vec<f32> {
         let heads = table.len() / self.count.max(1);
         let reach = self.max_distance as isize;
@@ -61,7 +62,8 @@ mod tests {
         bidirectional: true,
     };
 
-    /// Distances at which transformers 5.23's `_relative_position_bucket` changes, with the bucket from there on.
+    /// Distances at which transformers 5.23's `_relative_position_bucket` changes, with the bucket
+    /// from there on.
     const ENCODER: [(isize, usize); 17] = [
         (0, 0),
         (1, 17),

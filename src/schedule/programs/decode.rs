@@ -1,13 +1,13 @@
 //! A step of the decoder: tokens → logits.
 
 use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, Program, ProgramBuilder};
-use crate::model::{InputRows, KvCache, LanguageModel};
+use crate::model::{Decoder, InputRows, KvCache};
 use crate::schedule::tables::{RowTables, StepTables};
 
 /// What programs of the language model are recorded over.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::schedule) struct LanguageSide<'a> {
-    pub model: &'a LanguageModel,
+    pub model: &'a dyn Decoder,
     /// Projected queries of the images that are kept, `[any, hidden]`.
     pub visual: &'a Activation,
     pub cache: &'a KvCache,

@@ -5,10 +5,11 @@ mod outputs;
 mod refusals;
 mod tensors;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::cli_support::{Run, run};
-use blip2_wgpu::convert::ConvertOptions;
+use blip2_wgpu::convert::{CheckpointParts, ConvertOptions};
 use blip2_wgpu::model::Blip2Config;
 use blip2_wgpu::weights::Checkpoint;
 
@@ -18,34 +19,42 @@ fn data(name: &str) -> PathBuf {
         .collect()
 }
 
+/// Options that differ from the usual in `parts` alone.
+fn with(parts: CheckpointParts) -> ConvertOptions {
+    ConvertOptions {
+        parts,
+        ..ConvertOptions::default()
+    }
+}
+
 /// Options for the generative fixtures.
 fn generative(vit: bool, llm: bool) -> ConvertOptions {
-    ConvertOptions {
+    with(CheckpointParts {
         vit: vit.then(|| data("eva_vit.pth")),
         llm: llm.then(|| data("opt")),
         config: Some(data("micro/config.json")),
-        ..ConvertOptions::default()
-    }
+        tokenizer: None,
+    })
 }
 
 /// Options for the Flan-T5 fixture, which LAVIS saves without vision transformer and language model.
 fn with_t5() -> ConvertOptions {
-    ConvertOptions {
+    with(CheckpointParts {
         vit: Some(data("eva_vit.pth")),
         llm: Some(data("t5")),
         config: Some(data("micro-t5/config.json")),
-        ..ConvertOptions::default()
-    }
+        tokenizer: None,
+    })
 }
 
 /// Options for the retrieval fixtures.
 fn retrieval(vit: bool) -> ConvertOptions {
-    ConvertOptions {
+    with(CheckpointParts {
         vit: vit.then(|| data("eva_vit.pth")),
+        llm: None,
         config: Some(data("micro-itm/config.json")),
         tokenizer: Some(data("micro-itm")),
-        ..ConvertOptions::default()
-    }
+    })
 }
 
 /// Fails unless both folders have the same tensors, bit by bit, and the same configuration.
@@ -69,14 +78,18 @@ fn same_model(out: &Path, expected: &Path) {
 
 /// Runs `convert INPUT OUT ARGUMENTS`, paths among the arguments being fixtures'.
 fn convert_run(input: &Path, out: &Path, arguments: &[&str]) -> Run {
-    let arguments = arguments
+    let start = ["convert".into(), input.into(), out.into()];
+    run(start.into_iter().chain(expanded(arguments)))
+}
+
+/// Arguments of which `@NAME` is the path of a fixture.
+fn expanded(arguments: &[&str]) -> impl Iterator<Item = OsString> {
+    arguments
         .iter()
         .map(|argument| match argument.strip_prefix('@') {
             Some(fixture) => data(fixture).into_os_string(),
             None => argument.into(),
-        });
-    let start = ["convert".into(), input.into(), out.into()];
-    run(start.into_iter().chain(arguments))
+        })
 }
 
 const LAVIS: [&str; 6] = [

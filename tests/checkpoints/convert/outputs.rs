@@ -1,12 +1,13 @@
-//! What a converted checkpoint says: the captions, answers and scores of the one it was made from.
+//! What a converted checkpoint says, and one that is opened where it lies: the captions, answers and scores of the one it was
+//! made from.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{LAVIS, convert_run, data};
-use crate::cli_support::{BOAT, HOUSE, Run, Safetensors, caption, run};
+use super::{LAVIS, convert_run, data, expanded};
+use crate::cli_support::{BOAT, HOUSE, Run, Safetensors, run};
 
 const T5: [&str; 6] = [
     "--vit",
@@ -24,25 +25,50 @@ const RETRIEVAL: [&str; 4] = [
     "@micro-itm",
 ];
 
-/// The answer of `model` to a question about the house.
-fn answer(model: &Path) -> Map<String, Value> {
-    let arguments = ["vqa", HOUSE, "what is this?", "--json", "--model"].map(OsStr::new);
-    run(arguments.into_iter().chain([model.as_os_str()]))
-        .exits(0)
-        .one_json()
+/// What names a model on the command line.
+type Model = Vec<OsString>;
+
+/// A folder that is opened as it is.
+fn folder_of(path: &Path) -> Model {
+    vec!["--model".into(), path.into()]
 }
 
-/// Nothing in the folder that the model has no use for.
-fn nothing_unused(model: &Path) {
-    let inspected = run(["inspect".as_ref(), model.as_os_str(), "--json".as_ref()]).exits(0);
-    assert_eq!(
-        inspected.one_json()["unused_tensors"],
-        serde_json::json!([])
+/// A checkpoint file, opened with the parts it lacks.
+fn file_of(input: &str, arguments: &[&str]) -> Model {
+    let model = ["--model".into(), data(input).into_os_string()];
+    model.into_iter().chain(expanded(arguments)).collect()
+}
+
+/// Runs `arguments --json` on `model`.
+fn run_on(model: &Model, arguments: &[&str]) -> Run {
+    let arguments = arguments.iter().chain(&["--json"]).map(OsString::from);
+    run(arguments.chain(model.iter().cloned()))
+}
+
+/// The captions of both pictures, and the answer to a question about the house.
+fn said_by(model: &Model) -> Vec<Map<String, Value>> {
+    let mut said = run_on(model, &["caption", HOUSE, BOAT]).exits(0).json();
+    said.push(
+        run_on(model, &["vqa", HOUSE, "what is this?"])
+            .exits(0)
+            .one_json(),
     );
+    said
+}
+
+/// Nothing that the model has no use for, but in a file a block of the vision transformer that it does not run.
+fn nothing_unused(model: &Model) {
+    let inspect = [OsString::from("inspect"), "--json".into()];
+    let inspected = run(inspect.into_iter().chain(model[1..].iter().cloned())).exits(0);
+    let unused = inspected.one_json()["unused_tensors"].clone();
+    let unused: Vec<String> = serde_json::from_value(unused).unwrap();
+    let is_file = model[1].to_string_lossy().ends_with(".pth");
+    let beyond = |name: &String| is_file && name.starts_with("vision_model.encoder.layers.2.");
+    assert!(unused.iter().all(beyond), "{model:?}: {unused:?}");
 }
 
 #[test]
-fn a_converted_checkpoint_captions_and_answers_as_its_original() {
+fn a_checkpoint_captions_and_answers_as_its_original() {
     let folder = tempfile::tempdir().unwrap();
     let mut cases = vec![
         ("lavis_pretrained.pth", &LAVIS[..], "micro", 113),
@@ -55,25 +81,23 @@ fn a_converted_checkpoint_captions_and_answers_as_its_original() {
         let (these, others): (Vec<_>, Vec<_>) =
             cases.into_iter().partition(|case| case.2 == original);
         cases = others;
-        let original = data(original);
-        let expected = caption(&original, &[HOUSE, BOAT]).exits(0).json();
-        let expected_answer = answer(&original);
+        let expected = said_by(&folder_of(&data(original)));
         for (input, arguments, _, tensors) in these {
             let out = folder.path().join(input);
             let run = convert_run(&data(input), &out, arguments).exits(0);
             let kind = format!("generative checkpoint, {tensors} tensors");
             assert!(run.stdout.contains(&kind), "{run:#?}");
             run.says(&["left out: ", "position_ids"]);
-            let ours = caption(&out, &[HOUSE, BOAT]).exits(0).json();
-            assert_eq!(ours, expected, "{input}");
-            assert_eq!(answer(&out), expected_answer, "{input}");
-            nothing_unused(&out);
+            for model in [folder_of(&out), file_of(input, arguments)] {
+                assert_eq!(said_by(&model), expected, "{model:?}");
+                nothing_unused(&model);
+            }
         }
         said.extend(expected);
     }
     // Not texts that any weights would give.
     assert_ne!(said[0]["tokens"], said[1]["tokens"]);
-    assert_ne!(said[0]["tokens"], said[2]["tokens"]);
+    assert_ne!(said[0]["tokens"], said[3]["tokens"]);
 }
 
 const TEXTS: [&str; 3] = [
@@ -83,7 +107,7 @@ const TEXTS: [&str; 3] = [
 ];
 
 /// `match` of both pictures with all texts, and `retrieve` in both directions among them.
-fn scores(model: &Path, folder: &Path) -> Vec<Map<String, Value>> {
+fn scores(model: &Model, folder: &Path) -> Vec<Map<String, Value>> {
     let texts = folder.join("texts.txt");
     std::fs::write(&texts, TEXTS.join("\n")).unwrap();
     let images = folder.join("pictures");
@@ -91,14 +115,10 @@ fn scores(model: &Path, folder: &Path) -> Vec<Map<String, Value>> {
     for (file, name) in [(HOUSE, "house.png"), (BOAT, "boat.png")] {
         std::fs::copy(file, images.join(name)).unwrap();
     }
-    let shared = [
-        OsStr::new("--json"),
-        OsStr::new("--model"),
-        model.as_os_str(),
-    ];
     let json = |arguments: &[&OsStr]| -> Vec<Map<String, Value>> {
-        let run: Run = run(arguments.iter().copied().chain(shared));
-        run.exits(0).json()
+        let shared = model.iter().map(OsString::as_os_str);
+        let arguments = arguments.iter().copied().chain([OsStr::new("--json")]);
+        run(arguments.chain(shared)).exits(0).json()
     };
     let mut all =
         json(&["match", HOUSE, BOAT, "--text", TEXTS[0], TEXTS[1], TEXTS[2]].map(OsStr::new));
@@ -139,7 +159,7 @@ fn with_another_vision_transformer(folder: &Path) {
 }
 
 #[test]
-fn a_converted_retrieval_checkpoint_scores_as_its_original() {
+fn a_retrieval_checkpoint_scores_as_its_original() {
     let folder = tempfile::tempdir().unwrap();
     let mixed = folder.path().join("mixed");
     with_another_vision_transformer(&mixed);
@@ -155,14 +175,53 @@ fn a_converted_retrieval_checkpoint_scores_as_its_original() {
         ),
         (mixed.clone(), vec![("lavis_stage1.pth", &stage1[..])]),
     ] {
-        let expected = scores(&original, folder.path());
+        let expected = scores(&folder_of(&original), folder.path());
         for (input, arguments) in cases {
             let out = folder.path().join(input);
             convert_run(&data(input), &out, arguments).exits(0);
-            assert_eq!(scores(&out, folder.path()), expected, "{input}");
-            nothing_unused(&out);
+            for model in [folder_of(&out), file_of(input, arguments)] {
+                assert_eq!(scores(&model, folder.path()), expected, "{model:?}");
+                nothing_unused(&model);
+            }
         }
         different.push(expected);
     }
     assert_ne!(different[0], different[1], "the weights decide");
+}
+
+#[test]
+fn image_features_of_a_file_are_those_of_its_original() {
+    let folder = tempfile::tempdir().unwrap();
+    let features = |model: &Model, name: &str| {
+        let out = folder.path().join(name);
+        let arguments = ["embed", "image", HOUSE, "--kind", "qformer", "--out"];
+        let arguments = arguments.map(OsString::from).into_iter();
+        run(arguments
+            .chain([out.clone().into()])
+            .chain(model.iter().cloned()))
+        .exits(0);
+        std::fs::read(out).unwrap()
+    };
+    let file = file_of("lavis_pretrained.pth", &LAVIS);
+    let expected = features(&folder_of(&data("micro")), "folder.npy");
+    assert_eq!(features(&file, "file.npy"), expected);
+}
+
+#[test]
+fn what_a_file_lacks_is_named_before_it_is_opened() {
+    let lacking = |arguments: &[&str]| {
+        let model = file_of("lavis_pretrained.pth", arguments);
+        run_on(&model, &["caption", HOUSE]).exits(1)
+    };
+    lacking(&[]).one_error(&["lavis_pretrained.pth", "vision transformer", "--vit FILE"]);
+    lacking(&LAVIS[..2]).one_error(&["the language model", "--llm DIR"]);
+    lacking(&LAVIS[..4]).one_error(&["none of a published model's", "--config"]);
+    let retrieval = file_of("lavis_retrieval.pth", &RETRIEVAL);
+    run_on(&retrieval, &["caption", HOUSE])
+        .exits(1)
+        .one_error(&["lavis_retrieval.pth", "this is a retrieval model"]);
+    // The demo model lacks nothing.
+    run(["caption", HOUSE, "--llm", "opt"])
+        .exits(2)
+        .one_error(&["--llm", "--model"]);
 }

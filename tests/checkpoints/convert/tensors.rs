@@ -257,10 +257,8 @@ fn opt_with_head(head: f32) -> tempfile::TempDir {
 fn a_tied_head_is_dropped_and_another_kept() {
     for (scale, kept) in [(1.0, false), (2.0, true)] {
         let llm = opt_with_head(scale);
-        let options = ConvertOptions {
-            llm: Some(llm.path().into()),
-            ..generative(true, true)
-        };
+        let mut options = generative(true, true);
+        options.parts.llm = Some(llm.path().into());
         let (_folder, out, conversion) =
             converted(&data("lavis_pretrained.pth"), &options).unwrap();
         let head = Checkpoint::open(&out)
@@ -340,12 +338,10 @@ fn tensors_of_no_known_use_are_listed() {
 
 #[test]
 fn other_checkpoints_lend_their_parts() {
-    let options = ConvertOptions {
-        vit: Some(data("lavis_caption.pth")),
-        llm: Some(data("micro")),
-        format: Some(Format::F16),
-        ..generative(false, false)
-    };
+    let mut options = generative(false, false);
+    options.parts.vit = Some(data("lavis_caption.pth"));
+    options.parts.llm = Some(data("micro"));
+    options.format = Some(Format::F16);
     let (_folder, out, conversion) = converted(&data("lavis_pretrained.pth"), &options).unwrap();
     assert!(conversion.unknown.is_empty(), "{:?}", conversion.unknown);
     same_model(&out, &data("micro"));

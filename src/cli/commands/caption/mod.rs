@@ -92,7 +92,7 @@ pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, 
         batch_size: args.generation.batch_size.0,
     };
     if let Some(path) = checkpoint {
-        check_caption_options(path, &options)?;
+        check_caption_options(&shared.parts.open(path)?, &options)?;
     }
     let sidecars = args
         .sidecar
@@ -170,7 +170,7 @@ impl Args {
             if let Some(size) = self.image_size {
                 options.insert("--image-size".into(), size.to_string());
             }
-            RunRecord::new("caption", checkpoint, options)
+            RunRecord::new("caption", checkpoint, &shared.parts.to_options(), options)
         };
         EarlierResults::open(&self.out, Columns::new(&["image"], &fields), record)
     }

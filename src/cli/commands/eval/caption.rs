@@ -39,7 +39,7 @@ pub async fn run(shared: &Shared, args: &CaptionArgs, output: &Output) -> Result
         batch_size: args.generation.batch_size.0,
     };
     if let Some(path) = checkpoint {
-        check_caption_options(path, &options)?;
+        check_caption_options(&shared.parts.open(path)?, &options)?;
     }
     let data = CaptionData::read(&args.truth.annotations, &args.truth.split)?;
     let mut folder = ImageFolder::open(&args.data.images)?;

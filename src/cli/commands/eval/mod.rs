@@ -57,7 +57,7 @@ fn settings(
         ),
         (
             "model_fingerprint".to_owned(),
-            json!(model_fingerprint(checkpoint)),
+            json!(model_fingerprint(checkpoint, &shared.parts.to_options())),
         ),
         ("images".to_owned(), json!(images.to_string_lossy())),
         ("image_size".to_owned(), json!(image_size)),

@@ -42,7 +42,7 @@ pub async fn run(shared: &Shared, args: &VqaArgs, output: &Output) -> Result<Out
     };
     options.check_prompt()?;
     if let Some(path) = checkpoint {
-        check_vqa_options(path, &options)?;
+        check_vqa_options(&shared.parts.open(path)?, &options)?;
     }
     let data = read(&args.truth)?;
     let mut folder = ImageFolder::open(&args.data.images)?;

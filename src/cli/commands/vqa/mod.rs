@@ -90,7 +90,7 @@ pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, 
         return Ok(false);
     }
     if let Some(path) = checkpoint {
-        check_vqa_options(path, &options)?;
+        check_vqa_options(&shared.parts.open(path)?, &options)?;
     }
     let earlier = match args.earlier_results(shared, checkpoint) {
         Ok(earlier) => earlier,
@@ -161,7 +161,7 @@ impl Args {
             if let Some(size) = self.image_size {
                 options.insert("--image-size".into(), size.to_string());
             }
-            RunRecord::new("vqa", checkpoint, options)
+            RunRecord::new("vqa", checkpoint, &shared.parts.to_options(), options)
         };
         EarlierResults::open(&self.out, columns, record)
     }

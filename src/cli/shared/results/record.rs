@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::task::CheckpointParts;
+
 use super::{ResultsError, failed, with_suffix};
 
 /// The command, model and options of a run, as far as its results depend on them.
@@ -25,8 +27,13 @@ pub struct RunRecord {
 }
 
 impl RunRecord {
-    /// A record of a run of `command` on `model`; `None` is the demo model.
-    pub fn new(command: &str, model: Option<&Path>, options: BTreeMap<String, String>) -> Self {
+    /// A record of a run of `command` on `model` and what was given beside it; `None` is the demo model.
+    pub fn new(
+        command: &str,
+        model: Option<&Path>,
+        parts: &CheckpointParts,
+        options: BTreeMap<String, String>,
+    ) -> Self {
         let model_name = match model {
             None => crate::cli::shared::DEMO.to_owned(),
             Some(path) => {
@@ -38,7 +45,7 @@ impl RunRecord {
             program: format!("blip2-wgpu {}", env!("CARGO_PKG_VERSION")),
             command: command.into(),
             model: model_name,
-            model_fingerprint: model_fingerprint(model),
+            model_fingerprint: model_fingerprint(model, parts),
             options,
         }
     }
@@ -143,9 +150,9 @@ const MODEL_FILES: [&str; 8] = [
     "vocab.txt",
 ];
 
-/// A number that tells whether the checkpoint `model` (`None`: the demo model) is another than before: its small files,
-/// and lengths and samples of its weights. Files that cannot be read count as absent: opening the model names them.
-pub fn model_fingerprint(model: Option<&Path>) -> String {
+/// A number that tells whether the checkpoint `model` (`None`: the demo model) with its `parts` is another than before: its
+/// small files, and lengths and samples of its weights. Files that cannot be read count as absent: opening the model names them.
+pub fn model_fingerprint(model: Option<&Path>, parts: &CheckpointParts) -> String {
     let mut hash = Fnv1a::new();
     match model {
         None =>
@@ -156,7 +163,9 @@ pub fn model_fingerprint(model: Option<&Path>) -> String {
             }
         }
         Some(path) => {
-            for file in model_files(path) {
+            let parts = [&parts.vit, &parts.llm, &parts.config, &parts.tokenizer];
+            let parts = parts.into_iter().flatten().map(PathBuf::as_path);
+            for file in std::iter::once(path).chain(parts).flat_map(model_files) {
                 if let Ok(mut open) = File::open(&file) {
                     let name = file.file_name().unwrap_or_default();
                     hash.write(name.as_encoded_bytes());
@@ -180,10 +189,18 @@ fn model_files(path: &Path) -> Vec<PathBuf> {
         files.push(path.into());
     } else {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        files.extend(entries.map(|entry| entry.path()).filter(|file| {
-            let name = file.file_name().unwrap_or_default().to_string_lossy();
-            name.contains(".safetensors")
-        }));
+        let entries: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+        let named = |part: &str| -> Vec<PathBuf> {
+            let name = |file: &Path| file.file_name().unwrap_or_default().to_owned();
+            let entries = entries.iter();
+            let named = entries.filter(|file| name(file).to_string_lossy().contains(part));
+            named.cloned().collect()
+        };
+        let weights = named(".safetensors");
+        files.extend(match weights.is_empty() {
+            true => named("pytorch_model"),
+            false => weights,
+        });
     }
     files.sort();
     files
@@ -205,10 +222,10 @@ impl Fnv1a {
 
     #[cfg(feature = "demo-model")]
     fn demo(&mut self, files: &crate::demo::DemoFiles) {
-        self.write(files.config);
+        self.write(files.config.as_bytes());
         self.write(files.generation_config.as_bytes());
-        self.write(files.preprocessor_config);
-        self.write(files.tokenizer);
+        self.write(files.preprocessor_config.as_bytes());
+        self.write(files.tokenizer.as_bytes());
         self.samples(&mut std::io::Cursor::new(files.weights));
     }
 

@@ -7,9 +7,10 @@ use safetensors::Dtype;
 
 use super::globals::Meaning;
 use super::pickle::{Id, Node, Pickle, Rebuild};
-use super::{Entry, NOT_A_CHECKPOINT, Problem, Read, SAVE_DENSE};
+use super::{Entry, NOT_A_CHECKPOINT, Problem, SAVE_DENSE};
 
-/// Keys under which training programs put the state dict: LAVIS, OpenMMLab and Lightning, DeepSpeed.
+/// Keys under which training programs put the state dict: LAVIS, OpenMMLab and Lightning,
+/// DeepSpeed.
 const CONTAINERS: [&str; 3] = ["model", "state_dict", "module"];
 
 /// Dimensions a tensor may have.
@@ -62,7 +63,7 @@ pub fn storage<'a>(pickle: &Pickle<'a>, description: Id) -> Option<Storage<'a>> 
 }
 
 /// The tensors of a pickle's state dict.
-pub fn read(pickle: &Pickle, storages: &Storages) -> Result<Read, Problem> {
+pub fn read(pickle: &Pickle, storages: &Storages) -> Result<BTreeMap<String, Entry>, Problem> {
     let root = pickle.root();
     if pickle.entries(root).is_none() {
         return Err(Problem::new(
@@ -72,12 +73,9 @@ pub fn read(pickle: &Pickle, storages: &Storages) -> Result<Read, Problem> {
     }
     let inner = CONTAINERS.into_iter().find_map(|key| {
         let inner = pickle.value(root, key)?;
-        pickle.entries(inner).map(|_| (key, inner))
+        pickle.entries(inner).map(|_| inner)
     });
-    let (container, dictionary) = match inner {
-        Some((key, inner)) => (Some(key), inner),
-        None => (None, root),
-    };
+    let dictionary = inner.unwrap_or(root);
     let mut tensors = BTreeMap::new();
     for &(key, value) in pickle.entries(dictionary).unwrap_or_default() {
         let Some(name) = pickle.text(key) else {
@@ -104,7 +102,7 @@ pub fn read(pickle: &Pickle, storages: &Storages) -> Result<Read, Problem> {
             NOT_A_CHECKPOINT,
         ));
     }
-    Ok(Read { tensors, container })
+    Ok(tensors)
 }
 
 /// What a tensor is that cannot be read, whole file or not.
@@ -206,7 +204,7 @@ fn plain_tensor(pickle: &Pickle, arguments: Id, storages: &Storages) -> Result<E
             dtype: storage.dtype,
             strides: (!is_row_major(&shape, &strides)).then_some(strides),
             shape,
-            bytes: bytes.start + start..bytes.start + end,
+            bytes: (bytes.start + start) as u64..(bytes.start + end) as u64,
         }),
         _ => Err(outside()),
     }

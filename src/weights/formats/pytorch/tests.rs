@@ -3,6 +3,8 @@ use std::path::PathBuf;
 use rawzip::ZipArchiveWriter;
 
 use super::*;
+use crate::weights::{Checkpoint, TensorView};
+use safetensors::Dtype;
 
 /// Files that torch.save wrote; `weights-tools/make_pytorch_fixtures.py` says what is in them.
 fn fixture(name: &str) -> PathBuf {
@@ -15,17 +17,19 @@ fn fixture(name: &str) -> PathBuf {
     .collect()
 }
 
-const FIXTURES: [(&str, Option<&str>); 6] = [
-    ("zip.pth", Some("state_dict")),
-    ("legacy.pth", Some("model")),
-    ("zip_protocol3.pth", None),
-    ("zip_protocol4.pth", None),
-    ("zip_protocol5.pth", None),
-    ("legacy_protocol4.pth", None),
+/// The state dict is below `state_dict` in the first, below `model` in the second, and the whole of
+/// the others.
+const FIXTURES: [&str; 6] = [
+    "zip.pth",
+    "legacy.pth",
+    "zip_protocol3.pth",
+    "zip_protocol4.pth",
+    "zip_protocol5.pth",
+    "legacy_protocol4.pth",
 ];
 
-/// All elements as numbers, through [`StridedView::copy`] in one piece and in pieces of two.
-fn values(view: &StridedView) -> Vec<f64> {
+/// All elements as numbers, through [`TensorView::copy`] in one piece and in pieces of two.
+fn values(view: &TensorView) -> Vec<f64> {
     let size = view.dtype.bitsize() / 8;
     let mut bytes = vec![0; view.elements() * size];
     view.copy(0, &mut bytes);
@@ -48,9 +52,8 @@ fn values(view: &StridedView) -> Vec<f64> {
 #[test]
 fn every_element_type_and_view_is_read_from_both_formats() {
     let ramp = |start: i32, count: i32| (start..start + count).map(f64::from).collect::<Vec<_>>();
-    for (file, container) in FIXTURES {
-        let file = PytorchFile::open(fixture(file)).unwrap();
-        assert_eq!(file.container(), container);
+    for file in FIXTURES {
+        let file = Checkpoint::open(fixture(file)).unwrap();
         let expected: [(&str, Dtype, &[usize], Vec<f64>); 13] = [
             ("brain", Dtype::BF16, &[2, 3], ramp(-3, 6)),
             ("double", Dtype::F64, &[7], ramp(-3, 7)),
@@ -83,13 +86,13 @@ fn every_element_type_and_view_is_read_from_both_formats() {
 
 #[test]
 fn files_cut_off_anywhere_are_refused() {
-    for (file, _) in FIXTURES {
+    for file in FIXTURES {
         let bytes = std::fs::read(fixture(file)).unwrap();
         let whole = bytes.len();
         // A legacy file ends with its last storage: nothing of it may be missing.
         for length in (0..whole).step_by(7).chain(whole - 20..whole) {
             assert!(
-                read(&bytes[..length]).is_err(),
+                tensors(&bytes[..length]).is_err(),
                 "{file} cut to {length} of {whole}"
             );
         }
@@ -105,7 +108,7 @@ fn damaged_bytes_never_panic() {
             .wrapping_add(1442695040888963407);
         (state >> 33) as usize
     };
-    for (file, _) in FIXTURES {
+    for file in FIXTURES {
         let bytes = std::fs::read(fixture(file)).unwrap();
         for _ in 0..1500 {
             let mut bytes = bytes.clone();
@@ -113,14 +116,16 @@ fn damaged_bytes_never_panic() {
                 let at = random() % bytes.len();
                 bytes[at] = random() as u8;
             }
-            let Ok(file) = read(&bytes) else { continue };
-            for (name, entry) in &file.tensors {
-                let view = StridedView {
+            let Ok(tensors) = tensors(&bytes) else {
+                continue;
+            };
+            for (name, entry) in &tensors {
+                let view = TensorView {
                     name,
                     dtype: entry.dtype,
                     shape: &entry.shape,
                     strides: entry.strides.as_deref(),
-                    bytes: &bytes[entry.bytes.clone()],
+                    bytes: &bytes[entry.bytes.start as usize..entry.bytes.end as usize],
                     file: Path::new("test"),
                 };
                 assert!(view.elements() <= bytes.len());
@@ -145,7 +150,8 @@ fn archive(records: &[(&str, &[u8])]) -> Vec<u8> {
     bytes
 }
 
-/// A pickle of `{"w": _rebuild_tensor_v2(storage "0" of `elements` floats, offset, shape, strides)}`.
+/// A pickle of `{"w": _rebuild_tensor_v2(storage "0" of `elements` floats, offset, shape,
+/// strides)}`.
 fn tensor_pickle(elements: u32, offset: i32, shape: &[i32], strides: &[i32]) -> Vec<u8> {
     let int = |value: i32| [&[b'J'][..], &value.to_le_bytes()].concat();
     let tuple = |items: &[i32]| {
@@ -165,7 +171,7 @@ fn tensor_pickle(elements: u32, offset: i32, shape: &[i32], strides: &[i32]) -> 
 
 #[track_caller]
 fn refuses(bytes: &[u8], parts: &[&str]) {
-    let problem = read(bytes).err().expect("refused");
+    let problem = tensors(bytes).expect_err("refused");
     let text = problem.at(Path::new("some.pth")).to_string();
     assert!(
         text.starts_with("some.pth: ") && !text.contains('\n'),
@@ -181,7 +187,7 @@ fn tensors_that_leave_or_repeat_their_storage_are_refused() {
     let data = [0; 24]; // six floats
     let file = |pickle: &[u8]| archive(&[("m/data.pkl", pickle), ("m/data/0", &data)]);
     let good = file(&tensor_pickle(6, 0, &[2, 3], &[3, 1]));
-    assert_eq!(read(&good).unwrap().tensors["w"].shape, [2, 3]);
+    assert_eq!(tensors(&good).unwrap()["w"].shape, [2, 3]);
     let out = ["\"w\"", "does not lie in its storage"];
     refuses(&file(&tensor_pickle(6, 1, &[2, 3], &[3, 1])), &out);
     refuses(&file(&tensor_pickle(6, 0, &[2, 3], &[i32::MAX, 1])), &out);
@@ -302,13 +308,34 @@ fn pickles_that_ask_for_code_are_refused_by_name() {
 
 #[test]
 fn what_lies_behind_a_link_or_in_a_folder_is_named() {
-    let missing = PytorchFile::open("no/such.pth").unwrap_err().to_string();
+    let missing = Checkpoint::open("no/such.pth").unwrap_err().to_string();
     assert!(missing.contains("no/such.pth"), "{missing}");
-    let folder = PytorchFile::open(env!("CARGO_MANIFEST_DIR")).unwrap_err();
+    let folder = File::map(env!("CARGO_MANIFEST_DIR").as_ref()).unwrap_err();
     assert!(
         folder.to_string().contains("not a regular file"),
         "{folder}"
     );
+}
+
+/// A file is known by its name, else by its first bytes: a safetensors header may have the length
+/// that a pickle begins with.
+#[test]
+fn files_of_other_names_are_known_by_their_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let named = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        crate::weights::is_pytorch(&path)
+    };
+    let header = [&0x280_u64.to_le_bytes()[..], b"{\"a\": 1}"].concat();
+    assert!(!named("header", &header));
+    assert!(!named("pickle.safetensors", b"\x80\x02}q\x00."));
+    assert!(named("zip", b"PK\x03\x04"));
+    assert!(named("nothing.pth", b""));
+    for fixture_name in FIXTURES {
+        let bytes = std::fs::read(fixture(fixture_name)).unwrap();
+        assert!(named("other", &bytes), "{fixture_name}");
+    }
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! A reader of Python pickles that executes nothing.
 //!
-//! A pickle is a program for a stack machine, and one of its instructions calls any function by name: opening an
-//! untrusted one in Python can do anything. This reader builds plain data instead. A few names that tensors are
-//! made of are understood, some harmless ones (numbers of training, dates, paths) become [`Node::Opaque`], and a
-//! pickle with any other name is refused. Nodes lie in a list and refer to each other by number, so neither depth nor
-//! cycles cost anything: nothing here or above walks them recursively.
+//! A pickle is a program for a stack machine, and one of its instructions calls any function by
+//! name: opening an untrusted one in Python can do anything. This reader builds plain data instead.
+//! A few names that tensors are made of are understood, some harmless ones (numbers of training,
+//! dates, paths) become [`Node::Opaque`], and a pickle with any other name is refused. Nodes lie in
+//! a list and refer to each other by number, so neither depth nor cycles cost anything: nothing
+//! here or above walks them recursively.
 //!
-//! Instructions as in CPython's `Lib/pickletools.py`, protocols 2 to 5; of the older text protocols only what is
-//! needed to name what they ask for.
+//! Instructions as in CPython's `Lib/pickletools.py`, protocols 2 to 5; of the older text protocols
+//! only what is needed to name what they ask for.
 
 use std::collections::HashMap;
 

@@ -1,11 +1,11 @@
+//! The language model's tokenizer: byte-level BPE for OPT, Unigram for T5.
+
 use std::path::{Path, PathBuf};
 
 use tokenizers::{
     models::bpe::{BPE, Merges, Vocab},
     pre_tokenizers::byte_level::ByteLevel,
 };
-
-use crate::model::config::LanguageConfig;
 
 use super::{TextError, files, files::Algorithm, special};
 
@@ -19,15 +19,6 @@ pub enum PromptMark {
 }
 
 impl PromptMark {
-    /// That of a language model.
-    #[must_use]
-    pub fn of(language: &LanguageConfig) -> Self {
-        match language {
-            LanguageConfig::Opt(opt) => Self::First(opt.bos_token_id),
-            LanguageConfig::T5(t5) => Self::Last(t5.prompt_end()),
-        }
-    }
-
     /// The kind of tokenizer that the model with such prompts was trained with.
     fn algorithm(self) -> Algorithm {
         match self {

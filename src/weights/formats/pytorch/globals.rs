@@ -17,7 +17,8 @@ pub enum Meaning {
     Ignored,
 }
 
-/// Names of no use whose presence is no cause for alarm: (module, names). Training runs leave them beside the weights.
+/// Names of no use whose presence is no cause for alarm: (module, names). Training runs leave them
+/// beside the weights.
 const IGNORED: [(&str, &[&str]); 16] = [
     (
         "torch",

@@ -1,10 +1,13 @@
 //! The encoder-decoder of the blip2-flan-t5 models (T5 v1.1: gated feed-forward blocks).
 
-use super::fields::{ConfigError, Section};
-use super::{
+use crate::text::PromptMark;
+
+use super::super::fields::{ConfigError, Section};
+use super::super::{
     Activation, MAX_HEAD, MAX_INNER_WIDTH, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH,
     USE_BLIP2, WIDTH_MULTIPLE, activation, check_width,
 };
+use super::DecoderConfig;
 
 /// The kernels read a head's numbers four at a time.
 const HEAD_MULTIPLE: usize = 4;
@@ -36,7 +39,8 @@ pub struct T5Config {
     pub dense_act_fn: Activation,
     /// Whether the output matrix is the token embedding where the file has no other.
     pub tie_word_embeddings: bool,
-    /// Whether the decoder's output is multiplied by `d_model^-0.5` before the output matrix (T5 before v1.1).
+    /// Whether the decoder's output is multiplied by `d_model^-0.5` before the output matrix (T5
+    /// before v1.1).
     pub scale_decoder_outputs: bool,
     /// First token of every decoded text.
     pub decoder_start_token_id: u32,
@@ -47,8 +51,8 @@ pub struct T5Config {
 }
 
 impl T5Config {
-    /// Most positions of image, prompt and text together. T5 itself knows no limit, its positions being relative; this
-    /// one (OPT's) bounds memory.
+    /// Most positions of image, prompt and text together. T5 itself knows no limit, its positions
+    /// being relative; this one (OPT's) bounds memory.
     pub const MAX_POSITIONS: usize = 2048;
 
     pub(super) fn read(section: &Section) -> Result<Self, ConfigError> {
@@ -105,7 +109,52 @@ impl T5Config {
     }
 }
 
-/// The gate's activation: `feed_forward_proj` names it, `dense_act_fn` (which LAVIS's conversions have) overrides it.
+impl DecoderConfig for T5Config {
+    fn hidden_size(&self) -> usize {
+        self.d_model
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn max_positions(&self) -> usize {
+        Self::MAX_POSITIONS
+    }
+
+    fn eos_token_ids(&self) -> &[u32] {
+        &self.eos_token_ids
+    }
+
+    fn pad_token_id(&self) -> u32 {
+        self.pad_token_id
+    }
+
+    fn prompt_mark(&self) -> PromptMark {
+        PromptMark::Last(self.prompt_end())
+    }
+
+    fn decoder_start_token_id(&self) -> Option<u32> {
+        Some(self.decoder_start_token_id)
+    }
+
+    fn summary(&self) -> (&'static str, String) {
+        let sizes = format!(
+            "{} encoder and {} decoder layers × {}, {} heads × {}, gated MLP {}, vocabulary {}",
+            self.num_layers,
+            self.num_decoder_layers,
+            self.d_model,
+            self.num_heads,
+            self.d_kv,
+            self.d_ff,
+            self.vocab_size,
+        );
+        ("T5", sizes)
+    }
+}
+
+/// The gate's activation: `feed_forward_proj` names it, `dense_act_fn` (which LAVIS's conversions
+/// have) overrides it.
 fn gate(section: &Section) -> Result<Activation, ConfigError> {
     let projection = section.text("feed_forward_proj")?.unwrap_or("relu");
     let Some(act) = projection.strip_prefix("gated-") else {

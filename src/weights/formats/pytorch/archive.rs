@@ -1,5 +1,6 @@
-//! PyTorch's zip archives: `NAME/data.pkl`, `NAME/byteorder`, and a record `NAME/data/KEY` a storage, all stored
-//! uncompressed. Layout as in PyTorch's `torch/serialization.py` and `caffe2/serialize/inline_container.cc`.
+//! PyTorch's zip archives: `NAME/data.pkl`, `NAME/byteorder`, and a record `NAME/data/KEY` a
+//! storage, all stored uncompressed. Layout as in PyTorch's `torch/serialization.py` and
+//! `caffe2/serialize/inline_container.cc`.
 
 use std::collections::HashMap;
 use std::ops::Range;

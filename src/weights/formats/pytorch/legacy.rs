@@ -1,7 +1,9 @@
-//! Files of PyTorch before 1.6 (and of `_use_new_zipfile_serialization=False`): five pickles, then the storages.
+//! Files of PyTorch before 1.6 (and of `_use_new_zipfile_serialization=False`): five pickles, then
+//! the storages.
 //!
-//! Magic number, protocol version, the machine's properties, the object, the storages' keys in their order; then a storage
-//! each: the number of elements as 8 bytes, and the elements. As `torch/serialization.py` writes it (`_legacy_save`).
+//! Magic number, protocol version, the machine's properties, the object, the storages' keys in
+//! their order; then a storage each: the number of elements as 8 bytes, and the elements. As
+//! `torch/serialization.py` writes it (`_legacy_save`).
 
 use std::collections::HashMap;
 

@@ -232,6 +232,39 @@ fn bindings_of(module: &naga::Module) -> Vec<Access> {
     bindings.into_values().collect()
 }
 
+/// Lines that differ in their numbers alone are to be written once, with `#for`.
+#[test]
+fn no_shader_has_more_than_eight_numbered_copies_of_a_line() {
+    let without_numbers = |line: &str| -> String {
+        let digits = line
+            .trim()
+            .chars()
+            .map(|c| if c.is_ascii_digit() { '0' } else { c });
+        let mut text: Vec<char> = digits.collect();
+        text.dedup_by(|a, b| *a == '0' && *b == '0');
+        text.into_iter().collect()
+    };
+    for (name, text) in OWN_FILES {
+        let mut copies: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+        for line in text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+        {
+            copies
+                .entry(without_numbers(line))
+                .or_default()
+                .insert(line.trim());
+        }
+        let most = copies.into_iter().max_by_key(|(_, lines)| lines.len());
+        let (line, lines) = most.expect("a shader has lines");
+        assert!(
+            lines.len() <= 8,
+            "{name}: {} lines like `{line}`",
+            lines.len()
+        );
+    }
+}
+
 /// naga rounds what is beyond f32's range into it; Tint, a browser's compiler, does not.
 #[test]
 fn every_number_in_a_shader_is_in_range() {
@@ -330,8 +363,9 @@ fn every_variant_of_the_kernels_of_a_decode_step_is_valid_and_fits_its_workgroup
     }
 }
 
-/// What an NVIDIA GPU, an Apple GPU, an AMD GPU with two widths of subgroups and the least device have for our kernels.
-fn imagined_gpus() -> [crate::gpu::Capabilities; 4] {
+/// What an NVIDIA GPU, an Apple GPU, an AMD GPU with two widths of subgroups, a CPU and the least device have for our
+/// kernels.
+fn imagined_gpus() -> [crate::gpu::Capabilities; 5] {
     let gpu = |subgroups, size: Option<u32>, workgroup_bytes, invocations| {
         let shape = |size| wgpu::CooperativeMatrixProperties {
             m_size: size,
@@ -357,6 +391,7 @@ fn imagined_gpus() -> [crate::gpu::Capabilities; 4] {
         gpu(Some((32, 32)), Some(16), 48 << 10, 1024),
         gpu(Some((32, 32)), Some(8), 32 << 10, 1024),
         gpu(Some((32, 64)), Some(16), 64 << 10, 1024),
+        gpu(Some((8, 8)), None, 32 << 10, 256),
         gpu(None, None, 16 << 10, 256),
     ]
 }

@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use crate::convert::ConvertError;
-use crate::eval::EvalError;
 use crate::generate::GenerateError;
 use crate::gpu::GpuError;
 use crate::image::ImageError;
@@ -35,8 +33,9 @@ pub enum Error {
     #[error(transparent)]
     Generate(#[from] GenerateError),
     /// A dataset, or results to measure.
+    #[cfg(feature = "eval")]
     #[error(transparent)]
-    Eval(#[from] EvalError),
+    Eval(#[from] crate::eval::EvalError),
     /// The index of a search.
     #[error(transparent)]
     Index(#[from] IndexError),
@@ -50,16 +49,15 @@ pub enum Error {
         text: String,
     },
     /// A checkpoint of another program, or its conversion.
+    #[cfg(feature = "convert")]
     #[error(transparent)]
-    Convert(#[from] ConvertError),
+    Convert(#[from] crate::convert::ConvertError),
     /// The Hugging Face Hub.
     #[cfg(feature = "hub")]
     #[error(transparent)]
     Hub(#[from] crate::hub::HubError),
     /// No checkpoint was named.
-    #[error(
-        "no model given: pass --model DIR, a BLIP-2 folder in the Hugging Face layout (or set BLIP2_WGPU_MODEL)"
-    )]
+    #[error("no model given: pass `model`, a BLIP-2 folder in the Hugging Face layout")]
     NoModel,
     /// The checkpoint cannot do what was asked.
     #[error("{}: this is a {is} model, which cannot {task}; use a {needed} checkpoint", model.display())]
@@ -89,7 +87,7 @@ pub enum Error {
     },
     /// Prompt and new tokens do not fit the decoder's positions.
     #[error(
-        "{needed} positions ({prompt} for image and prompt, {new} new tokens) exceed the model's {most}; shorten the prompt or lower --max-new-tokens"
+        "{needed} positions ({prompt} for image and prompt, {new} new tokens) exceed the model's {most}; shorten the prompt or lower `max_new_tokens`"
     )]
     TooLong {
         /// Positions needed.
@@ -103,7 +101,7 @@ pub enum Error {
     },
     /// A prompt that no question can be put into.
     #[error(
-        "--prompt {template:?}: {problem}; write a prompt with {{}} where the question goes, such as \"Question: {{}} Answer:\""
+        "`prompt` {template:?}: {problem}; write a prompt with {{}} where the question goes, such as \"Question: {{}} Answer:\""
     )]
     Template {
         /// The prompt.

@@ -5,15 +5,18 @@
 //! checkpoints come with, [`generate`] holds greedy, beam search and sampling as plain state machines.
 #![deny(missing_docs)]
 
-#[cfg(feature = "cli")]
+#[cfg(feature = "bench")]
 pub mod bench;
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "convert")]
 pub mod convert;
 #[cfg(feature = "demo-model")]
 mod demo;
 mod error;
+#[cfg(feature = "eval")]
 pub mod eval;
+mod files;
 pub mod generate;
 pub mod gpu;
 #[cfg(feature = "hub")]

@@ -12,6 +12,7 @@ pub(crate) use web_time::Instant;
 pub(crate) use rayon::prelude as parallel;
 
 /// Threads that work side by side.
+#[cfg(feature = "convert")]
 pub(crate) fn threads() -> usize {
     rayon::current_num_threads()
 }

@@ -5,7 +5,7 @@ Presets: `tiny` (a few hundred KB, for tests), `tiny-t5` (with T5 in OPT's place
 `micro-t5` and `micro-itm` (some ten KB, to convert), `opt-2.7b`, `opt-6.7b`, `flan-t5-xl` and `flan-t5-xxl` (the published
 sizes, or their widths with fewer layers). Names and shapes come from transformers' own model classes, built without memory on
 the "meta" device; each tensor is drawn, rounded to float16 and written before the next, so the full size needs about
-half a GB of RAM. Same arguments, same bytes.
+half a GB of RAM. Same arguments, same bytes, but for trained Unigram and WordPiece tokenizers: one that lies in the folder is kept.
 
 Random weights are only a useful test if a wrong engine gives a different text, so the scales are chosen to keep
 the outputs far from degenerate (see `TensorMaker`). README.md says how to run this.
@@ -92,6 +92,8 @@ def write_trained_tokenizer(folder, vocab_size):
 
 def write_unigram_tokenizer(folder, vocab_size):
     """A small Unigram tokenizer as T5's: `<pad>` 0, `</s>` 1 (which ends every text), `<unk>` 2; `<image>` last."""
+    if (folder / "tokenizer.json").exists():
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))  # training it again may order ties otherwise
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always"),
@@ -121,6 +123,8 @@ def copy_tokenizer(source, folder):
 
 def write_wordpiece_tokenizer(folder, vocab_size):
     """A BERT-style lower-casing WordPiece tokenizer for the retrieval model: [CLS] text [SEP]."""
+    if (folder / "tokenizer.json").exists():
+        return Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()  # as above
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -326,14 +330,15 @@ def is_norm(name):
 
 
 def tiny_config(vocab_size=408, image_token=400, eos=None):
-    """Widths are multiples of 8 but no powers of two; head sizes 10, 8 and 10; 3 × 3 patches and the class token."""
+    """Widths are multiples of 8 but no powers of two; head sizes 12, 8 and 12, multiples of 4 as all published ones are;
+    3 × 3 patches and the class token."""
     return Blip2Config(
-        vision_config=Blip2VisionConfig(hidden_size=40, intermediate_size=56, num_hidden_layers=3,
+        vision_config=Blip2VisionConfig(hidden_size=48, intermediate_size=56, num_hidden_layers=3,
                                         num_attention_heads=4, image_size=42, patch_size=14),
         qformer_config=Blip2QFormerConfig(vocab_size=vocab_size, hidden_size=24, num_hidden_layers=4,
                                           num_attention_heads=3, intermediate_size=40, max_position_embeddings=64),
-        text_config=OPTConfig(vocab_size=vocab_size, hidden_size=40, num_hidden_layers=3, num_attention_heads=4,
-                              ffn_dim=72, max_position_embeddings=64, word_embed_proj_dim=40, eos_token_id=eos),
+        text_config=OPTConfig(vocab_size=vocab_size, hidden_size=48, num_hidden_layers=3, num_attention_heads=4,
+                              ffn_dim=72, max_position_embeddings=64, word_embed_proj_dim=48, eos_token_id=eos),
         num_query_tokens=8, image_token_index=image_token, image_text_hidden_size=24,
     )
 

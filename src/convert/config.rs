@@ -17,7 +17,7 @@ use super::plan::{Output, Plan};
 use super::{ConvertError, ConvertOptions};
 
 const POSITIONS: &str = "vision_model.embeddings.position_embedding";
-const PASS_CONFIG: &str = "pass the model's config.json in the Hugging Face form as --config";
+const PASS_CONFIG: &str = "pass the model's config.json in the Hugging Face form as `config`";
 
 /// The vision transformer of all published models: EVA-CLIP's g.
 const VIT_WIDTH: usize = 1408;
@@ -90,7 +90,7 @@ impl Config {
 /// The configuration of the result.
 ///
 /// # Errors
-/// Sizes that no published model has and no `--config`; a language model of another width than the checkpoint's.
+/// Sizes that no published model has and no [`ConvertOptions::config`]; a language model of another width than the checkpoint's.
 pub fn decide(
     plan: &mut Plan,
     options: &ConvertOptions,
@@ -242,7 +242,7 @@ fn check_projection(plan: &Plan, config: &Config) -> Result<(), ConvertError> {
                 "is a language model {width} wide, but {} was trained with one {trained} wide",
                 file.display()
             );
-            let remedy = format!("pass --llm DIR: {}", plan.language_model_name());
+            let remedy = format!("pass `llm`: {}", plan.language_model_name());
             Err(ConvertError::refused(llm.path(), problem, remedy))
         }
         _ => Ok(()),

@@ -66,22 +66,22 @@ const OTHERS: [(&str, &str, &str); 8] = [
     (
         "blocks.",
         "is a vision transformer alone",
-        "convert a BLIP-2 checkpoint and pass this one as --vit",
+        "convert a BLIP-2 checkpoint and pass this one as `vit`",
     ),
     (
         "patch_embed.",
         "is a vision transformer alone",
-        "convert a BLIP-2 checkpoint and pass this one as --vit",
+        "convert a BLIP-2 checkpoint and pass this one as `vit`",
     ),
     (
         "model.decoder.layers.",
         "is a language model alone",
-        "convert a BLIP-2 checkpoint and pass this one's folder as --llm",
+        "convert a BLIP-2 checkpoint and pass this one's folder as `llm`",
     ),
     (
         "decoder.",
         "is a language model alone",
-        "convert a BLIP-2 checkpoint and pass this one's folder as --llm",
+        "convert a BLIP-2 checkpoint and pass this one's folder as `llm`",
     ),
 ];
 const OTHER_MODEL: &str = "is another model than BLIP-2 (InstructBLIP, BLIP 1 or the like)";

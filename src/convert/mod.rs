@@ -89,8 +89,8 @@ fn note_unused(plan: &mut Plan, options: &ConvertOptions, tokenizer: &Path) {
     let used = |source: Option<&Source>| source.is_some_and(|source| plan.uses(source));
     let has_tokenizer = options.llm.as_deref() == Some(tokenizer);
     let given = [
-        ("--vit", &options.vit, used(plan.vit)),
-        ("--llm", &options.llm, used(plan.llm) || has_tokenizer),
+        ("`vit`", &options.vit, used(plan.vit)),
+        ("`llm`", &options.llm, used(plan.llm) || has_tokenizer),
     ];
     for (option, path, of_use) in given {
         if let (Some(path), false) = (path, of_use) {
@@ -101,11 +101,6 @@ fn note_unused(plan: &mut Plan, options: &ConvertOptions, tokenizer: &Path) {
             ));
         }
     }
-}
-
-/// Whether a folder has weights in a format that [`convert`] reads, all shards of them.
-pub fn has_weights(folder: &Path) -> bool {
-    Source::open(folder).is_ok()
 }
 
 /// What a checkpoint (a file, or a folder) is, told by its tensors' names.

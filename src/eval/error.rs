@@ -95,6 +95,12 @@ impl EvalError {
         move |cause| Self::Read { file, cause }
     }
 
+    /// An [`EvalError::Write`].
+    pub(super) fn write(file: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let file = file.into();
+        move |cause| Self::Write { file, cause }
+    }
+
     /// An [`EvalError::Item`].
     pub(super) fn item(file: &Path, item: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Item {

@@ -7,7 +7,6 @@ mod datasets;
 mod error;
 mod images;
 mod json;
-mod npy;
 mod predictions;
 mod ptb;
 mod questions;
@@ -15,6 +14,7 @@ mod recall;
 mod report;
 mod results;
 mod scenes;
+mod score_matrix;
 mod vqa;
 
 pub use caption::{CaptionPair, CaptionScores, ImageScores, score_captions, score_tokens};
@@ -22,7 +22,6 @@ pub use datasets::{CaptionData, ListedImage, ListedText, id_in_name, read_image_
 pub use error::EvalError;
 pub use images::ImageFolder;
 pub use json::Id;
-pub use npy::ScoreMatrix;
 pub use predictions::{Predictions, ResultFields, Shard, write_whole};
 pub use ptb::tokenize;
 pub use questions::{ListedQuestion, QuestionData};
@@ -30,4 +29,5 @@ pub use recall::{DirectionRecall, RECALL_AT, RetrievalScores, retrieval_ceiling,
 pub use report::{Case, Figure, Report, thumbnail};
 pub use results::{Joined, Results};
 pub use scenes::{Object, Scene, read_scenes};
+pub use score_matrix::ScoreMatrix;
 pub use vqa::{GroundTruth, VqaRules, VqaScores, normalize_answer, score_gqa, score_vqa};

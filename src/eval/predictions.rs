@@ -4,13 +4,13 @@
 //! The first line is `{"settings": {…}}`, what the run was asked; each other line an item of the official results.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use super::{EvalError, Id};
+use crate::files::atomic;
+use crate::files::log::Log;
 
 /// What official result files call an item and its prediction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,15 +57,12 @@ impl ResultFields {
 const FOR_READERS: [&str; 3] = ["model", "annotations", "questions"];
 /// Where the images lie may differ from machine to machine, and so between the parts of one run.
 const OF_THE_MACHINE: &str = "images";
-/// How much of the dataset is run. What is predicted of an image or question does not depend on it, what is found does.
-const LIMIT: &str = "--limit";
-
 /// Predictions by item, in memory and in a file.
 #[derive(Debug)]
 pub struct Predictions {
     file: PathBuf,
     /// Open once something was written.
-    handle: Option<File>,
+    log: Option<Log>,
     fields: ResultFields,
     by_id: HashMap<Id, Value>,
     settings: Map<String, Value>,
@@ -77,7 +74,8 @@ pub struct Predictions {
 
 impl Predictions {
     /// Reads `file`, if there is one. Nothing is written before [`Self::begin`] or [`Self::add`], so that a run that
-    /// cannot start leaves no trace; settings of a file without predictions do not count.
+    /// cannot start leaves no trace; settings of a file without predictions do not count. The setting `free` may be
+    /// another than the file's: predictions do not depend on it.
     ///
     /// # Errors
     /// A file that cannot be read, is damaged, or was made with other `settings`.
@@ -85,6 +83,7 @@ impl Predictions {
         file: &Path,
         fields: ResultFields,
         settings: &Map<String, Value>,
+        free: Option<&str>,
     ) -> Result<Self, EvalError> {
         let bytes = match std::fs::read(file) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -92,13 +91,12 @@ impl Predictions {
         };
         let (written, by_id, whole) = parse(file, fields, &bytes)?;
         if let (Some(written), false) = (&written, by_id.is_empty()) {
-            let free = (fields != ResultFields::RANKED).then_some(LIMIT);
-            let remedy = "use the same, or another --out";
+            let remedy = "use the same, or another `out`";
             check_settings(file, written, settings, free, remedy)?;
         }
         Ok(Self {
             file: file.into(),
-            handle: None,
+            log: None,
             fields,
             by_id,
             settings: settings.clone(),
@@ -112,13 +110,9 @@ impl Predictions {
     /// # Errors
     /// A file that cannot be written.
     pub fn begin(&mut self) -> Result<(), EvalError> {
-        if self.handle.is_some() {
+        if self.log.is_some() {
             return Ok(());
         }
-        let cannot = |cause| EvalError::Write {
-            file: self.file.clone(),
-            cause,
-        };
         if self.written.as_ref() != Some(&self.settings) {
             let mut text = settings_line(&self.settings);
             if !self.by_id.is_empty() {
@@ -130,11 +124,8 @@ impl Predictions {
             self.whole = text.len();
             self.written = Some(self.settings.clone());
         }
-        let opened = OpenOptions::new().write(true).open(&self.file);
-        let mut handle = opened.map_err(cannot)?;
-        handle.set_len(self.whole as u64).map_err(cannot)?;
-        handle.seek(SeekFrom::End(0)).map_err(cannot)?;
-        self.handle = Some(handle);
+        let log = Log::resume(&self.file, self.whole as u64);
+        self.log = Some(log.map_err(EvalError::write(&self.file))?);
         Ok(())
     }
 
@@ -194,10 +185,10 @@ impl Predictions {
             && !by_id.is_empty()
         {
             // The result of an earlier merge goes; another run's predictions may have taken days.
-            check_settings(file, &earlier, &settings, free, "give another --out")?;
+            check_settings(file, &earlier, &settings, free, "give another `out`")?;
         }
         write_whole(file, &(settings_line(&settings) + &text))?;
-        Self::open(file, fields, &settings)
+        Self::open(file, fields, &settings, None)
     }
 
     /// The settings of the run that made `file`; `None` where its first line has none.
@@ -285,16 +276,11 @@ impl Predictions {
 
     fn append(&mut self, text: &str) -> Result<(), EvalError> {
         self.begin()?;
-        let Some(handle) = &mut self.handle else {
+        let Some(log) = &mut self.log else {
             return Ok(()); // begin has opened it
         };
-        let written = handle
-            .write_all(text.as_bytes())
-            .and_then(|()| handle.sync_data());
-        written.map_err(|cause| EvalError::Write {
-            file: self.file.clone(),
-            cause,
-        })
+        let written = log.append(text.as_bytes()).and_then(|()| log.sync());
+        written.map_err(EvalError::write(&self.file))
     }
 }
 
@@ -438,27 +424,12 @@ impl std::str::FromStr for Shard {
     }
 }
 
-/// Writes a file whole: under a temporary name, synced, renamed. There is never half a file of that name.
+/// Writes a file whole and on the disk, or not at all.
 ///
 /// # Errors
 /// A file that cannot be written.
 pub fn write_whole(file: &Path, text: &str) -> Result<(), EvalError> {
-    let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    let temporary = file.with_file_name(name);
-    let write = || {
-        let mut handle = File::create(&temporary)?;
-        handle.write_all(text.as_bytes())?;
-        handle.sync_all()?;
-        std::fs::rename(&temporary, file)
-    };
-    write().map_err(|cause| {
-        let _ = std::fs::remove_file(&temporary);
-        EvalError::Write {
-            file: file.into(),
-            cause,
-        }
-    })
+    atomic::write_synced(file, text.as_bytes()).map_err(EvalError::write(file))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::files::page::{data_url, escape, jpeg};
 use crate::image::{Rgb8Image, resize_bicubic};
 
 /// Longest side of a picture in the report.
@@ -57,14 +58,14 @@ impl Report {
     #[must_use]
     pub fn html(&self) -> String {
         let mut page = String::from(HEAD);
-        let title = escaped(&self.title);
+        let title = escape(&self.title);
         // Writing to a String cannot fail.
         let _ = write!(
             page,
             "<title>{title}</title></head><body><h1>{title}</h1><p>"
         );
         for (name, value) in &self.settings {
-            let _ = write!(page, "{} <b>{}</b> &ensp; ", escaped(name), escaped(value));
+            let _ = write!(page, "{} <b>{}</b> &ensp; ", escape(name), escape(value));
         }
         let _ = write!(
             page,
@@ -72,11 +73,8 @@ impl Report {
             self.items
         );
         for figure in &self.figures {
-            let published = figure
-                .published
-                .as_deref()
-                .map_or_else(String::new, escaped);
-            let (name, value) = (escaped(&figure.name), escaped(&figure.value));
+            let published = figure.published.as_deref().map_or_else(String::new, escape);
+            let (name, value) = (escape(&figure.name), escape(&figure.value));
             let _ = write!(
                 page,
                 "<tr><td>{name}</td><td>{value}</td><td>{published}</td></tr>"
@@ -85,7 +83,7 @@ impl Report {
         let _ = write!(
             page,
             "</table><p class=note>Published: {}</p>",
-            escaped(&self.published_for)
+            escape(&self.published_for)
         );
         let _ = write!(
             page,
@@ -106,24 +104,24 @@ impl Case {
             Some(jpeg) => {
                 let _ = write!(
                     page,
-                    "<img alt=\"\" src=\"data:image/jpeg;base64,{}\">",
-                    base64(jpeg)
+                    "<img alt=\"\" src=\"{}\">",
+                    data_url("image/jpeg", jpeg)
                 );
             }
             None => page.push_str("<p class=note>picture not found</p>"),
         }
         if let Some(question) = &self.question {
-            let _ = write!(page, "<p>{}</p>", escaped(question));
+            let _ = write!(page, "<p>{}</p>", escape(question));
         }
-        let _ = write!(page, "<p><b>{}</b></p><ul>", escaped(&self.prediction));
+        let _ = write!(page, "<p><b>{}</b></p><ul>", escape(&self.prediction));
         for truth in &self.truth {
-            let _ = write!(page, "<li>{}</li>", escaped(truth));
+            let _ = write!(page, "<li>{}</li>", escape(truth));
         }
         let _ = write!(
             page,
             "</ul><p class=note>{} · {}</p></article>",
-            escaped(&self.name),
-            escaped(&self.score)
+            escape(&self.name),
+            escape(&self.score)
         );
     }
 }
@@ -137,17 +135,7 @@ pub fn thumbnail(picture: &Rgb8Image) -> Option<Vec<u8>> {
         u32::try_from(scaled.max(1)).unwrap_or(1)
     };
     let small = resize_bicubic(picture, side(picture.width()), side(picture.height()));
-    let mut jpeg = Vec::new();
-    let mut encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 85);
-    encoder
-        .encode(
-            small.data(),
-            small.width(),
-            small.height(),
-            image::ExtendedColorType::Rgb8,
-        )
-        .ok()?;
-    Some(jpeg)
+    jpeg(&small, 85).ok()
 }
 
 const HEAD: &str = "<!doctype html><html lang=en><head><meta charset=utf-8><style>\
@@ -158,58 +146,9 @@ const HEAD: &str = "<!doctype html><html lang=en><head><meta charset=utf-8><styl
     article{border:1px solid #ddd;padding:.6em;overflow-wrap:anywhere}article p,article ul{margin:.3em 0}\
     article ul{padding-left:1.2em;color:#555;font-size:13px}img{max-width:100%}</style>";
 
-/// Text as HTML shows it.
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            _ => out.push(c),
-        }
-    }
-    out
-}
-
-/// RFC 4648's base 64.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let bits = chunk
-            .iter()
-            .fold(0, |bits, &byte| bits << 8 | u32::from(byte))
-            << (8 * (3 - chunk.len()));
-        for digit in 0..4 {
-            let index = bits >> (18 - 6 * digit) & 63;
-            out.push(if digit <= chunk.len() {
-                char::from(DIGITS[index as usize])
-            } else {
-                '='
-            });
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn base64_as_the_rfc_has_it() {
-        for (bytes, text) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foobar", "Zm9vYmFy"),
-        ] {
-            assert_eq!(base64(bytes.as_bytes()), text);
-        }
-    }
 
     #[test]
     fn texts_cannot_break_the_page() {

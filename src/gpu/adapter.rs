@@ -17,7 +17,7 @@ pub enum AdapterChoice {
 }
 
 impl AdapterChoice {
-    /// Reads `auto`, a number or (part of) a name, as `--adapter` takes it.
+    /// Reads `auto`, a number or (part of) a name.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         match text.trim() {

@@ -117,18 +117,10 @@ impl Claim {
     }
 }
 
-/// Writes `file` under a temporary name and renames it.
+/// Writes `file` whole, in a folder that is made where there is none.
 pub(super) fn write_whole(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let temporary = file.with_extension(format!("{}.tmp", std::process::id()));
-    let written = file
-        .parent()
-        .map_or(Ok(()), std::fs::create_dir_all)
-        .and_then(|()| std::fs::write(&temporary, bytes))
-        .and_then(|()| std::fs::rename(&temporary, file));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
+    file.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+    crate::files::atomic::write(file, bytes)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ pub enum GpuError {
         "no adapter matches '{wanted}'; this machine has: {available} (see `blip2-wgpu devices`)"
     )]
     UnknownAdapter {
-        /// What `--adapter` or the environment asked for.
+        /// What was asked for.
         wanted: String,
         /// The names there are.
         available: String,
@@ -26,7 +26,7 @@ pub enum GpuError {
         word: String,
     },
     /// The driver refused to open a device.
-    #[error("adapter '{adapter}' gave no device: {reason}; try another one with --adapter")]
+    #[error("adapter '{adapter}' gave no device: {reason}; try another one with `adapter`")]
     NoDevice {
         /// The adapter's name.
         adapter: String,
@@ -35,8 +35,8 @@ pub enum GpuError {
     },
     /// A profile was asked for that the adapter cannot give.
     #[error(
-        "adapter '{adapter}' has no timestamp queries, so no kernel can be timed on it; leave out --profile and --trace, \
-         or choose another adapter with --adapter (`blip2-wgpu devices` lists them)"
+        "adapter '{adapter}' has no timestamp queries, so no kernel can be timed on it; leave out `profile` and `trace`, \
+         or choose another adapter with `adapter` (`blip2-wgpu devices` lists them)"
     )]
     NoTimestamps {
         /// The adapter's name.
@@ -79,7 +79,7 @@ pub enum GpuError {
     /// Every kernel for a task gave a wrong result in its self-check.
     #[error(
         "on '{adapter}' no kernel for {what} computes rightly: the driver is at fault; update it, or choose another \
-         adapter with --adapter"
+         adapter with `adapter`"
     )]
     WrongKernels {
         /// The adapter's name.

@@ -21,7 +21,7 @@ mod weight_format;
 
 pub use activation::{Activation, ActivationPool, Operand};
 pub use adapter::{AdapterChoice, AdapterReport, Backend, list_adapters};
-pub use buffer::{Matrix, MatrixPart, Readback, Vector};
+pub use buffer::{Matrix, MatrixPart, Readback, Vector, WeightBuffer};
 pub use builder::{Product, ProgramBuilder};
 pub use choices::{Choices, Claim};
 pub use device::{Capabilities, Disabled, Gpu, GpuOptions};

@@ -5,9 +5,9 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::convert::has_weights;
+use crate::weights::{Checkpoint, PytorchFile};
 
-use super::listing::SMALL;
+use super::listing::{SMALL, WEIGHTS, shards_of};
 use super::{HubError, Listing, RemoteFile, RepoName};
 
 /// Where `huggingface_hub` notes, by empty files, which files a commit does not have.
@@ -189,6 +189,21 @@ impl Cache {
             false => part("the tokenizer"),
         }
     }
+}
+
+/// Whether a folder has weights in a format that is read, all shards of them.
+fn has_weights(folder: &Path) -> bool {
+    let has = |name: &str| folder.join(name).is_file();
+    let [safetensors, pytorch] = WEIGHTS;
+    if has(safetensors.0) || has(safetensors.1) {
+        return Checkpoint::open(folder).is_ok();
+    }
+    let files = match std::fs::read(folder.join(pytorch.1)) {
+        Ok(index) => shards_of(&index).unwrap_or_default(),
+        Err(_) => [pytorch.0.to_owned()].into(),
+    };
+    let opens = |name: &String| PytorchFile::open(folder.join(name)).is_ok();
+    !files.is_empty() && files.iter().all(opens)
 }
 
 /// What the cache has of a checkpoint at a revision.

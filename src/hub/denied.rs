@@ -59,11 +59,11 @@ impl Asked<'_> {
             ),
             (_, "RevisionNotFound") => (
                 "no such revision".into(),
-                format!("check --revision; {page} has the branches and tags"),
+                format!("check `revision`; {page} has the branches and tags"),
             ),
             (_, "EntryNotFound") => (
                 "no such file at this revision".into(),
-                format!("see {page} for what it has, and --revision for another"),
+                format!("see {page} for what it has, and `revision` for another"),
             ),
             (401, _) if token || message == UNKNOWN_TOKEN => (
                 "the token was refused".into(),
@@ -87,7 +87,7 @@ impl Asked<'_> {
             ),
             (404, _) => (
                 with_token("no such repository, revision or file"),
-                "check the name and --revision".into(),
+                "check the name and `revision`".into(),
             ),
             (429, _) => (
                 with_token("too many requests"),
@@ -189,12 +189,12 @@ mod tests {
             asked(true, false),
             (404, "RepoNotFound", ""),
             &["no such repository, or a private one", "HF_TOKEN may read"],
-            &["--revision"],
+            &["`revision`"],
         );
         says(
             asked(false, false),
             (404, "RevisionNotFound", "Invalid rev id: v9"),
-            &["no such revision", "--revision", "\"Invalid rev id: v9\""],
+            &["no such revision", "`revision`", "\"Invalid rev id: v9\""],
             &["name", "token"],
         );
         says(

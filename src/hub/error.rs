@@ -94,7 +94,7 @@ pub enum HubError {
     },
     /// The repository's list of its shards is wrong.
     #[error(
-        "{url}: {problem}; the repository is not whole: tell its owner, or pull another revision (--revision)"
+        "{url}: {problem}; the repository is not whole: tell its owner, or pull another revision (`revision`)"
     )]
     Shards {
         /// The index.

@@ -34,7 +34,7 @@ pub(super) const SMALL: [&str; 13] = [
 ];
 
 /// Weights, the better format first: (single file, index, beginning and end of a shard's name).
-const WEIGHTS: [(&str, &str, &str, &str); 2] = [
+pub(super) const WEIGHTS: [(&str, &str, &str, &str); 2] = [
     (
         "model.safetensors",
         "model.safetensors.index.json",
@@ -135,10 +135,8 @@ impl Listing {
     /// # Errors
     /// A problem with it, for people: it is no index, or names what is not listed.
     pub(super) fn check_shards(&self, index: &[u8]) -> Result<(), String> {
-        let index: ShardIndex = serde_json::from_slice(index)
-            .map_err(|error| format!("is no index of shards ({error})"))?;
+        let named = shards_of(index).map_err(|error| format!("is no index of shards ({error})"))?;
         let listed = |name: &String| self.files.iter().any(|file| file.name == *name);
-        let named: BTreeSet<String> = index.weight_map.into_values().collect();
         if named.is_empty() {
             return Err("names no shards".into());
         }
@@ -167,6 +165,12 @@ impl Listing {
 struct ShardIndex {
     /// The shard of each tensor.
     weight_map: HashMap<String, String>,
+}
+
+/// The shards that an index names.
+pub(super) fn shards_of(index: &[u8]) -> serde_json::Result<BTreeSet<String>> {
+    let index: ShardIndex = serde_json::from_slice(index)?;
+    Ok(index.weight_map.into_values().collect())
 }
 
 #[derive(Deserialize)]

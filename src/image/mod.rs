@@ -20,6 +20,7 @@ mod webp;
 pub use decode::{AlphaPolicy, DecodePolicy, MAX_PIXELS, decode, decode_file};
 pub use error::ImageError;
 pub use preprocess::Preprocessor;
+#[cfg(feature = "convert")]
 pub(crate) use preprocess::{CLIP_MEAN, CLIP_STD};
 pub use resize::resize_bicubic;
 

@@ -72,7 +72,7 @@ impl Preprocessor {
         Config::parse(text, name.to_owned())?.preprocessor(default_size)
     }
 
-    /// The same with images of `size` × `size` pixels, as `--image-size` asks.
+    /// The same with images of `size` × `size` pixels.
     ///
     /// # Errors
     /// [`ImageError::BadSize`] when `size` is 0 or beyond 16384.

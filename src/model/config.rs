@@ -153,7 +153,7 @@ pub struct Blip2Config {
     pub num_query_tokens: usize,
     /// Id of the `<image>` placeholder; absent from old revisions, whose prompts have no placeholders.
     pub image_token_index: Option<u32>,
-    /// The format that `convert --quant` has stored the weights in.
+    /// The format that `convert` has stored the weights in, where it quantised them.
     pub quantised: Option<WeightFormat>,
 }
 

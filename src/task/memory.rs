@@ -5,7 +5,7 @@ use std::fmt;
 use crate::Error;
 use crate::gpu::{Gpu, GpuError, WeightFormat};
 use crate::schedule::MemoryPlan;
-use crate::weights::Uploader;
+use crate::weights::Outline;
 
 use super::OpenOptions;
 
@@ -61,12 +61,27 @@ fn available(meminfo: &str) -> Option<u64> {
 }
 
 /// Something else to try, and what it would take.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Alternative {
-    /// The flags, such as `--batch-size 1`.
-    pub flags: String,
+    /// Another format of the weights.
+    pub quant: Option<WeightFormat>,
+    /// Fewer images at a time.
+    pub batch_size: Option<usize>,
     /// Bytes it needs in all.
     pub bytes: u64,
+}
+
+impl fmt::Display for Alternative {
+    /// The options to give, such as "`quant` q8 `batch_size` 1", and what the model needs with them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(format) = self.quant {
+            write!(f, "`quant` {} ", format.name())?;
+        }
+        if let Some(batch) = self.batch_size {
+            write!(f, "`batch_size` {batch} ")?;
+        }
+        write!(f, "needs {}", size(self.bytes))
+    }
 }
 
 /// A model that does not fit the device.
@@ -95,7 +110,7 @@ impl Shortage {
     ) -> Self {
         others.retain(|other| other.bytes < plan.total());
         let fitting = |other: &&Alternative| budget.holds(other.bytes);
-        let mut alternatives: Vec<Alternative> = others.iter().filter(fitting).cloned().collect();
+        let mut alternatives: Vec<Alternative> = others.iter().filter(fitting).copied().collect();
         if alternatives.is_empty() {
             alternatives.extend(others.into_iter().min_by_key(|other| other.bytes));
         }
@@ -129,15 +144,12 @@ impl fmt::Display for Shortage {
         }
         let fits = |other: &&Alternative| self.budget.holds(other.bytes);
         if self.alternatives.iter().filter(fits).count() == 0 {
-            return match self.alternatives.first() {
-                Some(least) => write!(
-                    f,
-                    "; even {} needs {}: use another adapter, or give more with --memory",
-                    least.flags,
-                    size(least.bytes)
-                ),
-                None => write!(f, "; use another adapter, or give more with --memory"),
-            };
+            if let Some(least) = self.alternatives.first() {
+                write!(f, "; even {least}: ")?;
+            } else {
+                write!(f, "; ")?;
+            }
+            return write!(f, "use another adapter, or give more with `memory`");
         }
         let word = match self.budget {
             Budget::Unknown => "this needs less",
@@ -146,7 +158,7 @@ impl fmt::Display for Shortage {
         write!(f, "; {word}:")?;
         for (index, other) in self.alternatives.iter().enumerate() {
             let comma = if index == 0 { "" } else { "," };
-            write!(f, "{comma} {} needs {}", other.flags, size(other.bytes))?;
+            write!(f, "{comma} {other}")?;
         }
         Ok(())
     }
@@ -173,7 +185,7 @@ fn shown(bytes: u64, steps_of: fn(u64, u64) -> u64) -> String {
     }
 }
 
-/// Reads `6GB`, `512 MiB`, `8000000000`: as `--memory` takes it.
+/// Reads `6GB`, `512 MiB`, `8000000000`: as people write sizes.
 ///
 /// # Errors
 /// What is wrong with it, and how to write it.
@@ -220,23 +232,20 @@ pub(super) struct Planner<'a> {
     pub usual: usize,
     /// Bytes of the weights as they are loaded.
     pub weights: u64,
-    /// Other formats of the weights: flags, and bytes.
-    pub formats: Vec<(String, u64)>,
+    /// Other formats of the weights, and the bytes they take.
+    pub formats: Vec<(WeightFormat, u64)>,
 }
 
 impl<'a> Planner<'a> {
-    /// For a model whose tensors `outline` has seen.
-    pub(super) fn new(
+    /// For the model of `outline`.
+    pub(super) fn new<M>(
         gpu: &'a Gpu,
         options: &OpenOptions,
         usual: usize,
-        outline: &Uploader<'_>,
+        outline: &Outline<'_, M>,
     ) -> Self {
         let formats = [WeightFormat::Q8, WeightFormat::Q4].into_iter();
-        let formats = formats.filter_map(|format| {
-            let bytes = outline.bytes_in(format)?;
-            Some((format!("--quant {}", format.name()), bytes))
-        });
+        let formats = formats.filter_map(|format| Some((format, outline.bytes_in(format)?)));
         Self {
             gpu,
             budget: Budget::of(gpu, options.memory),
@@ -301,24 +310,27 @@ impl<'a> Planner<'a> {
             Err(error) => return error,
         };
         let mut others = Vec::new();
-        let mut add = |flags: String, batch: usize, weights: u64| {
-            if let Ok(plan) = plan(batch, weights) {
-                let bytes = plan.total();
-                others.push(Alternative { flags, bytes });
+        let mut add = |quant, batch_size: Option<usize>, weights: u64| {
+            if let Ok(plan) = plan(batch_size.unwrap_or(batch), weights) {
+                others.push(Alternative {
+                    quant,
+                    batch_size,
+                    bytes: plan.total(),
+                });
             }
         };
         let smaller = halves(batch).skip(1).find(|&batch| {
             plan(batch, self.weights).is_ok_and(|plan| self.budget.holds(plan.total()))
         });
-        if let Some(smaller) = smaller {
-            add(format!("--batch-size {smaller}"), smaller, self.weights);
+        if smaller.is_some() {
+            add(None, smaller, self.weights);
         }
-        for (flags, weights) in &self.formats {
-            add(flags.clone(), batch, *weights);
+        for &(format, weights) in &self.formats {
+            add(Some(format), None, weights);
         }
         if batch > 1 {
-            for (flags, weights) in &self.formats {
-                add(format!("{flags} --batch-size 1"), 1, *weights);
+            for &(format, weights) in &self.formats {
+                add(Some(format), Some(1), weights);
             }
         }
         Shortage::new(self.gpu, batch, needed, self.budget, others).into()
@@ -375,8 +387,9 @@ mod tests {
             cache: 100_000_000,
             largest_buffer: 0,
         };
-        let other = |flags: &str, bytes| Alternative {
-            flags: flags.into(),
+        let other = |quant, batch_size, bytes| Alternative {
+            quant: Some(quant),
+            batch_size,
             bytes,
         };
         let shortage = |bytes, alternatives| Shortage {
@@ -389,16 +402,23 @@ mod tests {
         let some = shortage(
             5_000_000_000,
             vec![
-                other("--quant q8", 4_200_000_000),
-                other("--quant q4", 2_500_000_000),
+                other(WeightFormat::Q8, None, 4_200_000_000),
+                other(WeightFormat::Q4, Some(1), 2_500_000_000),
             ],
         );
         assert_eq!(
             some.to_string(),
             "not enough memory on 'card': the model needs 7.60 GB for 16 at a time (weights 7.00 GB, activations \
-             500.0 MB, cache 100.0 MB), 5.00 GB are allowed; this fits: --quant q8 needs 4.20 GB, --quant q4 needs 2.50 GB"
+             500.0 MB, cache 100.0 MB), 5.00 GB are allowed; this fits: `quant` q8 needs 4.20 GB, \
+             `quant` q4 `batch_size` 1 needs 2.50 GB"
         );
-        let none = shortage(1_000_000_000, vec![other("--quant q4", 2_500_000_000)]);
-        assert!(none.to_string().contains("even --quant q4 needs 2.50 GB"));
+        let least = vec![other(WeightFormat::Q4, None, 2_500_000_000)];
+        let none = shortage(1_000_000_000, least).to_string();
+        assert!(
+            none.ends_with(
+                "; even `quant` q4 needs 2.50 GB: use another adapter, or give more with `memory`"
+            ),
+            "{none}"
+        );
     }
 }

@@ -44,7 +44,7 @@ pub enum TextError {
     /// A tokenizer of another model.
     #[error(
         "{}: is a tokenizer of the kind {found}, but the model needs {wanted}; put the tokenizer published with this model \
-         in its place (for convert, give its folder as --tokenizer)",
+         in its place (for convert, give its folder as `tokenizer`)",
         file.display()
     )]
     OtherTokenizer {

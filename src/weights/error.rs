@@ -106,7 +106,7 @@ pub enum WeightsError {
         found: String,
     },
     /// A quantised tensor that does not fit its scales, or is none of this program's.
-    #[error("{}: tensor {tensor:?} is stored as {found}, but {problem}; make it again from the f16 checkpoint: `blip2-wgpu convert IN OUT --quant q8` (or q4)", file.display())]
+    #[error("{}: tensor {tensor:?} is stored as {found}, but {problem}; make it again from the f16 checkpoint: convert it with `quant` q8 (or q4)", file.display())]
     Quantised {
         /// File that holds the tensor.
         file: PathBuf,
@@ -118,7 +118,7 @@ pub enum WeightsError {
         problem: String,
     },
     /// A checkpoint whose weights are quantised is to be quantised otherwise.
-    #[error("{}: its weights are quantised already ({stored}); leave --quant out, or quantise the f16 checkpoint that it was made from", file.display())]
+    #[error("{}: its weights are quantised already ({stored}); leave `quant` out, or quantise the f16 checkpoint that it was made from", file.display())]
     AlreadyQuantised {
         /// The checkpoint, or its file.
         file: PathBuf,

@@ -1,4 +1,4 @@
-//! Matrices that a checkpoint stores as blocks of small integers, as `convert --quant` writes them, and quantising
+//! Matrices that a checkpoint stores as blocks of small integers, as `convert` writes them, and quantising
 //! those that it stores as floats.
 
 use std::ops::Range;

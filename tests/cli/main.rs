@@ -3,11 +3,15 @@
 
 mod adapters;
 mod caption;
-#[path = "../cli_support/mod.rs"]
+#[path = "../support/cli_support/mod.rs"]
 mod cli_support;
+mod explain;
+mod folders;
 mod generation;
 mod inspect;
+mod results;
 mod streams;
+mod vqa;
 
 use serde_json::{Map, Value};
 

@@ -174,21 +174,21 @@ fn sizes_that_do_not_fit_are_named() {
         "4096 wide",
         "lavis_pretrained.pth",
         "2560 wide",
-        "--llm",
+        "`llm`",
         "facebook/opt-2.7b",
     ];
     refused(&views(257, 2560), Some(opt(4096)), &wrong);
     refused(
         &views(257, 2560),
         None,
-        &["holds its language model", "--config"],
+        &["holds its language model", "`config`"],
     );
     let mut narrow = views(257, 2560);
     narrow[1].1 = vec![1024];
     refused(
         &narrow,
         Some(opt(2560)),
-        &["1024 wide", "published", "--config"],
+        &["1024 wide", "published", "`config`"],
     );
 }
 

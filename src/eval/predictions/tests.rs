@@ -17,13 +17,13 @@ fn add(predictions: &mut Predictions, ids: &[i64]) {
 fn a_run_cut_at_any_byte_goes_on_without_loss() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("p.jsonl");
-    let mut whole = Predictions::open(&file, FIELDS, &settings(1)).expect("made");
+    let mut whole = Predictions::open(&file, FIELDS, &settings(1), None).expect("made");
     add(&mut whole, &[1, 2]);
     add(&mut whole, &[3]);
     let bytes = std::fs::read(&file).expect("bytes");
     for cut in 0..=bytes.len() {
         std::fs::write(&file, &bytes[..cut]).expect("cut");
-        let mut again = Predictions::open(&file, FIELDS, &settings(1)).expect("opened");
+        let mut again = Predictions::open(&file, FIELDS, &settings(1), None).expect("opened");
         let missing: Vec<i64> = (1..=3)
             .filter(|&id| again.get(&Id::Number(id)).is_none())
             .collect();
@@ -39,11 +39,11 @@ fn what_does_not_belong_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("p.jsonl");
     add(
-        &mut Predictions::open(&file, FIELDS, &settings(1)).expect("made"),
+        &mut Predictions::open(&file, FIELDS, &settings(1), None).expect("made"),
         &[1, 2],
     );
     let error = |file: &Path, beams| {
-        Predictions::open(file, FIELDS, &settings(beams))
+        Predictions::open(file, FIELDS, &settings(beams), None)
             .expect_err("refused")
             .to_string()
     };
@@ -66,7 +66,7 @@ fn shards_join_and_disagreeing_ones_do_not() {
     let path = |name: &str| folder.path().join(name);
     for (name, ids) in [("a", [1, 3]), ("b", [2, 4])] {
         add(
-            &mut Predictions::open(&path(name), FIELDS, &settings(1)).expect("made"),
+            &mut Predictions::open(&path(name), FIELDS, &settings(1), None).expect("made"),
             &ids,
         );
     }
@@ -76,14 +76,14 @@ fn shards_join_and_disagreeing_ones_do_not() {
         merged.official(FIELDS, &ids).as_array().map(Vec::len),
         Some(4)
     );
-    let mut other = Predictions::open(&path("c"), FIELDS, &settings(1)).expect("made");
+    let mut other = Predictions::open(&path("c"), FIELDS, &settings(1), None).expect("made");
     other
         .add(vec![(Id::Number(1), json!("something else"))])
         .expect("written");
     let error =
         Predictions::merge(&path("n"), FIELDS, &[path("a"), path("c")]).expect_err("refused");
     assert!(error.to_string().contains("image_id 1"), "{error}");
-    let mut other = Predictions::open(&path("d"), FIELDS, &settings(2)).expect("made");
+    let mut other = Predictions::open(&path("d"), FIELDS, &settings(2), None).expect("made");
     other.begin().expect("written");
     assert!(Predictions::merge(&path("o"), FIELDS, &[path("a"), path("d")]).is_err());
     // Into a folder that has one already: anew, unless those are another run's.
@@ -91,14 +91,14 @@ fn shards_join_and_disagreeing_ones_do_not() {
     assert!(merged.get(&Id::Number(2)).is_none());
     add(&mut other, &[1]);
     let error = Predictions::merge(&path("d"), FIELDS, &[path("a")]).expect_err("refused");
-    assert!(error.to_string().contains("another --out"), "{error}");
+    assert!(error.to_string().contains("another `out`"), "{error}");
 }
 
 #[test]
 fn only_a_file_with_predictions_is_bound_to_its_settings() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("p.jsonl");
-    let open = |beams| Predictions::open(&file, FIELDS, &settings(beams));
+    let open = |beams| Predictions::open(&file, FIELDS, &settings(beams), None);
     open(1).expect("opened");
     assert!(!file.exists(), "a run that never began leaves nothing");
     open(1).expect("opened").begin().expect("written");
@@ -120,7 +120,7 @@ fn names_may_change_and_content_may_not() {
             ("annotations", "a.json"),
             ("annotations_hash", "2"),
             ("images", "/here"),
-            ("--limit", "5"),
+            ("limit", "5"),
         ]
         .iter()
         .chain(changes)
@@ -130,12 +130,13 @@ fn names_may_change_and_content_may_not() {
         settings
     };
     let made = |name: &str, settings: &Map<String, Value>, id| {
-        let mut made = Predictions::open(&path(name), FIELDS, settings).expect("made");
+        let mut made = Predictions::open(&path(name), FIELDS, settings, None).expect("made");
         add(&mut made, &[id]);
     };
     made("a", &with(&[]), 1);
     let goes_on = |changes: &[(&str, &str)]| {
-        Predictions::open(&path("a"), FIELDS, &with(changes)).map_err(|error| error.to_string())
+        Predictions::open(&path("a"), FIELDS, &with(changes), Some("limit"))
+            .map_err(|error| error.to_string())
     };
     let joins = |changes: &[(&str, &str)]| {
         made("b", &with(changes), 2);
@@ -161,8 +162,8 @@ fn names_may_change_and_content_may_not() {
     // Two machines have their images elsewhere; two shards have one limit.
     joins(&[("images", "/there")]).expect("joined");
     assert!(goes_on(&[("images", "/there")]).is_err());
-    assert!(joins(&[("--limit", "6")]).is_err());
-    let mut further = goes_on(&[("--limit", "6")]).expect("a longer run");
+    assert!(joins(&[("limit", "6")]).is_err());
+    let mut further = goes_on(&[("limit", "6")]).expect("a longer run");
     add(&mut further, &[3]);
     drop(further);
     let text = std::fs::read_to_string(path("a")).expect("text");
@@ -170,7 +171,7 @@ fn names_may_change_and_content_may_not() {
     assert!(
         text.lines()
             .next()
-            .is_some_and(|line| line.contains("\"--limit\":\"6\""))
+            .is_some_and(|line| line.contains("\"limit\":\"6\""))
     );
 }
 

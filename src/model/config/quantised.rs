@@ -7,13 +7,13 @@ use super::fields::{ConfigError, Section};
 /// `quant_method` of the weights that this program quantises.
 pub const QUANT_METHOD: &str = "blip2-wgpu";
 
-/// What `quantization_config` says: nothing, or that `convert --quant` made these weights.
+/// What `quantization_config` says: nothing, or that `convert` quantised these weights.
 pub(super) fn quantised(root: &Section) -> Result<Option<WeightFormat>, ConfigError> {
     const PREFIX: &str = "quantization_config.";
     let Some(section) = root.section("quantization_config", PREFIX)? else {
         return Ok(None);
     };
-    let from_f16 = "use the f16 (or f32) checkpoint that it was made from, with --quant q8 or q4";
+    let from_f16 = "use the f16 (or f32) checkpoint that it was made from, with `quant` q8 or q4";
     if section.text("quant_method")? != Some(QUANT_METHOD) {
         let problem = format!("another program's quantised weights are not read; {from_f16}");
         return Err(section.error("quant_method", problem));
@@ -80,7 +80,7 @@ mod tests {
             assert!(error.contains("quantization_config"), "{error}");
         }
         assert!(
-            read(r#"{"quant_method": "awq"}"#).is_err_and(|error| error.contains("--quant q8"))
+            read(r#"{"quant_method": "awq"}"#).is_err_and(|error| error.contains("`quant` q8"))
         );
     }
 }

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
+use crate::files::checksum::Checksum;
 use crate::image::{DecodePolicy, ImageError, decode};
 
 use super::index::{Index, IndexWriter, Shapes, known_path};
-use super::{Hash, ImageFeatures, Retriever};
+use super::{ImageFeatures, Retriever};
 
 /// Most values of image tokens kept in memory: 1 GiB. Those of further images come from the index, or the images are
 /// encoded again when they are matched.
@@ -92,7 +93,7 @@ impl Gallery {
         let mut missing: Vec<(usize, GalleryImage)> = images.into_iter().enumerate().collect();
         let mut writer = None;
         if let Some(path) = index {
-            let mut hash = Hash::default();
+            let mut hash = Checksum::default();
             hash.add(&model.image_fingerprint()?.to_le_bytes());
             hash.add(format!("{policy:?}").as_bytes());
             let (fingerprint, shapes) = (hash.value(), indexed_shapes(model));

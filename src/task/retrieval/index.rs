@@ -5,14 +5,15 @@
 //! written beside its place and renamed when it is whole.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use safetensors::tensor::Metadata;
 use serde::{Deserialize, Serialize};
 
-use super::hash::Hash;
+use crate::files::atomic::AtomicFile;
+use crate::files::checksum::Checksum;
 
 /// Key of the metadata.
 const KEY: &str = "blip2_wgpu_index";
@@ -192,7 +193,7 @@ impl Index {
         let unchanged = match stamp(path) {
             Ok((bytes, modified)) if bytes == image.bytes => {
                 modified == image.modified
-                    || std::fs::read(path).is_ok_and(|bytes| Hash::of(&bytes) == image.hash)
+                    || std::fs::read(path).is_ok_and(|bytes| Checksum::of(&bytes) == image.hash)
             }
             _ => false,
         };
@@ -257,22 +258,20 @@ fn stamp(path: &Path) -> std::io::Result<(u64, u64)> {
 }
 
 fn sum_of(values: &[f32]) -> u64 {
-    Hash::of(bytemuck::cast_slice(values))
+    Checksum::of(bytemuck::cast_slice(values))
 }
 
 /// An index that is written: beside its place until it is whole.
 #[derive(Debug)]
 pub(super) struct IndexWriter {
     path: PathBuf,
-    temporary: PathBuf,
-    file: std::io::BufWriter<File>,
+    file: BufWriter<AtomicFile>,
     model: u64,
     shapes: Shapes,
     header_room: u64,
     images: Vec<IndexedImage>,
     /// Features are few, and come after all tokens.
     features: Vec<f32>,
-    finished: bool,
 }
 
 impl IndexWriter {
@@ -285,26 +284,20 @@ impl IndexWriter {
     ) -> Result<Self, IndexError> {
         // Names may double in JSON within JSON, and more: an escape of a control character has seven bytes there.
         let room: usize = paths.map(|path| 7 * path.len() + 300).sum();
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(".unfinished");
-        let temporary = PathBuf::from(temporary);
         let header_room = (room as u64 + 1024).next_multiple_of(8);
+        let file = AtomicFile::create(path).map_err(|cause| IndexError::Io {
+            file: path.into(),
+            doing: "written",
+            cause,
+        })?;
         let mut writer = Self {
-            file: std::io::BufWriter::new(File::create(&temporary).map_err(|cause| {
-                IndexError::Io {
-                    file: path.into(),
-                    doing: "written",
-                    cause,
-                }
-            })?),
+            file: BufWriter::new(file),
             path: path.into(),
-            temporary,
             model,
             shapes,
             header_room,
             images: Vec::new(),
             features: Vec::new(),
-            finished: false,
         };
         writer.seek(8 + header_room)?;
         Ok(writer)
@@ -341,7 +334,7 @@ impl IndexWriter {
             path: known_path(path),
             bytes: bytes.len() as u64,
             modified,
-            hash: Hash::of(bytes),
+            hash: Checksum::of(bytes),
             values: [0; 2],
         };
         self.add_known(image, tokens, features)
@@ -380,14 +373,13 @@ impl IndexWriter {
         self.write(&room.to_le_bytes())?;
         self.write(header.as_bytes())?;
         self.write(&vec![b' '; room as usize - header.len()])?;
-        let flushed = self
-            .file
-            .flush()
-            .and_then(|()| self.file.get_ref().sync_all())
-            .and_then(|()| std::fs::rename(&self.temporary, &self.path));
-        flushed.map_err(|cause| self.failed(cause))?;
-        self.finished = true;
-        Ok(())
+        let flushed = self.file.into_inner().map_err(std::io::Error::from);
+        let finished = flushed.and_then(AtomicFile::sync_and_finish);
+        finished.map_err(|cause| IndexError::Io {
+            file: self.path,
+            doing: "written",
+            cause,
+        })
     }
 
     /// The safetensors header.
@@ -416,15 +408,6 @@ impl IndexWriter {
             start = end;
         }
         serde_json::Value::Object(header).to_string()
-    }
-}
-
-impl Drop for IndexWriter {
-    fn drop(&mut self) {
-        if !self.finished {
-            // Half an index is of no use to anyone; there is nowhere to report that it stays.
-            let _ = std::fs::remove_file(&self.temporary);
-        }
     }
 }
 

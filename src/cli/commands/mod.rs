@@ -1,0 +1,95 @@
+//! One file or folder a subcommand.
+
+mod bench;
+mod caption;
+mod convert;
+mod devices;
+mod embed;
+mod eval;
+mod inspect;
+mod match_;
+mod parity;
+mod pull;
+mod retrieve;
+mod score;
+mod vqa;
+
+use clap::Subcommand;
+
+use crate::Error;
+
+use super::shared::Shared;
+use super::shared::output::Output;
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Measure kernels or a model on this adapter, as shares of what the adapter reaches
+    #[command(subcommand)]
+    Bench(bench::Command),
+    /// Describe images
+    Caption(Box<caption::Args>),
+    /// Make a folder that --model takes from a checkpoint of LAVIS, mmpretrain or transformers
+    Convert(convert::Args),
+    /// List adapters, their limits, and the kernels each would use
+    #[command(after_help = "Example: blip2-wgpu devices --json")]
+    Devices,
+    /// Write features of images or texts to a file
+    Embed(Box<embed::Args>),
+    /// Run a dataset and measure the results
+    #[command(subcommand)]
+    Eval(eval::Command),
+    /// Show a checkpoint's configuration, parameters and memory need
+    Inspect(inspect::Args),
+    /// Score how well images and texts go together
+    Match(Box<match_::Args>),
+    /// Find the best texts for images, or images for texts
+    Retrieve(Box<retrieve::Args>),
+    /// Compare every stage with a reference dump of transformers
+    Parity(parity::Args),
+    /// Measure results: captions, answers, or retrieval scores against the truth
+    #[command(subcommand)]
+    Score(score::Command),
+    /// Answer questions about images
+    Vqa(Box<vqa::Args>),
+    /// Fetch a checkpoint from the Hugging Face Hub, or the rest of it
+    Pull(pull::Args),
+}
+
+impl Command {
+    /// Whether it works with the checkpoint of `--model`.
+    pub fn takes_model(&self) -> bool {
+        !matches!(
+            self,
+            Self::Bench(bench::Command::Kernels(_))
+                | Self::Convert(_)
+                | Self::Devices
+                | Self::Inspect(_)
+                | Self::Parity(_)
+                | Self::Pull(_)
+                | Self::Score(_)
+                | Self::Eval(eval::Command::Merge(_))
+        )
+    }
+
+    /// Runs it; `false` if something failed, which is reported, and the rest was done.
+    ///
+    /// # Errors
+    /// What it cannot go on with.
+    pub async fn run(&self, shared: &Shared, output: &Output) -> Result<bool, Error> {
+        match self {
+            Self::Bench(command) => bench::run(shared, command, output).await,
+            Self::Caption(args) => caption::run(shared, args, output).await,
+            Self::Convert(args) => convert::run(shared, args, output),
+            Self::Devices => devices::run(shared, output).await,
+            Self::Embed(args) => embed::run(shared, args, output).await,
+            Self::Eval(command) => eval::run(shared, command, output).await,
+            Self::Inspect(args) => inspect::run(shared, args, output).await,
+            Self::Match(args) => match_::run(shared, args, output).await,
+            Self::Retrieve(args) => retrieve::run(shared, args, output).await,
+            Self::Parity(args) => parity::run(shared, args, output).await,
+            Self::Pull(args) => pull::run(args, output),
+            Self::Score(command) => score::run(command, output),
+            Self::Vqa(args) => vqa::run(shared, args, output).await,
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Flags and helpers that commands share.
+
+pub mod delivery;
+pub mod explain;
+pub mod flags;
+pub mod generation;
+pub mod hub;
+pub mod in_order;
+pub mod inputs;
+pub mod output;
+pub mod pairs;
+pub mod profile;
+pub mod results;
+pub mod retrieval;
+pub mod scores;
+
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+use crate::gpu::{AdapterChoice, Disabled, GpuOptions, Profiler, WeightFormat};
+use crate::task::{Blip2, OpenOptions, Work};
+
+use output::{Output, load_progress};
+
+/// Flags that every command takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Shared {
+    /// Checkpoint: a folder in the Hugging Face layout, a name on the hub (OWNER/NAME), or demo (the default), the
+    /// model in this program
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR|NAME|demo",
+        env = "BLIP2_WGPU_MODEL"
+    )]
+    pub model: Option<PathBuf>,
+    /// Adapter: its number in `devices`, part of its name, or auto
+    #[arg(
+        long,
+        global = true,
+        value_name = "N|NAME|auto",
+        default_value = "auto",
+        env = "BLIP2_WGPU_ADAPTER"
+    )]
+    adapter: String,
+    /// Leave device features unused: f16, subgroups, limits (WebGPU's least), comma-separated
+    #[arg(
+        long,
+        global = true,
+        value_name = "LIST",
+        default_value = "",
+        hide_default_value = true,
+        env = "BLIP2_WGPU_DISABLE"
+    )]
+    disable: String,
+    /// Store weights in 8 or 4 bits a value on the device (in the folder, for convert); left out, as the checkpoint has them
+    #[arg(
+        long,
+        global = true,
+        value_name = "q8|q4|f16",
+        env = "BLIP2_WGPU_QUANT"
+    )]
+    quant: Option<Quant>,
+    /// Bytes of device memory that may be used, such as 6GB; what does not fit is refused before it is loaded (by default
+    /// all that is free, where that can be known: on a CPU device)
+    #[arg(
+        long,
+        global = true,
+        value_name = "BYTES",
+        env = "BLIP2_WGPU_MEMORY",
+        value_parser = crate::task::parse_bytes
+    )]
+    pub memory: Option<u64>,
+    /// Build shaders with bounds checks (slower, same results)
+    #[arg(
+        long,
+        global = true,
+        env = "BLIP2_WGPU_CHECKED",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    checked: bool,
+    /// One JSON object a line on stdout
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress, warnings or timings on stderr
+    #[arg(long, global = true)]
+    pub quiet: bool,
+    /// Timings and details on stderr
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// At the end, time per kernel on stderr, from the device's timestamps
+    #[arg(long, global = true)]
+    pub profile: bool,
+    /// Write a trace of phases and kernels, for ui.perfetto.dev or chrome://tracing
+    #[arg(long, global = true, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// What --profile and --trace collect.
+    #[arg(skip)]
+    pub profiler: Option<Profiler>,
+}
+
+/// How weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Quant {
+    Q8,
+    Q4,
+    F16,
+}
+
+impl From<Quant> for WeightFormat {
+    fn from(quant: Quant) -> Self {
+        match quant {
+            Quant::Q8 => Self::Q8,
+            Quant::Q4 => Self::Q4,
+            Quant::F16 => Self::F16,
+        }
+    }
+}
+
+impl Shared {
+    pub fn gpu_options(&self) -> Result<GpuOptions, Error> {
+        Ok(GpuOptions {
+            adapter: AdapterChoice::parse(&self.adapter),
+            disabled: Disabled::parse(&self.disable)?,
+            checked: self.checked,
+            cache_dir: cache_dir(),
+            shaders: std::env::var_os("BLIP2_WGPU_SHADERS").map(PathBuf::from),
+            max_part_bytes: None,
+            profiler: self.profiler.clone(),
+            max_binding_bytes: None,
+        })
+    }
+
+    /// The format to store weights in, if one was asked for.
+    pub fn quant(&self) -> Option<WeightFormat> {
+        self.quant.map(WeightFormat::from)
+    }
+
+    /// The flags that change what a model says, for the record of a run.
+    pub fn given(&self) -> Option<(String, String)> {
+        let quant = self.quant().filter(|format| format.is_quantised())?;
+        Some(("--quant".into(), quant.name().into()))
+    }
+
+    /// Turns a name on the hub into the folder of its checkpoint.
+    pub fn find_model(&mut self, output: &Output) -> Result<(), Error> {
+        if let Some(model) = self.model.as_deref()
+            && model != Path::new(DEMO)
+        {
+            self.model = Some(hub::resolve(model, output)?);
+        }
+        Ok(())
+    }
+
+    /// The checkpoint's path; `None` is the demo model that is part of the program.
+    pub fn checkpoint(&self) -> Result<Option<&Path>, Error> {
+        match self.model.as_deref() {
+            Some(name) if name != Path::new(DEMO) => Ok(Some(name)),
+            _ if cfg!(feature = "demo-model") => Ok(None),
+            _ => Err(Error::NoModel),
+        }
+    }
+
+    /// Opens the checkpoint with a progress bar.
+    pub async fn open(
+        &self,
+        image_size: Option<u32>,
+        work: Work,
+        output: &Output,
+    ) -> Result<Blip2, Error> {
+        let started = std::time::Instant::now();
+        let options = OpenOptions {
+            gpu: self.gpu_options()?,
+            image_size,
+            quant: self.quant(),
+            memory: self.memory,
+            work,
+            ..OpenOptions::default()
+        };
+        let mut bytes = 0;
+        let model = match self.checkpoint()? {
+            #[cfg(feature = "demo-model")]
+            None => open_demo(options, output).await?,
+            #[cfg(not(feature = "demo-model"))]
+            None => return Err(Error::NoModel),
+            Some(path) => {
+                let mut progress = load_progress(output);
+                let mut progress = |done, total| {
+                    bytes = total;
+                    progress(done, total);
+                };
+                Blip2::open_with_progress(path, options, &mut progress).await?
+            }
+        };
+        let seconds = started.elapsed().as_secs_f64();
+        let gigabytes = bytes as f64 / 1e9;
+        output.detail(&format!(
+            "loaded on {} in {seconds:.2} s ({gigabytes:.2} GB, {:.2} GB/s)",
+            model.gpu().info().name,
+            gigabytes / seconds
+        ));
+        Ok(model)
+    }
+}
+
+/// The name of the model that is part of the program.
+pub const DEMO: &str = "demo";
+
+/// Opens the demo model and says what it is: its captions of photographs are worth nothing.
+#[cfg(feature = "demo-model")]
+async fn open_demo(options: OpenOptions, output: &Output) -> Result<Blip2, Error> {
+    output.note(
+        "demo model: it knows drawings of coloured shapes (see examples/) and nothing of the real world; \
+         for photographs pass --model DIR, a published checkpoint such as Salesforce/blip2-opt-2.7b",
+    );
+    Blip2::demo(options).await
+}
+
+/// The user's cache folder for compiled pipelines.
+fn cache_dir() -> Option<PathBuf> {
+    let from = |variable: &str| {
+        std::env::var_os(variable)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let base = if cfg!(target_os = "windows") {
+        from("LOCALAPPDATA")
+    } else if cfg!(target_vendor = "apple") {
+        from("HOME").map(|home| home.join("Library/Caches"))
+    } else {
+        from("XDG_CACHE_HOME").or_else(|| from("HOME").map(|home| home.join(".cache")))
+    };
+    base.map(|base| base.join("blip2-wgpu"))
+}

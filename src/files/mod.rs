@@ -1,0 +1,12 @@
+//! Files as this program writes them: whole or not at all, resumable, and in formats that other programs read.
+
+#[cfg(feature = "cli")]
+pub(crate) mod arrays;
+pub(crate) mod atomic;
+pub(crate) mod checksum;
+#[cfg(feature = "eval")]
+pub(crate) mod log;
+#[cfg(feature = "eval")]
+pub(crate) mod npy;
+#[cfg(feature = "eval")]
+pub(crate) mod page;

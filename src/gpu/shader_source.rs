@@ -27,6 +27,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use include_dir::{Dir, include_dir};
+
 use super::{GpuError, Kernel};
 
 /// The text of a kernel.
@@ -112,8 +114,8 @@ impl ShaderFiles {
 
     /// The text of file `name`, and whether it is this program's own.
     fn read(&self, name: &str) -> Result<(Cow<'static, str>, bool), String> {
-        let own = OWN_FILES.iter().find(|(it, _)| *it == name);
-        let own = own.map(|&(_, text)| text);
+        let own = OWN_FILES.get_file(format!("{name}.wgsl"));
+        let own = own.and_then(|file| file.contents_utf8());
         let path = self
             .folder
             .as_ref()
@@ -292,73 +294,22 @@ impl Kernel {
     }
 }
 
-macro_rules! own_files {
-    ($($name:literal)*) => {
-        &[$(($name, include_str!(concat!("../../shaders/", $name, ".wgsl")))),*]
-    };
-}
+/// The folder `shaders/`, as part of this program.
+static OWN_FILES: Dir = include_dir!("$CARGO_MANIFEST_DIR/shaders");
 
-/// Every file under `shaders/` by its name.
-pub(crate) static OWN_FILES: &[(&str, &str)] = own_files![
-    "attention/attention"
-    "attention/attention_cached"
-    "attention/attention_cached_vec4"
-    "attention/attention_cooperative"
-    "attention/attention_flash"
-    "attention/attention_relative"
-    "attention/attention_tile"
-    "attention/attention_weights"
-    "attention/store_kv"
-    "bench/bench_cooperative"
-    "bench/bench_copy"
-    "bench/bench_multiply"
-    "bench/bench_read"
-    "linear/add_ranges"
-    "linear/columns"
-    "linear/cooperative_scalars"
-    "linear/cooperative_vectors"
-    "linear/cooperative_weights_f16"
-    "linear/cooperative_weights_quantised"
-    "linear/cooperative_x"
-    "linear/cooperative_x_rounded"
-    "linear/linear"
-    "linear/matmul_cooperative"
-    "linear/matmul_register"
-    "linear/matmul_tile"
-    "linear/matvec"
-    "linear/matvec_subgroup"
-    "linear/matvec_sums"
-    "linear/round_to_f16"
-    "ops/advance"
-    "ops/argmax"
-    "ops/copy"
-    "ops/copy_rows"
-    "ops/embed_patches"
-    "ops/embed_tokens"
-    "ops/gate"
-    "ops/gather_rows"
-    "ops/layer_norm"
-    "ops/layer_norm_vec4"
-    "ops/log_softmax"
-    "ops/max_over_queries"
-    "ops/mean_rows"
-    "ops/merge_top_k"
-    "ops/normalize_rows"
-    "ops/patchify"
-    "ops/process_logits"
-    "ops/rms_norm"
-    "ops/rms_norm_vec4"
-    "ops/top_k"
-    "shared/activate"
-    "shared/fragments_16"
-    "shared/fragments_8"
-    "shared/halves"
-    "shared/lowest"
-    "shared/row_rules"
-    "shared/weights_f16"
-    "shared/weights_q4"
-    "shared/weights_q8"
-];
+/// Name and text of every file in it.
+#[cfg(test)]
+pub(crate) fn own_files() -> impl Iterator<Item = (String, &'static str)> {
+    let files = OWN_FILES.dirs().flat_map(|folder| folder.files());
+    files.map(|file| {
+        let name = file
+            .path()
+            .with_extension("")
+            .to_string_lossy()
+            .replace('\\', "/");
+        (name, file.contents_utf8().expect("UTF-8"))
+    })
+}
 
 #[cfg(test)]
 mod tests {
@@ -386,9 +337,10 @@ mod tests {
     fn every_file_is_part_of_the_program() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
         let mut names = files_below(folder.as_ref(), "");
+        let mut own: Vec<String> = own_files().map(|(name, _)| name).collect();
         names.sort();
-        let own: Vec<&str> = OWN_FILES.iter().map(|(name, _)| *name).collect();
-        assert_eq!(names, own, "the files and OWN_FILES, sorted");
+        own.sort();
+        assert_eq!(names, own);
     }
 
     params! {

@@ -203,22 +203,9 @@ fn main(
         norms[row] = select(0.0, 1.0 / sum, key_length > 0u);
     }
 
-    var out_0: FragmentC;
-    var out_1: FragmentC;
-    var out_2: FragmentC;
-    var out_3: FragmentC;
-    var out_4: FragmentC;
-    var out_5: FragmentC;
-    var out_6: FragmentC;
-    var out_7: FragmentC;
-    var out_8: FragmentC;
-    var out_9: FragmentC;
-    var out_10: FragmentC;
-    var out_11: FragmentC;
-    var out_12: FragmentC;
-    var out_13: FragmentC;
-    var out_14: FragmentC;
-    var out_15: FragmentC;
+#for i in 0..16
+    var out_$i: FragmentC;
+#end
     for (var first_key = 0u; first_key < key_length; first_key += KEYS) {
         let keys_here = min(KEYS, key_length - first_key);
         let first_row = item * params.keys + first_key;
@@ -237,149 +224,22 @@ fn main(
             let w_from = own * WEIGHT_ROW + key;
             let v_from = key * ROW;
             let a = coopLoadT<FragmentA>(&weights[w_from], WEIGHT_ROW);
-            let b = coopLoadT<FragmentB>(&v_tile[v_from], ROW);
-            out_0 = coopMultiplyAdd(a, b, out_0);
-            if (DEPTH > SIZE) {
-                let b = coopLoadT<FragmentB>(&v_tile[v_from + SIZE], ROW);
-                out_1 = coopMultiplyAdd(a, b, out_1);
+#for i in 0..16
+            if (DEPTH > $iu * SIZE) {
+                let b = coopLoadT<FragmentB>(&v_tile[v_from + $iu * SIZE], ROW);
+                out_$i = coopMultiplyAdd(a, b, out_$i);
             }
-            if (DEPTH > 2u * SIZE) {
-                let b = coopLoadT<FragmentB>(&v_tile[v_from + 2u * SIZE], ROW);
-                out_2 = coopMultiplyAdd(a, b, out_2);
-            }
-            if (DEPTH > 3u * SIZE) {
-                let b = coopLoadT<FragmentB>(&v_tile[v_from + 3u * SIZE], ROW);
-                out_3 = coopMultiplyAdd(a, b, out_3);
-            }
-            if (DEPTH > 4u * SIZE) {
-                let b = coopLoadT<FragmentB>(&v_tile[v_from + 4u * SIZE], ROW);
-                out_4 = coopMultiplyAdd(a, b, out_4);
-            }
-            if (DEPTH > 5u * SIZE) {
-                let b = coopLoadT<FragmentB>(&v_tile[v_from + 5u * SIZE], ROW);
-                out_5 = coopMultiplyAdd(a, b, out_5);
-            }
-            if (DEPTH > 6u * SIZE) {
-                let b = coopLoadT<FragmentB>(&v_tile[v_from + 6u * SIZE], ROW);
-                out_6 = coopMultiplyAdd(a, b, out_6);
-            }
-            if (DEPTH > 7u * SIZE) {
-                let b = coopLoadT<FragmentB>(&v_tile[v_from + 7u * SIZE], ROW);
-                out_7 = coopMultiplyAdd(a, b, out_7);
-            }
-            if (DEPTH > 8u * SIZE) {
-                let b = coopLoadT<FragmentB>(&v_tile[v_from + 8u * SIZE], ROW);
-                out_8 = coopMultiplyAdd(a, b, out_8);
-            }
-            if (DEPTH > 9u * SIZE) {
-                let b = coopLoadT<FragmentB>(&v_tile[v_from + 9u * SIZE], ROW);
-                out_9 = coopMultiplyAdd(a, b, out_9);
-            }
-            if (DEPTH > 10u * SIZE) {
-                let b = coopLoadT<FragmentB>(&v_tile[v_from + 10u * SIZE], ROW);
-                out_10 = coopMultiplyAdd(a, b, out_10);
-            }
-            if (DEPTH > 11u * SIZE) {
-                let b = coopLoadT<FragmentB>(&v_tile[v_from + 11u * SIZE], ROW);
-                out_11 = coopMultiplyAdd(a, b, out_11);
-            }
-            if (DEPTH > 12u * SIZE) {
-                let b = coopLoadT<FragmentB>(&v_tile[v_from + 12u * SIZE], ROW);
-                out_12 = coopMultiplyAdd(a, b, out_12);
-            }
-            if (DEPTH > 13u * SIZE) {
-                let b = coopLoadT<FragmentB>(&v_tile[v_from + 13u * SIZE], ROW);
-                out_13 = coopMultiplyAdd(a, b, out_13);
-            }
-            if (DEPTH > 14u * SIZE) {
-                let b = coopLoadT<FragmentB>(&v_tile[v_from + 14u * SIZE], ROW);
-                out_14 = coopMultiplyAdd(a, b, out_14);
-            }
-            if (DEPTH > 15u * SIZE) {
-                let b = coopLoadT<FragmentB>(&v_tile[v_from + 15u * SIZE], ROW);
-                out_15 = coopMultiplyAdd(a, b, out_15);
-            }
+#end
         }
     }
 
     let scratch = own * SCORE_ROW;
     let stride = SCORE_ROW;
-    let result_0 = out_0;
-    coopStoreT(result_0, &scores[scratch], stride);
-    store_fragment(own, lane, first_query, item, head, 0u);
-    if (DEPTH > SIZE) {
-        let result = out_1;
+#for i in 0..16
+    if (DEPTH > $iu * SIZE) {
+        let result = out_$i;
         coopStoreT(result, &scores[scratch], stride);
-        store_fragment(own, lane, first_query, item, head, SIZE);
+        store_fragment(own, lane, first_query, item, head, $iu * SIZE);
     }
-    if (DEPTH > 2u * SIZE) {
-        let result = out_2;
-        coopStoreT(result, &scores[scratch], stride);
-        store_fragment(own, lane, first_query, item, head, 2u * SIZE);
-    }
-    if (DEPTH > 3u * SIZE) {
-        let result = out_3;
-        coopStoreT(result, &scores[scratch], stride);
-        store_fragment(own, lane, first_query, item, head, 3u * SIZE);
-    }
-    if (DEPTH > 4u * SIZE) {
-        let result = out_4;
-        coopStoreT(result, &scores[scratch], stride);
-        store_fragment(own, lane, first_query, item, head, 4u * SIZE);
-    }
-    if (DEPTH > 5u * SIZE) {
-        let result = out_5;
-        coopStoreT(result, &scores[scratch], stride);
-        store_fragment(own, lane, first_query, item, head, 5u * SIZE);
-    }
-    if (DEPTH > 6u * SIZE) {
-        let result = out_6;
-        coopStoreT(result, &scores[scratch], stride);
-        store_fragment(own, lane, first_query, item, head, 6u * SIZE);
-    }
-    if (DEPTH > 7u * SIZE) {
-        let result = out_7;
-        coopStoreT(result, &scores[scratch], stride);
-        store_fragment(own, lane, first_query, item, head, 7u * SIZE);
-    }
-    if (DEPTH > 8u * SIZE) {
-        let result = out_8;
-        coopStoreT(result, &scores[scratch], stride);
-        store_fragment(own, lane, first_query, item, head, 8u * SIZE);
-    }
-    if (DEPTH > 9u * SIZE) {
-        let result = out_9;
-        coopStoreT(result, &scores[scratch], stride);
-        store_fragment(own, lane, first_query, item, head, 9u * SIZE);
-    }
-    if (DEPTH > 10u * SIZE) {
-        let result = out_10;
-        coopStoreT(result, &scores[scratch], stride);
-        store_fragment(own, lane, first_query, item, head, 10u * SIZE);
-    }
-    if (DEPTH > 11u * SIZE) {
-        let result = out_11;
-        coopStoreT(result, &scores[scratch], stride);
-        store_fragment(own, lane, first_query, item, head, 11u * SIZE);
-    }
-    if (DEPTH > 12u * SIZE) {
-        let result = out_12;
-        coopStoreT(result, &scores[scratch], stride);
-        store_fragment(own, lane, first_query, item, head, 12u * SIZE);
-    }
-    if (DEPTH > 13u * SIZE) {
-        let result = out_13;
-        coopStoreT(result, &scores[scratch], stride);
-        store_fragment(own, lane, first_query, item, head, 13u * SIZE);
-    }
-    if (DEPTH > 14u * SIZE) {
-        let result = out_14;
-        coopStoreT(result, &scores[scratch], stride);
-        store_fragment(own, lane, first_query, item, head, 14u * SIZE);
-    }
-    if (DEPTH > 15u * SIZE) {
-        let result = out_15;
-        coopStoreT(result, &scores[scratch], stride);
-        store_fragment(own, lane, first_query, item, head, 15u * SIZE);
-    }
+#end
 }

@@ -112,56 +112,40 @@ fn main(
     var highest = vec4<f32>(LOWEST);
     var sum = vec4<f32>();
     // out_s_i: query i, vec4 number 8s + across of the head.
-    var out_0_0 = vec4<f32>();
-    var out_0_1 = vec4<f32>();
-    var out_0_2 = vec4<f32>();
-    var out_0_3 = vec4<f32>();
-    var out_1_0 = vec4<f32>();
-    var out_1_1 = vec4<f32>();
-    var out_1_2 = vec4<f32>();
-    var out_1_3 = vec4<f32>();
-    var out_2_0 = vec4<f32>();
-    var out_2_1 = vec4<f32>();
-    var out_2_2 = vec4<f32>();
-    var out_2_3 = vec4<f32>();
-    var out_3_0 = vec4<f32>();
-    var out_3_1 = vec4<f32>();
-    var out_3_2 = vec4<f32>();
-    var out_3_3 = vec4<f32>();
+#for s in 0..4
+#for i in 0..4
+    var out_$s_$i = vec4<f32>();
+#end
+#end
 
     for (var first_key = 0u; first_key < key_length; first_key += KEYS) {
         let first_row = item * params.keys + first_key;
         let last = min(KEYS, key_length - first_key) - 1u;
 
         // score_j: of the 4 queries with key across + 8j.
-        var score_0 = vec4<f32>();
-        var score_1 = vec4<f32>();
-        var score_2 = vec4<f32>();
-        var score_3 = vec4<f32>();
+#for j in 0..4
+        var score_$j = vec4<f32>();
+#end
         for (var first_part = 0u; first_part < PARTS; first_part += DEPTH) {
             workgroupBarrier();
             stage_q(thread, item, first_query, head, first_part);
             stage_k(thread, first_row, last, head, first_part);
             workgroupBarrier();
             for (var part = 0u; part < min(DEPTH, PARTS - first_part); part++) {
-                let q_0 = left[(4u * four) * ROW + part];
-                let q_1 = left[(4u * four + 1u) * ROW + part];
-                let q_2 = left[(4u * four + 2u) * ROW + part];
-                let q_3 = left[(4u * four + 3u) * ROW + part];
-                let k_0 = right[across * ROW + part];
-                let k_1 = right[(across + 8u) * ROW + part];
-                let k_2 = right[(across + 16u) * ROW + part];
-                let k_3 = right[(across + 24u) * ROW + part];
-                score_0 += vec4<f32>(dot(q_0, k_0), dot(q_1, k_0), dot(q_2, k_0), dot(q_3, k_0));
-                score_1 += vec4<f32>(dot(q_0, k_1), dot(q_1, k_1), dot(q_2, k_1), dot(q_3, k_1));
-                score_2 += vec4<f32>(dot(q_0, k_2), dot(q_1, k_2), dot(q_2, k_2), dot(q_3, k_2));
-                score_3 += vec4<f32>(dot(q_0, k_3), dot(q_1, k_3), dot(q_2, k_3), dot(q_3, k_3));
+#for i in 0..4
+                let q_$i = left[(4u * four + $iu) * ROW + part];
+#end
+#for j in 0..4
+                let k_$j = right[(across + 8u * $ju) * ROW + part];
+#end
+#for j in 0..4
+                score_$j += vec4<f32>(dot(q_0, k_$j), dot(q_1, k_$j), dot(q_2, k_$j), dot(q_3, k_$j));
+#end
             }
         }
-        score_0 = select(vec4<f32>(LOWEST), score_0 * params.scale, across <= last);
-        score_1 = select(vec4<f32>(LOWEST), score_1 * params.scale, across + 8u <= last);
-        score_2 = select(vec4<f32>(LOWEST), score_2 * params.scale, across + 16u <= last);
-        score_3 = select(vec4<f32>(LOWEST), score_3 * params.scale, across + 24u <= last);
+#for j in 0..4
+        score_$j = select(vec4<f32>(LOWEST), score_$j * params.scale, across + 8u * $ju <= last);
+#end
 
         // The new maximum, over the threads across; what was summed under the old one shrinks.
         highest_of[thread] = max(max(score_0, score_1), max(score_2, score_3));
@@ -173,106 +157,49 @@ fn main(
         let shrink = exp(highest - higher);
         highest = higher;
         sum *= shrink;
-        out_0_0 *= shrink[0];
-        out_0_1 *= shrink[1];
-        out_0_2 *= shrink[2];
-        out_0_3 *= shrink[3];
-        if (PARTS > 8u) {
-            out_1_0 *= shrink[0];
-            out_1_1 *= shrink[1];
-            out_1_2 *= shrink[2];
-            out_1_3 *= shrink[3];
+#for s in 0..4
+        if (PARTS > 8u * $su) {
+#for i in 0..4
+            out_$s_$i *= shrink[$i];
+#end
         }
-        if (PARTS > 16u) {
-            out_2_0 *= shrink[0];
-            out_2_1 *= shrink[1];
-            out_2_2 *= shrink[2];
-            out_2_3 *= shrink[3];
-        }
-        if (PARTS > 24u) {
-            out_3_0 *= shrink[0];
-            out_3_1 *= shrink[1];
-            out_3_2 *= shrink[2];
-            out_3_3 *= shrink[3];
-        }
-        left[across * WEIGHT_ROW + four] = exp(score_0 - highest);
-        left[(across + 8u) * WEIGHT_ROW + four] = exp(score_1 - highest);
-        left[(across + 16u) * WEIGHT_ROW + four] = exp(score_2 - highest);
-        left[(across + 24u) * WEIGHT_ROW + four] = exp(score_3 - highest);
+#end
+#for j in 0..4
+        left[(across + 8u * $ju) * WEIGHT_ROW + four] = exp(score_$j - highest);
+#end
         stage_v(thread, first_row, last, head, 0u);
         workgroupBarrier();
         for (var key = 0u; key < KEYS; key++) {
             let weight = left[key * WEIGHT_ROW + four];
             let value = right[key * ROW + across];
             sum += weight;
-            out_0_0 += weight[0] * value;
-            out_0_1 += weight[1] * value;
-            out_0_2 += weight[2] * value;
-            out_0_3 += weight[3] * value;
+#for i in 0..4
+            out_0_$i += weight[$i] * value;
+#end
         }
-        if (PARTS > 8u) {
+#for s in 1..4
+        if (PARTS > 8u * $su) {
             workgroupBarrier();
-            stage_v(thread, first_row, last, head, 8u);
+            stage_v(thread, first_row, last, head, 8u * $su);
             workgroupBarrier();
             for (var key = 0u; key < KEYS; key++) {
                 let weight = left[key * WEIGHT_ROW + four];
                 let value = right[key * ROW + across];
-                out_1_0 += weight[0] * value;
-                out_1_1 += weight[1] * value;
-                out_1_2 += weight[2] * value;
-                out_1_3 += weight[3] * value;
+#for i in 0..4
+                out_$s_$i += weight[$i] * value;
+#end
             }
         }
-        if (PARTS > 16u) {
-            workgroupBarrier();
-            stage_v(thread, first_row, last, head, 16u);
-            workgroupBarrier();
-            for (var key = 0u; key < KEYS; key++) {
-                let weight = left[key * WEIGHT_ROW + four];
-                let value = right[key * ROW + across];
-                out_2_0 += weight[0] * value;
-                out_2_1 += weight[1] * value;
-                out_2_2 += weight[2] * value;
-                out_2_3 += weight[3] * value;
-            }
-        }
-        if (PARTS > 24u) {
-            workgroupBarrier();
-            stage_v(thread, first_row, last, head, 24u);
-            workgroupBarrier();
-            for (var key = 0u; key < KEYS; key++) {
-                let weight = left[key * WEIGHT_ROW + four];
-                let value = right[key * ROW + across];
-                out_3_0 += weight[0] * value;
-                out_3_1 += weight[1] * value;
-                out_3_2 += weight[2] * value;
-                out_3_3 += weight[3] * value;
-            }
-        }
+#end
     }
 
     let norm = select(vec4<f32>(), 1.0 / sum, sum > vec4<f32>());
     let query = first_query + 4u * four;
-    store(query, item, head, across, out_0_0 * norm[0]);
-    store(query + 1u, item, head, across, out_0_1 * norm[1]);
-    store(query + 2u, item, head, across, out_0_2 * norm[2]);
-    store(query + 3u, item, head, across, out_0_3 * norm[3]);
-    if (PARTS > 8u) {
-        store(query, item, head, across + 8u, out_1_0 * norm[0]);
-        store(query + 1u, item, head, across + 8u, out_1_1 * norm[1]);
-        store(query + 2u, item, head, across + 8u, out_1_2 * norm[2]);
-        store(query + 3u, item, head, across + 8u, out_1_3 * norm[3]);
+#for s in 0..4
+    if (PARTS > 8u * $su) {
+#for i in 0..4
+        store(query + $iu, item, head, across + 8u * $su, out_$s_$i * norm[$i]);
+#end
     }
-    if (PARTS > 16u) {
-        store(query, item, head, across + 16u, out_2_0 * norm[0]);
-        store(query + 1u, item, head, across + 16u, out_2_1 * norm[1]);
-        store(query + 2u, item, head, across + 16u, out_2_2 * norm[2]);
-        store(query + 3u, item, head, across + 16u, out_2_3 * norm[3]);
-    }
-    if (PARTS > 24u) {
-        store(query, item, head, across + 24u, out_3_0 * norm[0]);
-        store(query + 1u, item, head, across + 24u, out_3_1 * norm[1]);
-        store(query + 2u, item, head, across + 24u, out_3_2 * norm[2]);
-        store(query + 3u, item, head, across + 24u, out_3_3 * norm[3]);
-    }
+#end
 }

@@ -51,44 +51,23 @@ const CHUNK: u32 = 112u; // keys a step of the streaming softmax; 112 + 16 rows 
 var<workgroup> weights: array<vec4<f32>, CHUNK * LANES>; // [key, lane]: of the lane's 4 queries
 var<workgroup> outputs: array<vec4<f32>, BLOCK * LANES>; // [dimension, lane]
 
-// sum[i] += a * b[i], where b is 16 numbers spread over the lanes. Unrolled: the lane must be constant.
+// sum[i] += a * b[i], where b is 16 numbers spread over the lanes. Written out: the lane must be constant.
 fn add_outer(sum: ptr<function, array<vec4<f32>, 16>>, a: vec4<f32>, b_low: f32, b_high: f32) {
-    (*sum)[0] += a * subgroupBroadcast(b_low, 0u);
-    (*sum)[1] += a * subgroupBroadcast(b_low, 1u);
-    (*sum)[2] += a * subgroupBroadcast(b_low, 2u);
-    (*sum)[3] += a * subgroupBroadcast(b_low, 3u);
-    (*sum)[4] += a * subgroupBroadcast(b_low, 4u);
-    (*sum)[5] += a * subgroupBroadcast(b_low, 5u);
-    (*sum)[6] += a * subgroupBroadcast(b_low, 6u);
-    (*sum)[7] += a * subgroupBroadcast(b_low, 7u);
-    (*sum)[8] += a * subgroupBroadcast(b_high, 0u);
-    (*sum)[9] += a * subgroupBroadcast(b_high, 1u);
-    (*sum)[10] += a * subgroupBroadcast(b_high, 2u);
-    (*sum)[11] += a * subgroupBroadcast(b_high, 3u);
-    (*sum)[12] += a * subgroupBroadcast(b_high, 4u);
-    (*sum)[13] += a * subgroupBroadcast(b_high, 5u);
-    (*sum)[14] += a * subgroupBroadcast(b_high, 6u);
-    (*sum)[15] += a * subgroupBroadcast(b_high, 7u);
+#for i in 0..8
+    (*sum)[$i] += a * subgroupBroadcast(b_low, $iu);
+#end
+#for i in 0..8
+    (*sum)[8 + $i] += a * subgroupBroadcast(b_high, $iu);
+#end
 }
 
 // sum[i] += a * b[i] + a_next * b_next[i]: lanes 0..3 hold the 16 numbers of b, lanes 4..7 those of b_next.
 fn add_outer_pair(sum: ptr<function, array<vec4<f32>, 16>>, a: vec4<f32>, a_next: vec4<f32>, b: vec4<f32>) {
-    (*sum)[0] += a * subgroupBroadcast(b.x, 0u) + a_next * subgroupBroadcast(b.x, 4u);
-    (*sum)[1] += a * subgroupBroadcast(b.y, 0u) + a_next * subgroupBroadcast(b.y, 4u);
-    (*sum)[2] += a * subgroupBroadcast(b.z, 0u) + a_next * subgroupBroadcast(b.z, 4u);
-    (*sum)[3] += a * subgroupBroadcast(b.w, 0u) + a_next * subgroupBroadcast(b.w, 4u);
-    (*sum)[4] += a * subgroupBroadcast(b.x, 1u) + a_next * subgroupBroadcast(b.x, 5u);
-    (*sum)[5] += a * subgroupBroadcast(b.y, 1u) + a_next * subgroupBroadcast(b.y, 5u);
-    (*sum)[6] += a * subgroupBroadcast(b.z, 1u) + a_next * subgroupBroadcast(b.z, 5u);
-    (*sum)[7] += a * subgroupBroadcast(b.w, 1u) + a_next * subgroupBroadcast(b.w, 5u);
-    (*sum)[8] += a * subgroupBroadcast(b.x, 2u) + a_next * subgroupBroadcast(b.x, 6u);
-    (*sum)[9] += a * subgroupBroadcast(b.y, 2u) + a_next * subgroupBroadcast(b.y, 6u);
-    (*sum)[10] += a * subgroupBroadcast(b.z, 2u) + a_next * subgroupBroadcast(b.z, 6u);
-    (*sum)[11] += a * subgroupBroadcast(b.w, 2u) + a_next * subgroupBroadcast(b.w, 6u);
-    (*sum)[12] += a * subgroupBroadcast(b.x, 3u) + a_next * subgroupBroadcast(b.x, 7u);
-    (*sum)[13] += a * subgroupBroadcast(b.y, 3u) + a_next * subgroupBroadcast(b.y, 7u);
-    (*sum)[14] += a * subgroupBroadcast(b.z, 3u) + a_next * subgroupBroadcast(b.z, 7u);
-    (*sum)[15] += a * subgroupBroadcast(b.w, 3u) + a_next * subgroupBroadcast(b.w, 7u);
+#for i in 0..4
+#for j in 0..4
+    (*sum)[4 * $i + $j] += a * subgroupBroadcast(b[$j], $iu) + a_next * subgroupBroadcast(b[$j], 4u + $iu);
+#end
+#end
 }
 
 @compute @workgroup_size(LANES)
@@ -132,22 +111,9 @@ fn main(
                 add_outer(&score, vec4<f32>(q_0.w, q_1.w, q_2.w, q_3.w), b_low.w, b_high.w);
             }
             let slot = key * LANES + lane;
-            weights[slot + 0u * LANES] = score[0];
-            weights[slot + 1u * LANES] = score[1];
-            weights[slot + 2u * LANES] = score[2];
-            weights[slot + 3u * LANES] = score[3];
-            weights[slot + 4u * LANES] = score[4];
-            weights[slot + 5u * LANES] = score[5];
-            weights[slot + 6u * LANES] = score[6];
-            weights[slot + 7u * LANES] = score[7];
-            weights[slot + 8u * LANES] = score[8];
-            weights[slot + 9u * LANES] = score[9];
-            weights[slot + 10u * LANES] = score[10];
-            weights[slot + 11u * LANES] = score[11];
-            weights[slot + 12u * LANES] = score[12];
-            weights[slot + 13u * LANES] = score[13];
-            weights[slot + 14u * LANES] = score[14];
-            weights[slot + 15u * LANES] = score[15];
+#for i in 0..16
+            weights[slot + $iu * LANES] = score[$i];
+#end
         }
 
         // The new maximum; what was summed under the old one shrinks.
@@ -180,22 +146,9 @@ fn main(
                 let weight_next = weights[(key + 1u) * LANES + lane];
                 add_outer_pair(&sum, weight, weight_next, values);
             }
-            outputs[0u * LANES + lane] = sum[0];
-            outputs[1u * LANES + lane] = sum[1];
-            outputs[2u * LANES + lane] = sum[2];
-            outputs[3u * LANES + lane] = sum[3];
-            outputs[4u * LANES + lane] = sum[4];
-            outputs[5u * LANES + lane] = sum[5];
-            outputs[6u * LANES + lane] = sum[6];
-            outputs[7u * LANES + lane] = sum[7];
-            outputs[8u * LANES + lane] = sum[8];
-            outputs[9u * LANES + lane] = sum[9];
-            outputs[10u * LANES + lane] = sum[10];
-            outputs[11u * LANES + lane] = sum[11];
-            outputs[12u * LANES + lane] = sum[12];
-            outputs[13u * LANES + lane] = sum[13];
-            outputs[14u * LANES + lane] = sum[14];
-            outputs[15u * LANES + lane] = sum[15];
+#for i in 0..16
+            outputs[$iu * LANES + lane] = sum[$i];
+#end
             for (var i = 0u; i < min(BLOCK, HEAD_DIM - d); i += 4u) {
                 let s_0 = outputs[i * LANES + lane];
                 let s_1 = outputs[(i + 1u) * LANES + lane];

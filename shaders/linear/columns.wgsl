@@ -7,52 +7,35 @@
 override COLUMNS: u32 = 8u; // 4 or 8
 
 // Where the columns' weights begin.
-var<private> w_at_0: u32;
-var<private> w_at_1: u32;
-var<private> w_at_2: u32;
-var<private> w_at_3: u32;
-var<private> w_at_4: u32;
-var<private> w_at_5: u32;
-var<private> w_at_6: u32;
-var<private> w_at_7: u32;
+#for c in 0..8
+var<private> w_at_$c: u32;
+#end
 
 // Goes to the columns from `column` on. Those past the end read the last one and are not stored.
 fn begin_columns(column: u32) {
     let elements = params.in_features / WEIGHT_K;
     let last_column = params.out_features - 1u;
-    w_at_0 = min(column, last_column) * elements;
-    w_at_1 = min(column + 1u, last_column) * elements;
-    w_at_2 = min(column + 2u, last_column) * elements;
-    w_at_3 = min(column + 3u, last_column) * elements;
-    w_at_4 = min(column + 4u, last_column) * elements;
-    w_at_5 = min(column + 5u, last_column) * elements;
-    w_at_6 = min(column + 6u, last_column) * elements;
-    w_at_7 = min(column + 7u, last_column) * elements;
+#for c in 0..8
+    w_at_$c = min(column + $cu, last_column) * elements;
+#end
 }
 
 // An element of `weight` of each column.
 struct Elements {
-    h_0: vec4<u32>,
-    h_1: vec4<u32>,
-    h_2: vec4<u32>,
-    h_3: vec4<u32>,
-    h_4: vec4<u32>,
-    h_5: vec4<u32>,
-    h_6: vec4<u32>,
-    h_7: vec4<u32>,
+#for c in 0..8
+    h_$c: vec4<u32>,
+#end
 }
 
 fn elements_at(element: u32) -> Elements {
     var e: Elements;
-    e.h_0 = weight[w_at_0 + element];
-    e.h_1 = weight[w_at_1 + element];
-    e.h_2 = weight[w_at_2 + element];
-    e.h_3 = weight[w_at_3 + element];
+#for c in 0..4
+    e.h_$c = weight[w_at_$c + element];
+#end
     if (COLUMNS > 4u) {
-        e.h_4 = weight[w_at_4 + element];
-        e.h_5 = weight[w_at_5 + element];
-        e.h_6 = weight[w_at_6 + element];
-        e.h_7 = weight[w_at_7 + element];
+#for c in 4..8
+        e.h_$c = weight[w_at_$c + element];
+#end
     }
     return e;
 }
@@ -60,8 +43,9 @@ fn elements_at(element: u32) -> Elements {
 // The elements with their next eight values in front.
 fn next_eights(e: Elements) -> Elements {
     return Elements(
-        next_eight(e.h_0), next_eight(e.h_1), next_eight(e.h_2), next_eight(e.h_3),
-        next_eight(e.h_4), next_eight(e.h_5), next_eight(e.h_6), next_eight(e.h_7),
+#for c in 0..8
+        next_eight(e.h_$c),
+#end
     );
 }
 

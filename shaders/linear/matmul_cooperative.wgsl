@@ -142,172 +142,83 @@ fn main(
     let own_column = subgroup % SUBGROUP_COLUMNS * SIZE * FRAGMENT_COLUMNS;
 
     // sum_r_c: fragment row r, fragment column c.
-    var sum_0_0: FragmentC;
-    var sum_0_1: FragmentC;
-    var sum_0_2: FragmentC;
-    var sum_0_3: FragmentC;
-    var sum_1_0: FragmentC;
-    var sum_1_1: FragmentC;
-    var sum_1_2: FragmentC;
-    var sum_1_3: FragmentC;
-    var sum_2_0: FragmentC;
-    var sum_2_1: FragmentC;
-    var sum_2_2: FragmentC;
-    var sum_2_3: FragmentC;
-    var sum_3_0: FragmentC;
-    var sum_3_1: FragmentC;
-    var sum_3_2: FragmentC;
-    var sum_3_3: FragmentC;
-    var a_0: FragmentA;
-    var a_1: FragmentA;
-    var a_2: FragmentA;
-    var a_3: FragmentA;
+#for r in 0..4
+#for c in 0..4
+    var sum_$r_$c: FragmentC;
+#end
+#end
+#for r in 0..4
+    var a_$r: FragmentA;
+#end
     var b: FragmentB;
 
     // What this thread brings of the next slice: units thread, thread + WORKGROUP_SIZE, ..
-    var x_0 = Halves();
-    var x_1 = Halves();
-    var x_2 = Halves();
-    var x_3 = Halves();
-    var w_0 = Halves();
-    var w_1 = Halves();
-    var w_2 = Halves();
-    var w_3 = Halves();
-    x_0 = fetch_x(first_row, thread, begin);
-    if (X_UNITS > WORKGROUP_SIZE) {
-        x_1 = fetch_x(first_row, thread + WORKGROUP_SIZE, begin);
+#for i in 0..4
+    var x_$i = Halves();
+#end
+#for i in 0..4
+    var w_$i = Halves();
+#end
+#for i in 0..4
+    if (X_UNITS > $iu * WORKGROUP_SIZE) {
+        x_$i = fetch_x(first_row, thread + $iu * WORKGROUP_SIZE, begin);
     }
-    if (X_UNITS > 2u * WORKGROUP_SIZE) {
-        x_2 = fetch_x(first_row, thread + 2u * WORKGROUP_SIZE, begin);
+#end
+#for i in 0..4
+    if (W_UNITS > $iu * WORKGROUP_SIZE) {
+        w_$i = fetch_w(first_column, thread + $iu * WORKGROUP_SIZE, begin);
     }
-    if (X_UNITS > 3u * WORKGROUP_SIZE) {
-        x_3 = fetch_x(first_row, thread + 3u * WORKGROUP_SIZE, begin);
-    }
-    w_0 = fetch_w(first_column, thread, begin);
-    if (W_UNITS > WORKGROUP_SIZE) {
-        w_1 = fetch_w(first_column, thread + WORKGROUP_SIZE, begin);
-    }
-    if (W_UNITS > 2u * WORKGROUP_SIZE) {
-        w_2 = fetch_w(first_column, thread + 2u * WORKGROUP_SIZE, begin);
-    }
-    if (W_UNITS > 3u * WORKGROUP_SIZE) {
-        w_3 = fetch_w(first_column, thread + 3u * WORKGROUP_SIZE, begin);
-    }
+#end
 
     var stage = 0u;
     for (var k = begin; k < end; k += DEPTH) {
         if (STAGES == 1u) {
             workgroupBarrier();
         }
-        put_x(stage, thread, x_0);
-        if (X_UNITS > WORKGROUP_SIZE) {
-            put_x(stage, thread + WORKGROUP_SIZE, x_1);
+#for i in 0..4
+        if (X_UNITS > $iu * WORKGROUP_SIZE) {
+            put_x(stage, thread + $iu * WORKGROUP_SIZE, x_$i);
         }
-        if (X_UNITS > 2u * WORKGROUP_SIZE) {
-            put_x(stage, thread + 2u * WORKGROUP_SIZE, x_2);
+#end
+#for i in 0..4
+        if (W_UNITS > $iu * WORKGROUP_SIZE) {
+            put_w(stage, thread + $iu * WORKGROUP_SIZE, w_$i);
         }
-        if (X_UNITS > 3u * WORKGROUP_SIZE) {
-            put_x(stage, thread + 3u * WORKGROUP_SIZE, x_3);
-        }
-        put_w(stage, thread, w_0);
-        if (W_UNITS > WORKGROUP_SIZE) {
-            put_w(stage, thread + WORKGROUP_SIZE, w_1);
-        }
-        if (W_UNITS > 2u * WORKGROUP_SIZE) {
-            put_w(stage, thread + 2u * WORKGROUP_SIZE, w_2);
-        }
-        if (W_UNITS > 3u * WORKGROUP_SIZE) {
-            put_w(stage, thread + 3u * WORKGROUP_SIZE, w_3);
-        }
+#end
         workgroupBarrier();
         let next = k + DEPTH;
         if (next < end) {
-            x_0 = fetch_x(first_row, thread, next);
-            if (X_UNITS > WORKGROUP_SIZE) {
-                x_1 = fetch_x(first_row, thread + WORKGROUP_SIZE, next);
+#for i in 0..4
+            if (X_UNITS > $iu * WORKGROUP_SIZE) {
+                x_$i = fetch_x(first_row, thread + $iu * WORKGROUP_SIZE, next);
             }
-            if (X_UNITS > 2u * WORKGROUP_SIZE) {
-                x_2 = fetch_x(first_row, thread + 2u * WORKGROUP_SIZE, next);
+#end
+#for i in 0..4
+            if (W_UNITS > $iu * WORKGROUP_SIZE) {
+                w_$i = fetch_w(first_column, thread + $iu * WORKGROUP_SIZE, next);
             }
-            if (X_UNITS > 3u * WORKGROUP_SIZE) {
-                x_3 = fetch_x(first_row, thread + 3u * WORKGROUP_SIZE, next);
-            }
-            w_0 = fetch_w(first_column, thread, next);
-            if (W_UNITS > WORKGROUP_SIZE) {
-                w_1 = fetch_w(first_column, thread + WORKGROUP_SIZE, next);
-            }
-            if (W_UNITS > 2u * WORKGROUP_SIZE) {
-                w_2 = fetch_w(first_column, thread + 2u * WORKGROUP_SIZE, next);
-            }
-            if (W_UNITS > 3u * WORKGROUP_SIZE) {
-                w_3 = fetch_w(first_column, thread + 3u * WORKGROUP_SIZE, next);
-            }
+#end
         }
 
         // x_tile is row-major (coopLoadT); w_tile is [column, k], so that w's transpose is column-major (coopLoad).
         for (var step = split * SIZE; step < DEPTH; step += splits * SIZE) {
             let x_from = stage * X_STAGE + own_row * STRIDE + step;
             let w_from = stage * W_STAGE + own_column * STRIDE + step;
-            a_0 = coopLoadT<FragmentA>(&x_tile[x_from / PIECE], STRIDE / PIECE);
-            if (FRAGMENT_ROWS > 1u) {
-                a_1 = coopLoadT<FragmentA>(&x_tile[(x_from + SIZE * STRIDE) / PIECE], STRIDE / PIECE);
+#for r in 0..4
+            if (FRAGMENT_ROWS > $ru) {
+                a_$r = coopLoadT<FragmentA>(&x_tile[(x_from + $ru * SIZE * STRIDE) / PIECE], STRIDE / PIECE);
             }
-            if (FRAGMENT_ROWS > 2u) {
-                a_2 = coopLoadT<FragmentA>(&x_tile[(x_from + 2u * SIZE * STRIDE) / PIECE], STRIDE / PIECE);
+#end
+#for c in 0..4
+            if (FRAGMENT_COLUMNS > $cu) {
+                b = coopLoad<FragmentB>(&w_tile[(w_from + $cu * SIZE * STRIDE) / PIECE], STRIDE / PIECE);
+#for r in 0..4
+                if (FRAGMENT_ROWS > $ru) {
+                    sum_$r_$c = coopMultiplyAdd(a_$r, b, sum_$r_$c);
+                }
+#end
             }
-            if (FRAGMENT_ROWS > 3u) {
-                a_3 = coopLoadT<FragmentA>(&x_tile[(x_from + 3u * SIZE * STRIDE) / PIECE], STRIDE / PIECE);
-            }
-            b = coopLoad<FragmentB>(&w_tile[w_from / PIECE], STRIDE / PIECE);
-            sum_0_0 = coopMultiplyAdd(a_0, b, sum_0_0);
-            if (FRAGMENT_ROWS > 1u) {
-                sum_1_0 = coopMultiplyAdd(a_1, b, sum_1_0);
-            }
-            if (FRAGMENT_ROWS > 2u) {
-                sum_2_0 = coopMultiplyAdd(a_2, b, sum_2_0);
-            }
-            if (FRAGMENT_ROWS > 3u) {
-                sum_3_0 = coopMultiplyAdd(a_3, b, sum_3_0);
-            }
-            if (FRAGMENT_COLUMNS > 1u) {
-                b = coopLoad<FragmentB>(&w_tile[(w_from + SIZE * STRIDE) / PIECE], STRIDE / PIECE);
-                sum_0_1 = coopMultiplyAdd(a_0, b, sum_0_1);
-                if (FRAGMENT_ROWS > 1u) {
-                    sum_1_1 = coopMultiplyAdd(a_1, b, sum_1_1);
-                }
-                if (FRAGMENT_ROWS > 2u) {
-                    sum_2_1 = coopMultiplyAdd(a_2, b, sum_2_1);
-                }
-                if (FRAGMENT_ROWS > 3u) {
-                    sum_3_1 = coopMultiplyAdd(a_3, b, sum_3_1);
-                }
-            }
-            if (FRAGMENT_COLUMNS > 2u) {
-                b = coopLoad<FragmentB>(&w_tile[(w_from + 2u * SIZE * STRIDE) / PIECE], STRIDE / PIECE);
-                sum_0_2 = coopMultiplyAdd(a_0, b, sum_0_2);
-                if (FRAGMENT_ROWS > 1u) {
-                    sum_1_2 = coopMultiplyAdd(a_1, b, sum_1_2);
-                }
-                if (FRAGMENT_ROWS > 2u) {
-                    sum_2_2 = coopMultiplyAdd(a_2, b, sum_2_2);
-                }
-                if (FRAGMENT_ROWS > 3u) {
-                    sum_3_2 = coopMultiplyAdd(a_3, b, sum_3_2);
-                }
-            }
-            if (FRAGMENT_COLUMNS > 3u) {
-                b = coopLoad<FragmentB>(&w_tile[(w_from + 3u * SIZE * STRIDE) / PIECE], STRIDE / PIECE);
-                sum_0_3 = coopMultiplyAdd(a_0, b, sum_0_3);
-                if (FRAGMENT_ROWS > 1u) {
-                    sum_1_3 = coopMultiplyAdd(a_1, b, sum_1_3);
-                }
-                if (FRAGMENT_ROWS > 2u) {
-                    sum_2_3 = coopMultiplyAdd(a_2, b, sum_2_3);
-                }
-                if (FRAGMENT_ROWS > 3u) {
-                    sum_3_3 = coopMultiplyAdd(a_3, b, sum_3_3);
-                }
-            }
+#end
         }
         stage = STAGES - 1u - stage;
     }
@@ -319,82 +230,15 @@ fn main(
     let lanes = splits * subgroup_lanes;
     let row = first_row + own_row;
     let column = first_column + own_column;
-    let sum = sum_0_0;
-    coopStoreT(sum, &results[own_results], results_stride);
-    store_fragment(group.z, subgroup, splits, lane, lanes, row, column);
-    if (FRAGMENT_COLUMNS > 1u) {
-        let sum = sum_0_1;
-        coopStoreT(sum, &results[own_results], results_stride);
-        store_fragment(group.z, subgroup, splits, lane, lanes, row, column + SIZE);
+#for r in 0..4
+    if (FRAGMENT_ROWS > $ru) {
+#for c in 0..4
+        if (FRAGMENT_COLUMNS > $cu) {
+            let sum = sum_$r_$c;
+            coopStoreT(sum, &results[own_results], results_stride);
+            store_fragment(group.z, subgroup, splits, lane, lanes, row + $ru * SIZE, column + $cu * SIZE);
+        }
+#end
     }
-    if (FRAGMENT_COLUMNS > 2u) {
-        let sum = sum_0_2;
-        coopStoreT(sum, &results[own_results], results_stride);
-        store_fragment(group.z, subgroup, splits, lane, lanes, row, column + 2u * SIZE);
-    }
-    if (FRAGMENT_COLUMNS > 3u) {
-        let sum = sum_0_3;
-        coopStoreT(sum, &results[own_results], results_stride);
-        store_fragment(group.z, subgroup, splits, lane, lanes, row, column + 3u * SIZE);
-    }
-    if (FRAGMENT_ROWS > 1u) {
-        let sum = sum_1_0;
-        coopStoreT(sum, &results[own_results], results_stride);
-        store_fragment(group.z, subgroup, splits, lane, lanes, row + SIZE, column);
-    }
-    if (FRAGMENT_ROWS > 1u && FRAGMENT_COLUMNS > 1u) {
-        let sum = sum_1_1;
-        coopStoreT(sum, &results[own_results], results_stride);
-        store_fragment(group.z, subgroup, splits, lane, lanes, row + SIZE, column + SIZE);
-    }
-    if (FRAGMENT_ROWS > 1u && FRAGMENT_COLUMNS > 2u) {
-        let sum = sum_1_2;
-        coopStoreT(sum, &results[own_results], results_stride);
-        store_fragment(group.z, subgroup, splits, lane, lanes, row + SIZE, column + 2u * SIZE);
-    }
-    if (FRAGMENT_ROWS > 1u && FRAGMENT_COLUMNS > 3u) {
-        let sum = sum_1_3;
-        coopStoreT(sum, &results[own_results], results_stride);
-        store_fragment(group.z, subgroup, splits, lane, lanes, row + SIZE, column + 3u * SIZE);
-    }
-    if (FRAGMENT_ROWS > 2u) {
-        let sum = sum_2_0;
-        coopStoreT(sum, &results[own_results], results_stride);
-        store_fragment(group.z, subgroup, splits, lane, lanes, row + 2u * SIZE, column);
-    }
-    if (FRAGMENT_ROWS > 2u && FRAGMENT_COLUMNS > 1u) {
-        let sum = sum_2_1;
-        coopStoreT(sum, &results[own_results], results_stride);
-        store_fragment(group.z, subgroup, splits, lane, lanes, row + 2u * SIZE, column + SIZE);
-    }
-    if (FRAGMENT_ROWS > 2u && FRAGMENT_COLUMNS > 2u) {
-        let sum = sum_2_2;
-        coopStoreT(sum, &results[own_results], results_stride);
-        store_fragment(group.z, subgroup, splits, lane, lanes, row + 2u * SIZE, column + 2u * SIZE);
-    }
-    if (FRAGMENT_ROWS > 2u && FRAGMENT_COLUMNS > 3u) {
-        let sum = sum_2_3;
-        coopStoreT(sum, &results[own_results], results_stride);
-        store_fragment(group.z, subgroup, splits, lane, lanes, row + 2u * SIZE, column + 3u * SIZE);
-    }
-    if (FRAGMENT_ROWS > 3u) {
-        let sum = sum_3_0;
-        coopStoreT(sum, &results[own_results], results_stride);
-        store_fragment(group.z, subgroup, splits, lane, lanes, row + 3u * SIZE, column);
-    }
-    if (FRAGMENT_ROWS > 3u && FRAGMENT_COLUMNS > 1u) {
-        let sum = sum_3_1;
-        coopStoreT(sum, &results[own_results], results_stride);
-        store_fragment(group.z, subgroup, splits, lane, lanes, row + 3u * SIZE, column + SIZE);
-    }
-    if (FRAGMENT_ROWS > 3u && FRAGMENT_COLUMNS > 2u) {
-        let sum = sum_3_2;
-        coopStoreT(sum, &results[own_results], results_stride);
-        store_fragment(group.z, subgroup, splits, lane, lanes, row + 3u * SIZE, column + 2u * SIZE);
-    }
-    if (FRAGMENT_ROWS > 3u && FRAGMENT_COLUMNS > 3u) {
-        let sum = sum_3_3;
-        coopStoreT(sum, &results[own_results], results_stride);
-        store_fragment(group.z, subgroup, splits, lane, lanes, row + 3u * SIZE, column + 3u * SIZE);
-    }
+#end
 }

@@ -35,49 +35,14 @@ fn store_row(row: u32, column: u32, low: vec4<f32>, high: vec4<f32>) {
     }
 }
 
-// low_r: columns 0 .. 3 of row r of the tile; high_r: columns 4 .. 7.
-var<private> low_0: vec4<f32>; var<private> high_0: vec4<f32>;
-var<private> low_1: vec4<f32>; var<private> high_1: vec4<f32>;
-var<private> low_2: vec4<f32>; var<private> high_2: vec4<f32>;
-var<private> low_3: vec4<f32>; var<private> high_3: vec4<f32>;
-var<private> low_4: vec4<f32>; var<private> high_4: vec4<f32>;
-var<private> low_5: vec4<f32>; var<private> high_5: vec4<f32>;
-var<private> low_6: vec4<f32>; var<private> high_6: vec4<f32>;
-var<private> low_7: vec4<f32>; var<private> high_7: vec4<f32>;
-var<private> low_8: vec4<f32>; var<private> high_8: vec4<f32>;
-var<private> low_9: vec4<f32>; var<private> high_9: vec4<f32>;
-var<private> low_10: vec4<f32>; var<private> high_10: vec4<f32>;
-var<private> low_11: vec4<f32>; var<private> high_11: vec4<f32>;
-var<private> low_12: vec4<f32>; var<private> high_12: vec4<f32>;
-var<private> low_13: vec4<f32>; var<private> high_13: vec4<f32>;
-var<private> low_14: vec4<f32>; var<private> high_14: vec4<f32>;
-var<private> low_15: vec4<f32>; var<private> high_15: vec4<f32>;
-var<private> low_16: vec4<f32>; var<private> high_16: vec4<f32>;
-var<private> low_17: vec4<f32>; var<private> high_17: vec4<f32>;
-var<private> low_18: vec4<f32>; var<private> high_18: vec4<f32>;
-var<private> low_19: vec4<f32>; var<private> high_19: vec4<f32>;
-var<private> low_20: vec4<f32>; var<private> high_20: vec4<f32>;
-var<private> low_21: vec4<f32>; var<private> high_21: vec4<f32>;
-var<private> low_22: vec4<f32>; var<private> high_22: vec4<f32>;
-var<private> low_23: vec4<f32>; var<private> high_23: vec4<f32>;
-var<private> low_24: vec4<f32>; var<private> high_24: vec4<f32>;
-var<private> low_25: vec4<f32>; var<private> high_25: vec4<f32>;
-var<private> low_26: vec4<f32>; var<private> high_26: vec4<f32>;
-var<private> low_27: vec4<f32>; var<private> high_27: vec4<f32>;
-var<private> low_28: vec4<f32>; var<private> high_28: vec4<f32>;
-var<private> low_29: vec4<f32>; var<private> high_29: vec4<f32>;
-var<private> low_30: vec4<f32>; var<private> high_30: vec4<f32>;
-var<private> low_31: vec4<f32>; var<private> high_31: vec4<f32>;
-
-// Where the lane's vec4 of x lies for rows 0 .. 3, 4 .. 7, ..
-var<private> x_at_0: u32;
-var<private> x_at_1: u32;
-var<private> x_at_2: u32;
-var<private> x_at_3: u32;
-var<private> x_at_4: u32;
-var<private> x_at_5: u32;
-var<private> x_at_6: u32;
-var<private> x_at_7: u32;
+// low_i_j: columns 0 .. 3 of row 4i + j of the tile; high_i_j: columns 4 .. 7.
+// x_at_i: where the lane's vec4 of x lies for rows 4i .. 4i + 3.
+#for i in 0..8
+var<private> x_at_$i: u32;
+#for j in 0..4
+var<private> low_$i_$j: vec4<f32>; var<private> high_$i_$j: vec4<f32>;
+#end
+#end
 
 // Adds what eight values of K give; x has them from vec4 `unit` on.
 fn add_eight(w: EightOfK, unit: u32, scale: Columns) {
@@ -86,206 +51,19 @@ fn add_eight(w: EightOfK, unit: u32, scale: Columns) {
     let low_b = w.low_b;
     let high_a = w.high_a;
     let high_b = w.high_b;
-    let x_0 = x[x_at_0 + unit];
-    let x_1 = x[x_at_1 + unit];
-    let x_2 = x[x_at_2 + unit];
-    let x_3 = x[x_at_3 + unit];
-    let x_4 = x[x_at_4 + unit];
-    let x_5 = x[x_at_5 + unit];
-    let x_6 = x[x_at_6 + unit];
-    let x_7 = x[x_at_7 + unit];
-    {
-        let a = subgroupBroadcast(x_0, 0u);
-        let b = subgroupBroadcast(x_0, 1u);
-        low_0 += scale.low * (low_a * a + low_b * b);
-        high_0 += scale.high * (high_a * a + high_b * b);
+#for i in 0..8
+    let x_$i = x[x_at_$i + unit];
+#end
+#for i in 0..8
+#for j in 0..4
+    if (ROWS > 4u * $iu + $ju) {
+        let a = subgroupBroadcast(x_$i, 2u * $ju);
+        let b = subgroupBroadcast(x_$i, 2u * $ju + 1u);
+        low_$i_$j += scale.low * (low_a * a + low_b * b);
+        high_$i_$j += scale.high * (high_a * a + high_b * b);
     }
-    if (ROWS > 1u) {
-        let a = subgroupBroadcast(x_0, 2u);
-        let b = subgroupBroadcast(x_0, 3u);
-        low_1 += scale.low * (low_a * a + low_b * b);
-        high_1 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 2u) {
-        let a = subgroupBroadcast(x_0, 4u);
-        let b = subgroupBroadcast(x_0, 5u);
-        low_2 += scale.low * (low_a * a + low_b * b);
-        high_2 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 3u) {
-        let a = subgroupBroadcast(x_0, 6u);
-        let b = subgroupBroadcast(x_0, 7u);
-        low_3 += scale.low * (low_a * a + low_b * b);
-        high_3 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 4u) {
-        let a = subgroupBroadcast(x_1, 0u);
-        let b = subgroupBroadcast(x_1, 1u);
-        low_4 += scale.low * (low_a * a + low_b * b);
-        high_4 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 5u) {
-        let a = subgroupBroadcast(x_1, 2u);
-        let b = subgroupBroadcast(x_1, 3u);
-        low_5 += scale.low * (low_a * a + low_b * b);
-        high_5 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 6u) {
-        let a = subgroupBroadcast(x_1, 4u);
-        let b = subgroupBroadcast(x_1, 5u);
-        low_6 += scale.low * (low_a * a + low_b * b);
-        high_6 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 7u) {
-        let a = subgroupBroadcast(x_1, 6u);
-        let b = subgroupBroadcast(x_1, 7u);
-        low_7 += scale.low * (low_a * a + low_b * b);
-        high_7 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 8u) {
-        let a = subgroupBroadcast(x_2, 0u);
-        let b = subgroupBroadcast(x_2, 1u);
-        low_8 += scale.low * (low_a * a + low_b * b);
-        high_8 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 9u) {
-        let a = subgroupBroadcast(x_2, 2u);
-        let b = subgroupBroadcast(x_2, 3u);
-        low_9 += scale.low * (low_a * a + low_b * b);
-        high_9 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 10u) {
-        let a = subgroupBroadcast(x_2, 4u);
-        let b = subgroupBroadcast(x_2, 5u);
-        low_10 += scale.low * (low_a * a + low_b * b);
-        high_10 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 11u) {
-        let a = subgroupBroadcast(x_2, 6u);
-        let b = subgroupBroadcast(x_2, 7u);
-        low_11 += scale.low * (low_a * a + low_b * b);
-        high_11 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 12u) {
-        let a = subgroupBroadcast(x_3, 0u);
-        let b = subgroupBroadcast(x_3, 1u);
-        low_12 += scale.low * (low_a * a + low_b * b);
-        high_12 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 13u) {
-        let a = subgroupBroadcast(x_3, 2u);
-        let b = subgroupBroadcast(x_3, 3u);
-        low_13 += scale.low * (low_a * a + low_b * b);
-        high_13 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 14u) {
-        let a = subgroupBroadcast(x_3, 4u);
-        let b = subgroupBroadcast(x_3, 5u);
-        low_14 += scale.low * (low_a * a + low_b * b);
-        high_14 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 15u) {
-        let a = subgroupBroadcast(x_3, 6u);
-        let b = subgroupBroadcast(x_3, 7u);
-        low_15 += scale.low * (low_a * a + low_b * b);
-        high_15 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 16u) {
-        let a = subgroupBroadcast(x_4, 0u);
-        let b = subgroupBroadcast(x_4, 1u);
-        low_16 += scale.low * (low_a * a + low_b * b);
-        high_16 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 17u) {
-        let a = subgroupBroadcast(x_4, 2u);
-        let b = subgroupBroadcast(x_4, 3u);
-        low_17 += scale.low * (low_a * a + low_b * b);
-        high_17 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 18u) {
-        let a = subgroupBroadcast(x_4, 4u);
-        let b = subgroupBroadcast(x_4, 5u);
-        low_18 += scale.low * (low_a * a + low_b * b);
-        high_18 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 19u) {
-        let a = subgroupBroadcast(x_4, 6u);
-        let b = subgroupBroadcast(x_4, 7u);
-        low_19 += scale.low * (low_a * a + low_b * b);
-        high_19 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 20u) {
-        let a = subgroupBroadcast(x_5, 0u);
-        let b = subgroupBroadcast(x_5, 1u);
-        low_20 += scale.low * (low_a * a + low_b * b);
-        high_20 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 21u) {
-        let a = subgroupBroadcast(x_5, 2u);
-        let b = subgroupBroadcast(x_5, 3u);
-        low_21 += scale.low * (low_a * a + low_b * b);
-        high_21 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 22u) {
-        let a = subgroupBroadcast(x_5, 4u);
-        let b = subgroupBroadcast(x_5, 5u);
-        low_22 += scale.low * (low_a * a + low_b * b);
-        high_22 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 23u) {
-        let a = subgroupBroadcast(x_5, 6u);
-        let b = subgroupBroadcast(x_5, 7u);
-        low_23 += scale.low * (low_a * a + low_b * b);
-        high_23 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 24u) {
-        let a = subgroupBroadcast(x_6, 0u);
-        let b = subgroupBroadcast(x_6, 1u);
-        low_24 += scale.low * (low_a * a + low_b * b);
-        high_24 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 25u) {
-        let a = subgroupBroadcast(x_6, 2u);
-        let b = subgroupBroadcast(x_6, 3u);
-        low_25 += scale.low * (low_a * a + low_b * b);
-        high_25 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 26u) {
-        let a = subgroupBroadcast(x_6, 4u);
-        let b = subgroupBroadcast(x_6, 5u);
-        low_26 += scale.low * (low_a * a + low_b * b);
-        high_26 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 27u) {
-        let a = subgroupBroadcast(x_6, 6u);
-        let b = subgroupBroadcast(x_6, 7u);
-        low_27 += scale.low * (low_a * a + low_b * b);
-        high_27 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 28u) {
-        let a = subgroupBroadcast(x_7, 0u);
-        let b = subgroupBroadcast(x_7, 1u);
-        low_28 += scale.low * (low_a * a + low_b * b);
-        high_28 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 29u) {
-        let a = subgroupBroadcast(x_7, 2u);
-        let b = subgroupBroadcast(x_7, 3u);
-        low_29 += scale.low * (low_a * a + low_b * b);
-        high_29 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 30u) {
-        let a = subgroupBroadcast(x_7, 4u);
-        let b = subgroupBroadcast(x_7, 5u);
-        low_30 += scale.low * (low_a * a + low_b * b);
-        high_30 += scale.high * (high_a * a + high_b * b);
-    }
-    if (ROWS > 31u) {
-        let a = subgroupBroadcast(x_7, 6u);
-        let b = subgroupBroadcast(x_7, 7u);
-        low_31 += scale.low * (low_a * a + low_b * b);
-        high_31 += scale.high * (high_a * a + high_b * b);
-    }
+#end
+#end
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -305,14 +83,9 @@ fn main(
     // (What only rows beyond ROWS would use is dead code, and drivers drop it.)
     let x_row = row_base + lane % 8u / 2u;
     let x_part = lane % 2u;
-    x_at_0 = min(x_row + 0u, last_row) * x_stride + x_part;
-    x_at_1 = min(x_row + 4u, last_row) * x_stride + x_part;
-    x_at_2 = min(x_row + 8u, last_row) * x_stride + x_part;
-    x_at_3 = min(x_row + 12u, last_row) * x_stride + x_part;
-    x_at_4 = min(x_row + 16u, last_row) * x_stride + x_part;
-    x_at_5 = min(x_row + 20u, last_row) * x_stride + x_part;
-    x_at_6 = min(x_row + 24u, last_row) * x_stride + x_part;
-    x_at_7 = min(x_row + 28u, last_row) * x_stride + x_part;
+#for i in 0..8
+    x_at_$i = min(x_row + 4u * $iu, last_row) * x_stride + x_part;
+#end
 
     let elements = params.in_features / WEIGHT_K;
     for (var element = 0u; element < elements; element++) {
@@ -336,39 +109,13 @@ fn main(
     // One copy of the epilogue for all rows: written out for each of them, it would be most of the driver's compile time.
     let rows = min(ROWS, params.rows - row_base);
     for (var row = 0u; row < rows; row++) {
-        var low = low_0;
-        var high = high_0;
-        if (ROWS > 1u && row == 1u) { low = low_1; high = high_1; }
-        if (ROWS > 2u && row == 2u) { low = low_2; high = high_2; }
-        if (ROWS > 3u && row == 3u) { low = low_3; high = high_3; }
-        if (ROWS > 4u && row == 4u) { low = low_4; high = high_4; }
-        if (ROWS > 5u && row == 5u) { low = low_5; high = high_5; }
-        if (ROWS > 6u && row == 6u) { low = low_6; high = high_6; }
-        if (ROWS > 7u && row == 7u) { low = low_7; high = high_7; }
-        if (ROWS > 8u && row == 8u) { low = low_8; high = high_8; }
-        if (ROWS > 9u && row == 9u) { low = low_9; high = high_9; }
-        if (ROWS > 10u && row == 10u) { low = low_10; high = high_10; }
-        if (ROWS > 11u && row == 11u) { low = low_11; high = high_11; }
-        if (ROWS > 12u && row == 12u) { low = low_12; high = high_12; }
-        if (ROWS > 13u && row == 13u) { low = low_13; high = high_13; }
-        if (ROWS > 14u && row == 14u) { low = low_14; high = high_14; }
-        if (ROWS > 15u && row == 15u) { low = low_15; high = high_15; }
-        if (ROWS > 16u && row == 16u) { low = low_16; high = high_16; }
-        if (ROWS > 17u && row == 17u) { low = low_17; high = high_17; }
-        if (ROWS > 18u && row == 18u) { low = low_18; high = high_18; }
-        if (ROWS > 19u && row == 19u) { low = low_19; high = high_19; }
-        if (ROWS > 20u && row == 20u) { low = low_20; high = high_20; }
-        if (ROWS > 21u && row == 21u) { low = low_21; high = high_21; }
-        if (ROWS > 22u && row == 22u) { low = low_22; high = high_22; }
-        if (ROWS > 23u && row == 23u) { low = low_23; high = high_23; }
-        if (ROWS > 24u && row == 24u) { low = low_24; high = high_24; }
-        if (ROWS > 25u && row == 25u) { low = low_25; high = high_25; }
-        if (ROWS > 26u && row == 26u) { low = low_26; high = high_26; }
-        if (ROWS > 27u && row == 27u) { low = low_27; high = high_27; }
-        if (ROWS > 28u && row == 28u) { low = low_28; high = high_28; }
-        if (ROWS > 29u && row == 29u) { low = low_29; high = high_29; }
-        if (ROWS > 30u && row == 30u) { low = low_30; high = high_30; }
-        if (ROWS > 31u && row == 31u) { low = low_31; high = high_31; }
+        var low = low_0_0;
+        var high = high_0_0;
+#for i in 0..8
+#for j in 0..4
+        if (ROWS > 4u * $iu + $ju && row == 4u * $iu + $ju) { low = low_$i_$j; high = high_$i_$j; }
+#end
+#end
         store_row(row_base + row, column, low, high);
     }
 }

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use super::activation::{Activation, ActivationPool, Lifetimes, Operand, Plan};
 use super::pace::Pace;
-use super::pipeline::Constants;
 use super::program::{Program, Step, Tap};
-use super::{Gpu, GpuError, Kernel, Matrix, Params};
+use super::{Constants, Gpu, GpuError, Kernel, Matrix, Params};
 
 /// Params of all dispatches lie in one uniform buffer at WebGPU's default offset alignment.
 const UNIFORM_ALIGNMENT: usize = 256;

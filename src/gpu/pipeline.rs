@@ -1,4 +1,4 @@
-//! Kernels and their compiled pipelines: built once per set of constants, in parallel, kept on disk.
+//! Compiled pipelines of kernels: built once per set of constants, in parallel, kept on disk.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,73 +10,7 @@ use std::task::{Context, Poll, Waker};
 use super::choices::write_whole;
 use super::device::error_of;
 use super::shader_source::{ShaderFiles, ShaderText};
-use super::{GpuError, GpuOptions, Params};
-
-/// How a kernel uses one of its bindings. Binding 0 is always the uniform with its parameters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// `var<storage, read>`
-    Read,
-    /// `var<storage, read_write>`
-    ReadWrite,
-}
-
-/// [`Access::Read`]: a kernel's bindings at a glance where it is defined.
-pub(crate) const READ: Access = Access::Read;
-/// [`Access::ReadWrite`]
-pub(crate) const WRITE: Access = Access::ReadWrite;
-
-/// A compute kernel: a shader file, the choices in its imports, and what it binds after the uniform at binding 0.
-#[derive(Debug)]
-pub struct Kernel {
-    /// Name in errors, timings and traces.
-    pub name: &'static str,
-    /// The file under `shaders/`, without `.wgsl`.
-    pub shader: &'static str,
-    /// What stands for the names in braces in the imports of its files.
-    pub choices: &'static [(&'static str, &'static str)],
-    /// [`Params::FIELDS`] of its uniform.
-    pub params: &'static [(&'static str, &'static str)],
-    /// Bindings 1, 2, … of group 0.
-    pub bindings: &'static [Access],
-}
-
-impl Kernel {
-    /// The kernel of a shader file, named after it, whose uniform is a `P`.
-    pub(crate) const fn new<P: Params>(shader: &'static str, bindings: &'static [Access]) -> Self {
-        let mut name = shader;
-        let mut at = 0;
-        while at < shader.len() {
-            at += 1;
-            if shader.as_bytes()[at - 1] == b'/' {
-                name = shader.split_at(at).1;
-            }
-        }
-        Self {
-            name,
-            shader,
-            choices: &[],
-            params: P::FIELDS,
-            bindings,
-        }
-    }
-
-    /// One of several kernels of its file.
-    pub(crate) const fn named(
-        self,
-        name: &'static str,
-        choices: &'static [(&'static str, &'static str)],
-    ) -> Self {
-        Self {
-            name,
-            choices,
-            ..self
-        }
-    }
-}
-
-/// Values for a kernel's `override` constants.
-pub type Constants = Vec<(&'static str, f64)>;
+use super::{Access, Constants, GpuError, GpuOptions, Kernel};
 
 /// A pipeline and the layout of its one bind group.
 #[derive(Debug, Clone)]

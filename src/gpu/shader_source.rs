@@ -7,6 +7,14 @@
 //! #import shared/weights_{weights}
 //! ```
 //!
+//! and may have copies of some lines written out, one for each value of a letter (docs/rejected.md tells why not as loops):
+//!
+//! ```text
+//! #for i in 0..8
+//!     let x_$i = x[x_at_$i + unit];
+//! #end
+//! ```
+//!
 //! Names are paths under `shaders/`, without `.wgsl`. What stands in braces is chosen by the kernel ([`Kernel::choices`]):
 //! WGSL cannot choose a type or a function by a constant. `enable` directives of all files come first, as WGSL wants
 //! them. What a compiler says about a line of the whole text is told as file and line of the source.
@@ -15,8 +23,11 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use include_dir::{Dir, include_dir};
 
 use super::{GpuError, Kernel};
 
@@ -103,8 +114,8 @@ impl ShaderFiles {
 
     /// The text of file `name`, and whether it is this program's own.
     fn read(&self, name: &str) -> Result<(Cow<'static, str>, bool), String> {
-        let own = OWN_FILES.iter().find(|(it, _)| *it == name);
-        let own = own.map(|&(_, text)| text);
+        let own = OWN_FILES.get_file(format!("{name}.wgsl"));
+        let own = own.and_then(|file| file.contents_utf8());
         let path = self
             .folder
             .as_ref()
@@ -173,18 +184,24 @@ impl<'a> Assembly<'a> {
         let (text, is_own) = read.map_err(|problem| error(importer, name, &problem))?;
         self.is_own &= is_own;
         let file: Arc<str> = name.into();
-        for (line, number) in text.lines().zip(1..) {
-            let place = Place {
-                file: Arc::clone(&file),
-                line: number,
-            };
+        let place_of = |line| Place {
+            file: Arc::clone(&file),
+            line,
+        };
+        let lines = text.lines().map(Cow::Borrowed).zip(1..).collect::<Vec<_>>();
+        let lines = written_out(&lines).map_err(|(line, problem)| GpuError::Shader {
+            place: place_of(line).to_string(),
+            problem: problem.into(),
+        })?;
+        for (line, number) in lines {
+            let place = place_of(number);
             if let Some(import) = line.strip_prefix("#import ") {
                 let wanted = self.chosen(import.trim(), &place)?;
                 self.add(&wanted, &place)?;
             } else if line.starts_with("enable ") {
-                self.enable(line, place);
+                self.enable(&line, place);
             } else {
-                self.lines.push((line.to_owned(), place));
+                self.lines.push((line.into_owned(), place));
             }
         }
         Ok(())
@@ -211,6 +228,52 @@ impl<'a> Assembly<'a> {
     }
 }
 
+/// A line of a file and its number.
+type Line<'a> = (Cow<'a, str>, usize);
+
+/// `lines` with those between `#for` and `#end` once for each value. The error has the line that is at fault.
+fn written_out<'a>(lines: &[Line<'a>]) -> Result<Vec<Line<'a>>, (usize, &'static str)> {
+    let mut all = Vec::new();
+    let mut rest = lines;
+    while let Some(((line, number), after)) = rest.split_first() {
+        rest = after;
+        let Some(head) = line.trim_start().strip_prefix("#for ") else {
+            all.push((line.clone(), *number));
+            continue;
+        };
+        let (letter, values) = head_of(head).ok_or((*number, "is not like `#for i in 0..8`"))?;
+        let end = end_of(rest).ok_or((*number, "has no #end"))?;
+        for value in values {
+            let copies = rest[..end].iter();
+            let copies = copies.map(|(line, number)| {
+                let copy = line.replace(&format!("${letter}"), &value.to_string());
+                (Cow::Owned(copy), *number)
+            });
+            all.extend(written_out(&copies.collect::<Vec<_>>())?);
+        }
+        rest = &rest[end + 1..];
+    }
+    Ok(all)
+}
+
+/// The letter and the values of `i in 0..8`.
+fn head_of(head: &str) -> Option<(&str, Range<u32>)> {
+    let (letter, values) = head.split_once(" in ")?;
+    let (first, end) = values.trim().split_once("..")?;
+    Some((letter, first.parse().ok()?..end.parse().ok()?))
+}
+
+/// Where the `#end` stands that belongs to a `#for` before `lines`.
+fn end_of(lines: &[Line]) -> Option<usize> {
+    let mut open = 1;
+    lines.iter().position(|(line, _)| {
+        let line = line.trim_start();
+        open += u32::from(line.starts_with("#for "));
+        open -= u32::from(line == "#end");
+        open == 0
+    })
+}
+
 fn error(place: &dyn Display, import: &str, problem: &str) -> GpuError {
     GpuError::Shader {
         place: place.to_string(),
@@ -231,73 +294,22 @@ impl Kernel {
     }
 }
 
-macro_rules! own_files {
-    ($($name:literal)*) => {
-        &[$(($name, include_str!(concat!("../../shaders/", $name, ".wgsl")))),*]
-    };
-}
+/// The folder `shaders/`, as part of this program.
+static OWN_FILES: Dir = include_dir!("$CARGO_MANIFEST_DIR/shaders");
 
-/// Every file under `shaders/` by its name.
-pub(crate) static OWN_FILES: &[(&str, &str)] = own_files![
-    "attention/attention"
-    "attention/attention_cached"
-    "attention/attention_cached_vec4"
-    "attention/attention_cooperative"
-    "attention/attention_flash"
-    "attention/attention_relative"
-    "attention/attention_tile"
-    "attention/attention_weights"
-    "attention/store_kv"
-    "bench/bench_cooperative"
-    "bench/bench_copy"
-    "bench/bench_multiply"
-    "bench/bench_read"
-    "linear/add_ranges"
-    "linear/columns"
-    "linear/cooperative_scalars"
-    "linear/cooperative_vectors"
-    "linear/cooperative_weights_f16"
-    "linear/cooperative_weights_quantised"
-    "linear/cooperative_x"
-    "linear/cooperative_x_rounded"
-    "linear/linear"
-    "linear/matmul_cooperative"
-    "linear/matmul_register"
-    "linear/matmul_tile"
-    "linear/matvec"
-    "linear/matvec_subgroup"
-    "linear/matvec_sums"
-    "linear/round_to_f16"
-    "ops/advance"
-    "ops/argmax"
-    "ops/copy"
-    "ops/copy_rows"
-    "ops/embed_patches"
-    "ops/embed_tokens"
-    "ops/gate"
-    "ops/gather_rows"
-    "ops/layer_norm"
-    "ops/layer_norm_vec4"
-    "ops/log_softmax"
-    "ops/max_over_queries"
-    "ops/mean_rows"
-    "ops/merge_top_k"
-    "ops/normalize_rows"
-    "ops/patchify"
-    "ops/process_logits"
-    "ops/rms_norm"
-    "ops/rms_norm_vec4"
-    "ops/top_k"
-    "shared/activate"
-    "shared/fragments_16"
-    "shared/fragments_8"
-    "shared/halves"
-    "shared/lowest"
-    "shared/row_rules"
-    "shared/weights_f16"
-    "shared/weights_q4"
-    "shared/weights_q8"
-];
+/// Name and text of every file in it.
+#[cfg(test)]
+pub(crate) fn own_files() -> impl Iterator<Item = (String, &'static str)> {
+    let files = OWN_FILES.dirs().flat_map(|folder| folder.files());
+    files.map(|file| {
+        let name = file
+            .path()
+            .with_extension("")
+            .to_string_lossy()
+            .replace('\\', "/");
+        (name, file.contents_utf8().expect("UTF-8"))
+    })
+}
 
 #[cfg(test)]
 mod tests {
@@ -325,9 +337,10 @@ mod tests {
     fn every_file_is_part_of_the_program() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
         let mut names = files_below(folder.as_ref(), "");
+        let mut own: Vec<String> = own_files().map(|(name, _)| name).collect();
         names.sort();
-        let own: Vec<&str> = OWN_FILES.iter().map(|(name, _)| *name).collect();
-        assert_eq!(names, own, "the files and OWN_FILES, sorted");
+        own.sort();
+        assert_eq!(names, own);
     }
 
     params! {
@@ -384,6 +397,29 @@ mod tests {
             text.trace_back("wgsl:3:1 at 12:30:00"),
             "shaders/both.wgsl:2:1 at 12:30:00"
         );
+    }
+
+    #[test]
+    fn copies_are_written_out_with_the_lines_they_come_from() {
+        let main = "#for i in 0..2\n  a_$i\n  #for j in 3..5\n  b_$i_$ju\n  #end\n#end\nc";
+        let text = text_of(&[("main", main)], false).expect("whole");
+        let lines = "  a_0\n  b_0_3u\n  b_0_4u\n  a_1\n  b_1_3u\n  b_1_4u\nc\n";
+        assert_eq!(text.text, lines);
+        assert_eq!(text.trace_back("wgsl:6:3"), "shaders/main.wgsl:4:3");
+        assert_eq!(text.trace_back("wgsl:7:1"), "shaders/main.wgsl:7:1");
+        for (main, problem) in [
+            (
+                "a\n#for i in 0..2\n#for j in 0..2\n#end",
+                "shaders/main.wgsl:2: has no #end",
+            ),
+            (
+                "#for i from 0 to 2\n#end",
+                "shaders/main.wgsl:1: is not like `#for i in 0..8`",
+            ),
+        ] {
+            let error = text_of(&[("main", main)], false).expect_err("wrong");
+            assert_eq!(error.to_string(), problem);
+        }
     }
 
     #[test]

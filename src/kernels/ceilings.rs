@@ -1,34 +1,27 @@
 //! `bench_copy.wgsl`, `bench_read.wgsl`, `bench_multiply.wgsl`, `bench_cooperative.wgsl`: what an adapter reaches where a
 //! kernel does one thing only. `bench` gives other kernels' figures as shares of theirs.
 
-use crate::gpu::{Capabilities, Gpu, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{
+    Capabilities, Gpu, Kernel, Operand, ProgramBuilder, READ, WRITE, kernels, params,
+};
 
 use super::{groups, word};
 
-static BENCH_COPY: Kernel = Kernel::new::<CopyParams>("bench/bench_copy", &[READ, WRITE]);
-
-static BENCH_READ: Kernel = Kernel::new::<ReadParams>("bench/bench_read", &[READ, WRITE]);
-
-static BENCH_MULTIPLY: Kernel = Kernel::new::<MultiplyParams>("bench/bench_multiply", &[WRITE]);
+kernels! {
+    static BENCH_COPY: Kernel = Kernel::new::<CopyParams>("bench/bench_copy", &[READ, WRITE]);
+    static BENCH_READ: Kernel = Kernel::new::<ReadParams>("bench/bench_read", &[READ, WRITE]);
+    static BENCH_MULTIPLY: Kernel = Kernel::new::<MultiplyParams>("bench/bench_multiply", &[WRITE]);
+}
 
 const BENCH_COOPERATIVE: Kernel =
     Kernel::new::<CooperativeParams>("bench/bench_cooperative", &[READ, WRITE]);
 
-static BENCH_COOPERATIVE_16: Kernel =
-    BENCH_COOPERATIVE.named("bench_cooperative_16", &[("size", "16")]);
-
-static BENCH_COOPERATIVE_8: Kernel =
-    BENCH_COOPERATIVE.named("bench_cooperative_8", &[("size", "8")]);
-
-/// All of them.
-#[cfg(test)]
-pub(super) static KERNELS: [&Kernel; 5] = [
-    &BENCH_COPY,
-    &BENCH_READ,
-    &BENCH_MULTIPLY,
-    &BENCH_COOPERATIVE_16,
-    &BENCH_COOPERATIVE_8,
-];
+kernels! {
+    static BENCH_COOPERATIVE_16: Kernel =
+        BENCH_COOPERATIVE.named("bench_cooperative_16", &[("size", "16")]);
+    static BENCH_COOPERATIVE_8: Kernel =
+        BENCH_COOPERATIVE.named("bench_cooperative_8", &[("size", "8")]);
+}
 
 /// Bytes that the threads of [`bench_read`]'s workgroup read at once, and of a copy's thread.
 const UNIT: u64 = 16;

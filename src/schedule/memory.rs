@@ -6,13 +6,13 @@ use std::sync::Arc;
 use crate::Error;
 use crate::generate::{GenerationOptions, MAX_BEAMS};
 use crate::gpu::{ActivationPool, Gpu, GpuError};
-use crate::kernels::row_rules_words;
 use crate::model::{Blip2Model, QFormer, Vit};
 
 use super::device_state::{DeviceState, MAX_BATCH, MAX_PREFILL_ROWS, Shape};
 use super::programs::image::{ImageProgram, ImageSide, Keep};
 use super::programs::sample::SamplerKey;
 use super::sequence::{Prompt, SequenceGroup, cache_rows_of, sequences_of};
+use super::tables::rules_words;
 
 /// Bytes on the device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -117,7 +117,7 @@ fn dry_run(gpu: &Gpu, model: &Blip2Model, work: &Workload) -> Result<u64, Error>
         rows: batch * sequences_of(&options),
         max_length: prompt.len() + options.max_new_tokens,
         cache_rows: batch * cache_rows_of(prompt.len(), &options),
-        rules_stride: row_rules_words(&options),
+        rules_stride: rules_words(&options),
         images: 2 * at_once,
     };
     let shape = shape.rounded(language_model.max_positions());

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use crate::Error;
 use crate::generate::Generated;
 use crate::gpu::GpuError;
-use crate::kernels::row_rules_words;
 
 use super::decode_loop::{Decoder, DeviceRows};
 use super::device_state::{DeviceState, MAX_BATCH, MAX_PREFILL_ROWS, Shape};
@@ -25,6 +24,7 @@ use super::engine::Engine;
 use super::pages::PagePool;
 use super::request::{Event, Pixels, Request};
 use super::sequence::{Prompt, SequenceGroup, cache_rows_of, sequences_of};
+use super::tables::rules_words;
 use super::timings::Timings;
 
 /// Requests on their way through one engine. Dropping it cancels them.
@@ -203,7 +203,7 @@ impl<'e> Queue<'e> {
                 rows: sequences_of(options),
                 max_length: prompt + options.max_new_tokens,
                 cache_rows: cache_rows_of(prompt, options),
-                rules_stride: row_rules_words(options),
+                rules_stride: rules_words(options),
                 images: 0,
             });
         }
@@ -236,7 +236,7 @@ impl<'e> Queue<'e> {
         let prompt = self.engine.prompt_length(request);
         used + sequences_of(&request.options) <= state.shape.rows
             && prompt + request.options.max_new_tokens <= state.shape.max_length
-            && row_rules_words(&request.options) <= state.shape.rules_stride
+            && rules_words(&request.options) <= state.shape.rules_stride
     }
 
     /// Encodes the next images, if the next request waits for one and could go on with it.

@@ -1,9 +1,31 @@
 //! What the kernels look up for each row, on the device.
 
+use crate::generate::GenerationOptions;
 use crate::gpu::{Gpu, GpuError};
-use crate::kernels::{INACTIVE, Pages, write_row_rules};
+use crate::kernels::{INACTIVE, Pages, RowRules};
 
 use super::sequence::SequenceGroup;
+
+/// A beam search works on log-probabilities, which its score processors see; greedy search and sampling work on logits, as
+/// in transformers' `generate`.
+impl<'a> From<&'a GenerationOptions> for RowRules<'a> {
+    fn from(options: &'a GenerationOptions) -> Self {
+        Self {
+            is_normalised: options.num_beams > 1,
+            repetition_penalty: options.repetition_penalty as f32,
+            no_repeat_ngram_size: options.no_repeat_ngram_size,
+            min_new_tokens: options.min_new_tokens,
+            max_new_tokens: options.max_new_tokens,
+            eos_token_ids: &options.eos_token_ids,
+            suppress_tokens: &options.suppress_tokens,
+        }
+    }
+}
+
+/// Words of a row of rules that hold those of `options`.
+pub(super) fn rules_words(options: &GenerationOptions) -> usize {
+    RowRules::from(options).words()
+}
 
 /// Of each row of logits: where its keys and values lie, what it has said, and its rules. There is one set for prompts
 /// being prefilled and one for sequences being decoded.
@@ -63,7 +85,7 @@ impl RowTables {
         let stride = self.rules_stride;
         let mut rules = vec![0; rows.len() * stride];
         for (words, (group, _)) in rules.chunks_mut(stride).zip(rows) {
-            write_row_rules(words, &group.options);
+            RowRules::from(&*group.options).write(words);
         }
         gpu.write(&self.rules, 0, &rules);
     }

@@ -1,7 +1,7 @@
 //! The texts of `matmul_cooperative`: for fragments of 16 and of 8, x as f32 and as f16, and workgroup memory of vectors and
 //! of scalars.
 
-use crate::gpu::{Kernel, READ, WRITE, WeightFormat};
+use crate::gpu::{Kernel, READ, WRITE, WeightFormat, kernels};
 use crate::kernels::weights::of_format;
 
 use super::Params;
@@ -30,15 +30,15 @@ macro_rules! by_format {
     };
 }
 
-pub(super) static VECTORS_16: [Kernel; 3] = by_format!("16", "16", "x", "vectors");
-pub(super) static VECTORS_16_ROUNDED: [Kernel; 3] =
-    by_format!("16_rounded", "16", "x_rounded", "vectors");
-pub(super) static VECTORS_8: [Kernel; 3] = by_format!("8", "8", "x", "vectors");
-pub(super) static VECTORS_8_ROUNDED: [Kernel; 3] =
-    by_format!("8_rounded", "8", "x_rounded", "vectors");
-pub(super) static SCALARS_8: [Kernel; 3] = by_format!("8_scalars", "8", "x", "scalars");
-pub(super) static SCALARS_8_ROUNDED: [Kernel; 3] =
-    by_format!("8_scalars_rounded", "8", "x_rounded", "scalars");
+kernels! {
+    static VECTORS_16: [Kernel; 3] = by_format!("16", "16", "x", "vectors");
+    static VECTORS_16_ROUNDED: [Kernel; 3] = by_format!("16_rounded", "16", "x_rounded", "vectors");
+    static VECTORS_8: [Kernel; 3] = by_format!("8", "8", "x", "vectors");
+    static VECTORS_8_ROUNDED: [Kernel; 3] = by_format!("8_rounded", "8", "x_rounded", "vectors");
+    static SCALARS_8: [Kernel; 3] = by_format!("8_scalars", "8", "x", "scalars");
+    static SCALARS_8_ROUNDED: [Kernel; 3] =
+        by_format!("8_scalars_rounded", "8", "x_rounded", "scalars");
+}
 
 /// The kernel for `tile` and weights in `format`.
 pub(super) fn kernel(tile: CooperativeTile, format: WeightFormat) -> &'static Kernel {

@@ -1,15 +1,15 @@
 //! The dispatches that some products on cooperative matrices have before and after them.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, kernels, params};
 use crate::kernels::{groups, word};
 
 use super::Params;
 
-pub(crate) static ROUND_TO_F16: Kernel =
-    Kernel::new::<RoundParams>("linear/round_to_f16", &[READ, WRITE]);
-
-pub(crate) static ADD_RANGES: Kernel =
-    Kernel::new::<Params>("linear/add_ranges", &[READ, READ, READ, WRITE]);
+kernels! {
+    pub(in crate::kernels) static ROUND_TO_F16: Kernel = Kernel::new::<RoundParams>("linear/round_to_f16", &[READ, WRITE]);
+    pub(in crate::kernels) static ADD_RANGES: Kernel =
+        Kernel::new::<Params>("linear/add_ranges", &[READ, READ, READ, WRITE]);
+}
 
 /// Workgroups of `round_to_f16` at most.
 const MOST_GROUPS: usize = 4096;

@@ -1,6 +1,6 @@
 //! The kernels of linear layers, and which of them a device can run.
 
-use crate::gpu::{Access, Capabilities, Kernel, READ, WRITE, WeightFormat};
+use crate::gpu::{Access, Capabilities, Kernel, READ, WRITE, WeightFormat, kernels};
 use crate::kernels::weights::{by_format, of_format};
 
 use super::cooperative::{CooperativeTile, all_cooperative_tiles, cooperative_tiles};
@@ -9,25 +9,18 @@ use super::{MATVEC_ROWS, Params};
 
 const BINDINGS: &[Access] = &[READ, READ, READ, WRITE];
 
-static MATMUL_TILE: [Kernel; 3] = by_format!(Params, "linear", "matmul_tile", BINDINGS);
-static MATMUL_REGISTER: [Kernel; 3] = by_format!(Params, "linear", "matmul_register", BINDINGS);
-static MATVEC: [Kernel; 3] = by_format!(Params, "linear", "matvec", BINDINGS);
-static MATVEC_SUBGROUP: [Kernel; 3] = by_format!(Params, "linear", "matvec_subgroup", BINDINGS);
-
-/// All of them.
-#[cfg(test)]
-pub(crate) static KERNELS: &[&[Kernel; 3]] = &[
-    &MATMUL_TILE,
-    &cooperative_kernels::VECTORS_16,
-    &cooperative_kernels::VECTORS_16_ROUNDED,
-    &cooperative_kernels::VECTORS_8,
-    &cooperative_kernels::VECTORS_8_ROUNDED,
-    &cooperative_kernels::SCALARS_8,
-    &cooperative_kernels::SCALARS_8_ROUNDED,
-    &MATMUL_REGISTER,
-    &MATVEC,
-    &MATVEC_SUBGROUP,
-];
+kernels! {
+    static MATMUL_TILE: [Kernel; 3] = by_format!(Params, "linear", "matmul_tile", BINDINGS);
+}
+kernels! {
+    static MATMUL_REGISTER: [Kernel; 3] = by_format!(Params, "linear", "matmul_register", BINDINGS);
+}
+kernels! {
+    static MATVEC: [Kernel; 3] = by_format!(Params, "linear", "matvec", BINDINGS);
+}
+kernels! {
+    static MATVEC_SUBGROUP: [Kernel; 3] = by_format!(Params, "linear", "matvec_subgroup", BINDINGS);
+}
 
 /// A kernel for linear layers. [`candidates`] lists those that serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,11 +1,13 @@
 //! `process_logits.wgsl`: transformers' score processors, from the history on the device.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, kernels, params};
 
-use super::word;
+use crate::kernels::word;
 
-pub(super) static PROCESS_LOGITS: Kernel =
-    Kernel::new::<Params>("ops/process_logits", &[WRITE, READ, READ, READ]);
+kernels! {
+    static PROCESS_LOGITS: Kernel =
+        Kernel::new::<Params>("ops/process_logits", &[WRITE, READ, READ, READ]);
+}
 
 /// Inputs of [`process_logits`].
 #[derive(Debug)]
@@ -18,7 +20,7 @@ pub struct ProcessLogits<'a> {
     pub history_stride: usize,
     /// `(history length, new tokens)` of each row, u32.
     pub row_state: &'a wgpu::Buffer,
-    /// Each row's rules ([`super::write_row_rules`]), `[rows, rules_stride]`.
+    /// Each row's rules ([`super::RowRules`]), `[rows, rules_stride]`.
     pub rules: &'a wgpu::Buffer,
     /// Columns of `rules`.
     pub rules_stride: usize,
@@ -59,7 +61,7 @@ pub fn process_logits(program: &mut ProgramBuilder, inputs: &ProcessLogits) {
 mod tests {
     use super::*;
     use crate::generate::{GenerationOptions, ScoreProcessors};
-    use crate::kernels::row_rules::rules_of;
+    use crate::kernels::ops::row_rules::rows_of;
     use crate::kernels::testing::{Random, gpus, run, upload};
 
     fn options(penalty: f64, ngram: usize, min_new_tokens: usize) -> GenerationOptions {
@@ -89,7 +91,7 @@ mod tests {
         .collect();
         let (rows, vocab, stride) = (rules.len(), 300, 90);
         let state: Vec<[u32; 2]> = [[0, 0], [80, 3], [90, 4]].repeat(rows / 3);
-        let (words, rules_stride) = rules_of(&rules);
+        let (words, rules_stride) = rows_of(&rules);
         for gpu in gpus() {
             let mut random = Random(3);
             let scores: Vec<f32> = random.vec(rows * vocab).iter().map(|v| v * 5.0).collect();

@@ -1,11 +1,13 @@
 //! `embed_patches.wgsl`: class token and position embeddings of the ViT.
 
-use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, Vector, WRITE, params};
+use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, Vector, WRITE, kernels, params};
 
-use super::{groups, word};
+use crate::kernels::{groups, word};
 
-pub(super) static EMBED_PATCHES: Kernel =
-    Kernel::new::<Params>("ops/embed_patches", &[READ, READ, READ, WRITE]);
+kernels! {
+    static EMBED_PATCHES: Kernel =
+        Kernel::new::<Params>("ops/embed_patches", &[READ, READ, READ, WRITE]);
+}
 
 params! {
     struct Params {

@@ -1,14 +1,16 @@
 //! `layer_norm.wgsl`, `layer_norm_vec4.wgsl`: layer normalisation over rows.
 
-use crate::gpu::{Activation, Constants, Kernel, ProgramBuilder, READ, Vector, WRITE, params};
+use crate::gpu::{
+    Activation, Constants, Kernel, ProgramBuilder, READ, Vector, WRITE, kernels, params,
+};
 
-use super::{is_wide, word};
+use crate::kernels::{is_wide, word};
 
-pub(super) static LAYER_NORM: Kernel =
-    Kernel::new::<Params>("ops/layer_norm", &[READ, READ, READ, WRITE]);
-
-pub(super) static LAYER_NORM_VEC4: Kernel =
-    Kernel::new::<Params>("ops/layer_norm_vec4", &[READ, READ, READ, WRITE]);
+kernels! {
+    static LAYER_NORM: Kernel = Kernel::new::<Params>("ops/layer_norm", &[READ, READ, READ, WRITE]);
+    pub(in crate::kernels) static LAYER_NORM_VEC4: Kernel =
+        Kernel::new::<Params>("ops/layer_norm_vec4", &[READ, READ, READ, WRITE]);
+}
 
 /// Weights of a layer norm.
 #[derive(Debug, Clone)]
@@ -33,7 +35,7 @@ const MAX_KEPT: usize = 6;
 
 /// Threads of the `_vec4` kernels of the norms for rows of `width`. A GPU has few rows to work on while it decodes and wants
 /// many threads for each (unmeasured). On llvmpipe as few as can keep the row are the fastest.
-pub(super) fn norm_threads(is_wide: bool, width: usize) -> usize {
+pub(in crate::kernels) fn norm_threads(is_wide: bool, width: usize) -> usize {
     if is_wide {
         MAX_THREADS
     } else {
@@ -46,7 +48,7 @@ pub(super) fn norm_threads(is_wide: bool, width: usize) -> usize {
 const MAX_THREADS: usize = 256;
 
 /// Constants of the `_vec4` kernels of the norms for rows of `width`; `None` if they cannot keep such a row.
-pub(super) fn vec4_constants(width: usize, threads: usize) -> Option<Constants> {
+pub(in crate::kernels) fn vec4_constants(width: usize, threads: usize) -> Option<Constants> {
     let kept = width.div_ceil(4 * threads);
     let fits = width.is_multiple_of(4) && kept <= MAX_KEPT;
     fits.then(|| vec![("WORKGROUP_SIZE", threads as f64), ("KEPT", kept as f64)])

@@ -1,10 +1,13 @@
 //! `log_softmax.wgsl`: logits to log-probabilities.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, kernels, params};
 
-use super::{threads_of_logits, word};
+use crate::kernels::{threads_of_logits, word};
 
-pub(super) static LOG_SOFTMAX: Kernel = Kernel::new::<Params>("ops/log_softmax", &[WRITE, READ]);
+kernels! {
+    pub(in crate::kernels) static LOG_SOFTMAX: Kernel =
+        Kernel::new::<Params>("ops/log_softmax", &[WRITE, READ]);
+}
 
 params! {
     struct Params {
@@ -15,7 +18,7 @@ params! {
 }
 
 /// `logits −= ln Σ exp(logits)` in place, for each row whose `rules` (`[rows, rules_stride]`, see
-/// [`super::write_row_rules`]) work on log-probabilities.
+/// [`super::RowRules`]) work on log-probabilities.
 pub fn log_softmax(
     program: &mut ProgramBuilder,
     logits: &Activation,
@@ -50,7 +53,7 @@ fn record(
 mod tests {
     use super::*;
     use crate::generate::GenerationOptions;
-    use crate::kernels::row_rules::rules_of;
+    use crate::kernels::ops::row_rules::rows_of;
     use crate::kernels::testing::{Random, assert_close, gpus, run, upload};
 
     #[test]
@@ -59,7 +62,7 @@ mod tests {
             num_beams,
             ..Default::default()
         };
-        let (rules, rules_stride) = rules_of(&[3, 1, 2].map(with_beams));
+        let (rules, rules_stride) = rows_of(&[3, 1, 2].map(with_beams));
         for gpu in gpus() {
             let rules = gpu.storage_with("rules", &rules).expect("small");
             let most = gpu.capabilities().invocations;

@@ -1,10 +1,12 @@
 //! `copy_rows.wgsl`: joins and parts the rows of sequences.
 
-use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, kernels, params};
 
-use super::{groups, word};
+use crate::kernels::{groups, word};
 
-pub(super) static COPY_ROWS: Kernel = Kernel::new::<Params>("ops/copy_rows", &[READ, WRITE]);
+kernels! {
+    static COPY_ROWS: Kernel = Kernel::new::<Params>("ops/copy_rows", &[READ, WRITE]);
+}
 
 params! {
     struct Params {

@@ -1,19 +1,17 @@
 //! `embed_tokens.wgsl`: the decoder's input rows.
 
 use crate::gpu::{
-    Activation, GpuError, Kernel, Matrix, Operand, ProgramBuilder, READ, WRITE, params,
+    Activation, GpuError, Kernel, Matrix, Operand, ProgramBuilder, READ, WRITE, kernels, params,
 };
 
-use super::weights::{by_format, of_format};
-use super::{groups, word};
+use crate::kernels::weights::{by_format, of_format};
+use crate::kernels::{groups, word};
 
-/// The kernels for a token embedding in each format.
-pub(super) static KERNELS: [Kernel; 3] = by_format!(
-    Params,
-    "ops",
-    "embed_tokens",
-    &[READ, READ, READ, READ, READ, WRITE]
-);
+kernels! {
+    /// The kernels for a token embedding in each format.
+    static KERNELS: [Kernel; 3] =
+        by_format!(Params, "ops", "embed_tokens", &[READ, READ, READ, READ, READ, WRITE]);
+}
 
 /// Flag of a token that stands for a visual row: `VISUAL | row`.
 pub const VISUAL: u32 = 0x8000_0000;

@@ -1,20 +1,21 @@
 //! `advance.wgsl`: ends a greedy decode step on the GPU.
 
-use crate::gpu::{Kernel, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{Kernel, ProgramBuilder, READ, WRITE, kernels, params};
 
-use super::{Bests, word};
+use super::Bests;
+use crate::kernels::word;
 
-pub(super) static ADVANCE: Kernel = Kernel::new::<Params>(
-    "ops/advance",
-    &[READ, READ, WRITE, WRITE, WRITE, WRITE, WRITE],
-);
+kernels! {
+    static ADVANCE: Kernel =
+        Kernel::new::<Params>("ops/advance", &[READ, READ, WRITE, WRITE, WRITE, WRITE, WRITE]);
+}
 
 /// Buffers that [`advance`] reads and writes; see the shader for their layouts.
 #[derive(Debug)]
 pub struct Advance<'a> {
     /// What [`super::argmax`] found in each row.
     pub bests: &'a Bests,
-    /// Each row's rules ([`super::write_row_rules`]), `[rows, rules_stride]`.
+    /// Each row's rules ([`super::RowRules`]), `[rows, rules_stride]`.
     pub rules: &'a wgpu::Buffer,
     /// Columns of `rules`.
     pub rules_stride: usize,
@@ -73,8 +74,8 @@ mod tests {
     use crate::generate::GenerationOptions;
     use crate::gpu::{ActivationPool, Gpu, Operand};
     use crate::kernels::INACTIVE;
-    use crate::kernels::argmax::Best;
-    use crate::kernels::row_rules::rules_of;
+    use crate::kernels::ops::argmax::Best;
+    use crate::kernels::ops::row_rules::rows_of;
     use crate::kernels::testing::gpus;
 
     fn best(token: u32, value: f32, sum: f32) -> Best {
@@ -102,7 +103,7 @@ mod tests {
                 suppress_tokens: vec![5],
                 ..Default::default()
             };
-            let (rules, rules_stride) = rules_of(&[
+            let (rules, rules_stride) = rows_of(&[
                 options(8, &[2]),
                 options(8, &[2, 9]),
                 options(3, &[]),

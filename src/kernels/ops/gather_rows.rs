@@ -1,11 +1,12 @@
 //! `gather_rows.wgsl`: picks rows of a matrix.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, kernels, params};
 
-use super::{groups, word};
+use crate::kernels::{groups, word};
 
-pub(super) static GATHER_ROWS: Kernel =
-    Kernel::new::<Params>("ops/gather_rows", &[READ, READ, WRITE]);
+kernels! {
+    static GATHER_ROWS: Kernel = Kernel::new::<Params>("ops/gather_rows", &[READ, READ, WRITE]);
+}
 
 params! {
     struct Params {

@@ -1,10 +1,12 @@
 //! `mean_rows.wgsl`: means over the rows of groups.
 
-use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, kernels, params};
 
-use super::{groups, word};
+use crate::kernels::{groups, word};
 
-pub(super) static MEAN_ROWS: Kernel = Kernel::new::<Params>("ops/mean_rows", &[READ, WRITE]);
+kernels! {
+    static MEAN_ROWS: Kernel = Kernel::new::<Params>("ops/mean_rows", &[READ, WRITE]);
+}
 
 params! {
     struct Params {

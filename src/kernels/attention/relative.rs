@@ -1,13 +1,18 @@
 //! `attention_relative.wgsl`: attention with relative position bias over the paged cache, for T5.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, Vector, WRITE, params};
+use crate::gpu::{
+    Activation, Kernel, Operand, ProgramBuilder, READ, Vector, WRITE, kernels, params,
+};
 
-use super::{Heads, KvLayer, Pages, word};
+use super::{Heads, KvLayer, Pages};
+use crate::kernels::word;
 
-pub(super) static ATTENTION_RELATIVE: Kernel = Kernel::new::<Params>(
-    "attention/attention_relative",
-    &[READ, WRITE, WRITE, READ, READ, READ, READ, WRITE],
-);
+kernels! {
+    static ATTENTION_RELATIVE: Kernel = Kernel::new::<Params>(
+        "attention/attention_relative",
+        &[READ, WRITE, WRITE, READ, READ, READ, READ, WRITE],
+    );
+}
 
 /// Which positions of its sequence a row attends to. A sequence holds its prompt first, then the decoded text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,7 +120,7 @@ mod tests {
     use super::*;
     use crate::gpu::Gpu;
     use crate::kernels::INACTIVE;
-    use crate::kernels::store_kv::reference as store_reference;
+    use crate::kernels::attention::store_kv::reference as store_reference;
     use crate::kernels::testing::{Random, assert_close, gpus, run, upload};
 
     const MAX_LENGTH: usize = 90;

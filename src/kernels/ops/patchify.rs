@@ -1,10 +1,12 @@
 //! `patchify.wgsl`: cuts images into patches, so that the patch convolution becomes a matmul.
 
-use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, params, round_up};
+use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, kernels, params, round_up};
 
-use super::{groups, word};
+use crate::kernels::{groups, word};
 
-pub(super) static PATCHIFY: Kernel = Kernel::new::<Params>("ops/patchify", &[READ, WRITE]);
+kernels! {
+    static PATCHIFY: Kernel = Kernel::new::<Params>("ops/patchify", &[READ, WRITE]);
+}
 
 params! {
     struct Params {

@@ -1,19 +1,21 @@
 //! `attention_cached.wgsl`, `attention_cached_vec4.wgsl`: causal attention over the paged KV cache, for prefill and
 //! decode.
 
-use crate::gpu::{Activation, Constants, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{
+    Activation, Constants, Kernel, Operand, ProgramBuilder, READ, WRITE, kernels, params,
+};
 
-use super::{Heads, KvLayer, Pages, is_wide, store_kv, word};
+use super::{Heads, KvLayer, Pages, store_kv};
+use crate::kernels::{is_wide, word};
 
-pub(super) static ATTENTION_CACHED: Kernel = Kernel::new::<Params>(
-    "attention/attention_cached",
-    &[READ, READ, READ, READ, READ, WRITE],
-);
-
-pub(super) static ATTENTION_CACHED_VEC4: Kernel = Kernel::new::<Params>(
-    "attention/attention_cached_vec4",
-    &[READ, WRITE, WRITE, READ, READ, WRITE],
-);
+kernels! {
+    static ATTENTION_CACHED: Kernel =
+        Kernel::new::<Params>("attention/attention_cached", &[READ, READ, READ, READ, READ, WRITE]);
+    pub(in crate::kernels) static ATTENTION_CACHED_VEC4: Kernel = Kernel::new::<Params>(
+        "attention/attention_cached_vec4",
+        &[READ, WRITE, WRITE, READ, READ, WRITE],
+    );
+}
 
 /// One causal attention: each row over positions `0..=position` of its own sequence.
 #[derive(Debug)]
@@ -45,7 +47,7 @@ params! {
 
 /// Groups of 32 threads that share a row and head. A GPU has far more room than decoding has rows and heads (unmeasured);
 /// a prefill has rows enough. On llvmpipe one group is the fastest.
-pub(super) fn groups(is_wide: bool, rows_are_apart: bool) -> u32 {
+pub(in crate::kernels) fn groups(is_wide: bool, rows_are_apart: bool) -> u32 {
     match (is_wide, rows_are_apart) {
         (true, true) => 8,
         (true, false) => 4,
@@ -54,7 +56,7 @@ pub(super) fn groups(is_wide: bool, rows_are_apart: bool) -> u32 {
 }
 
 /// Constants of `attention_cached_vec4`.
-pub(super) fn constants(groups: u32, stores: bool) -> Constants {
+pub(in crate::kernels) fn constants(groups: u32, stores: bool) -> Constants {
     vec![
         ("GROUPS", f64::from(groups)),
         ("WORKGROUP_SIZE", f64::from(32 * groups)),
@@ -118,7 +120,7 @@ mod tests {
     use crate::gpu::Gpu;
     use crate::kernels::INACTIVE;
     use crate::kernels::attention::reference_row;
-    use crate::kernels::store_kv::reference as store_reference;
+    use crate::kernels::attention::store_kv::reference as store_reference;
     use crate::kernels::testing::{Random, assert_close, gpus, run, upload};
 
     const SHAPES: [(usize, usize); 5] = [(80, 2), (12, 3), (64, 1), (126, 2), (2, 1)];

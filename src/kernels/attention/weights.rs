@@ -1,13 +1,14 @@
 //! `attention_weights.wgsl`: how much each row of an attention looks at each key, for showing it.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, kernels, params};
 
-use super::{Attention, CachedAttention, Heads, Pages, View, copy, word};
+use super::{Attention, CachedAttention, Heads, Pages, View};
+use crate::kernels::{copy, word};
 
-pub(super) static ATTENTION_WEIGHTS: Kernel = Kernel::new::<Params>(
-    "attention/attention_weights",
-    &[READ, READ, READ, READ, WRITE],
-);
+kernels! {
+    static ATTENTION_WEIGHTS: Kernel =
+        Kernel::new::<Params>("attention/attention_weights", &[READ, READ, READ, READ, WRITE]);
+}
 
 /// One attention whose weights are wanted: `softmax(q · kᵀ · scale)`.
 #[derive(Debug)]

@@ -1,11 +1,13 @@
 //! `merge_top_k.wgsl`: each row's best candidates, kept while their scores come in tiles.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, kernels, params};
 
-use super::word;
+use crate::kernels::word;
 
-pub(super) static MERGE_TOP_K: Kernel =
-    Kernel::new::<Params>("ops/merge_top_k", &[READ, READ, WRITE]);
+kernels! {
+    pub(in crate::kernels) static MERGE_TOP_K: Kernel =
+        Kernel::new::<Params>("ops/merge_top_k", &[READ, READ, WRITE]);
+}
 
 /// Most candidates a row that [`merge_top_k`] keeps.
 pub const MAX_KEPT: usize = 512;

@@ -1,11 +1,12 @@
 //! `normalize_rows.wgsl`: rows of length one.
 
-use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, kernels, params};
 
-use super::word;
+use crate::kernels::word;
 
-pub(super) static NORMALIZE_ROWS: Kernel =
-    Kernel::new::<Params>("ops/normalize_rows", &[READ, WRITE]);
+kernels! {
+    static NORMALIZE_ROWS: Kernel = Kernel::new::<Params>("ops/normalize_rows", &[READ, WRITE]);
+}
 
 params! {
     struct Params {

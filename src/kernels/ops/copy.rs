@@ -1,10 +1,12 @@
 //! `copy.wgsl`: keeps a stage of a program.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, kernels, params};
 
-use super::{groups, word};
+use crate::kernels::{groups, word};
 
-pub(super) static COPY: Kernel = Kernel::new::<Params>("ops/copy", &[READ, WRITE]);
+kernels! {
+    static COPY: Kernel = Kernel::new::<Params>("ops/copy", &[READ, WRITE]);
+}
 
 /// Workgroups in a row of the grid: keeps both dimensions below the limit of 65535.
 const GROUPS_PER_ROW: usize = 1024;

@@ -1,11 +1,13 @@
 //! `store_kv.wgsl`: writes new tokens' keys and values into the paged cache.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, kernels, params};
 
-use super::word;
+use crate::kernels::word;
 
-pub(super) static STORE_KV: Kernel =
-    Kernel::new::<Params>("attention/store_kv", &[READ, WRITE, WRITE, READ, READ]);
+kernels! {
+    static STORE_KV: Kernel =
+        Kernel::new::<Params>("attention/store_kv", &[READ, WRITE, WRITE, READ, READ]);
+}
 
 /// One layer's cache.
 #[derive(Debug, Clone)]
@@ -19,7 +21,7 @@ pub struct KvLayer {
 /// Where rows stand in their sequences, and where those sequences' cache rows are.
 #[derive(Debug, Clone)]
 pub struct Pages {
-    /// `(sequence, position)` of each row, u32; position [`super::INACTIVE`] for a row that holds nothing.
+    /// `(sequence, position)` of each row, u32; position [`crate::kernels::INACTIVE`] for a row that holds nothing.
     pub row_info: wgpu::Buffer,
     /// Physical cache row of `(sequence, position)`, u32 `[sequences, max_length]`.
     pub page_table: wgpu::Buffer,
@@ -96,7 +98,7 @@ pub(super) fn reference(
     cache: &mut [f32],
 ) {
     for (row, &[sequence, position]) in row_info.iter().enumerate() {
-        if position == super::INACTIVE {
+        if position == crate::kernels::INACTIVE {
             continue;
         }
         let physical = page_table[sequence as usize * max_length + position as usize] as usize;

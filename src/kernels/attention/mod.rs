@@ -1,44 +1,44 @@
 //! `attention.wgsl`, `attention_tile.wgsl`, `attention_flash.wgsl`, `attention_cooperative.wgsl`: softmax attention over all keys of a batch item: the ViT's and the
 //! Q-Former's.
 
+pub(super) mod cached;
+mod relative;
+mod store_kv;
+mod weights;
+
 use crate::gpu::{
-    Activation, Capabilities, Constants, Gpu, Kernel, Operand, ProgramBuilder, READ, WRITE, params,
+    Activation, Capabilities, Constants, Gpu, Kernel, Operand, ProgramBuilder, READ, WRITE,
+    kernels, params,
 };
 
-use super::self_check::{Check, finding, is_wrong, scattered};
-use super::{NARROW_LANES, groups, word};
+use crate::kernels::self_check::{Check, finding, is_wrong, scattered};
+use crate::kernels::{NARROW_LANES, groups, word};
 
-static ATTENTION: Kernel =
-    Kernel::new::<Params>("attention/attention", &[READ, READ, READ, READ, WRITE]);
+pub use cached::{CachedAttention, attention_cached};
+pub use relative::{RelativeAttention, RelativeBias, Span, attention_relative};
+pub use store_kv::{KvLayer, Pages, store_cross_kv, store_kv};
+pub use weights::{AttentionWeights, attention_weights, tap_attention, tap_attention_cached};
 
-static ATTENTION_TILE: Kernel =
-    Kernel::new::<Params>("attention/attention_tile", &[READ, READ, READ, READ, WRITE]);
-
-static ATTENTION_FLASH: Kernel = Kernel::new::<Params>(
-    "attention/attention_flash",
-    &[READ, READ, READ, READ, WRITE],
-);
+kernels! {
+    static ATTENTION: Kernel =
+        Kernel::new::<Params>("attention/attention", &[READ, READ, READ, READ, WRITE]);
+    static ATTENTION_TILE: Kernel =
+        Kernel::new::<Params>("attention/attention_tile", &[READ, READ, READ, READ, WRITE]);
+    static ATTENTION_FLASH: Kernel =
+        Kernel::new::<Params>("attention/attention_flash", &[READ, READ, READ, READ, WRITE]);
+}
 
 const ATTENTION_COOPERATIVE: Kernel = Kernel::new::<Params>(
     "attention/attention_cooperative",
     &[READ, READ, READ, READ, WRITE],
 );
 
-static ATTENTION_COOPERATIVE_16: Kernel =
-    ATTENTION_COOPERATIVE.named("attention_cooperative_16", &[("size", "16")]);
-
-static ATTENTION_COOPERATIVE_8: Kernel =
-    ATTENTION_COOPERATIVE.named("attention_cooperative_8", &[("size", "8")]);
-
-/// All of them.
-#[cfg(test)]
-pub(super) static KERNELS: &[&Kernel] = &[
-    &ATTENTION,
-    &ATTENTION_TILE,
-    &ATTENTION_FLASH,
-    &ATTENTION_COOPERATIVE_16,
-    &ATTENTION_COOPERATIVE_8,
-];
+kernels! {
+    static ATTENTION_COOPERATIVE_16: Kernel =
+        ATTENTION_COOPERATIVE.named("attention_cooperative_16", &[("size", "16")]);
+    static ATTENTION_COOPERATIVE_8: Kernel =
+        ATTENTION_COOPERATIVE.named("attention_cooperative_8", &[("size", "8")]);
+}
 
 /// Kernels for attention. A workgroup has 32 queries of a head, or as many as are said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

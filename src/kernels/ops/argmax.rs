@@ -1,10 +1,12 @@
 //! `argmax.wgsl`: the most likely token of each part of each row, with what its probability needs.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, kernels, params};
 
-use super::{is_wide, word};
+use crate::kernels::{is_wide, word};
 
-pub(super) static ARGMAX: Kernel = Kernel::new::<Params>("ops/argmax", &[READ, WRITE]);
+kernels! {
+    static ARGMAX: Kernel = Kernel::new::<Params>("ops/argmax", &[READ, WRITE]);
+}
 
 /// What [`argmax`] finds: the best token of each part of each row, which [`super::advance`] puts together.
 #[derive(Debug)]

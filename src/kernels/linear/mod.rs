@@ -1,5 +1,5 @@
-//! Linear layers. Bias, activation and residual are fused. The kernels: `linear/variant.rs`; which of them is right on
-//! this device: `linear/check.rs`; which is fastest for a shape: `linear/tune.rs`.
+//! Linear layers. Bias, activation and residual are fused. The kernels: `variant.rs`; which of them is right on
+//! this device: `check.rs`; which is fastest for a shape: `tune.rs`.
 
 mod check;
 mod cooperative;
@@ -18,10 +18,8 @@ pub(crate) use check::checks;
 #[cfg(test)]
 pub(crate) use check::{CHECKED_ROWS, usable};
 pub use cooperative::CooperativeTile;
-pub(crate) use passes::{ADD_RANGES, ROUND_TO_F16};
+pub(super) use passes::{ADD_RANGES, ROUND_TO_F16};
 pub use tune::{chosen, tune};
-#[cfg(test)]
-pub(crate) use variant::KERNELS;
 pub(crate) use variant::NARROW_LANES;
 pub use variant::{LinearVariant, candidates};
 

@@ -1,11 +1,12 @@
 //! `max_over_queries.wgsl`: the score of an image and a text is that of the image's best query.
 
-use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, kernels, params};
 
-use super::{groups, word};
+use crate::kernels::{groups, word};
 
-pub(super) static MAX_OVER_QUERIES: Kernel =
-    Kernel::new::<Params>("ops/max_over_queries", &[READ, WRITE]);
+kernels! {
+    static MAX_OVER_QUERIES: Kernel = Kernel::new::<Params>("ops/max_over_queries", &[READ, WRITE]);
+}
 
 params! {
     struct Params {

@@ -1,14 +1,15 @@
 //! `rms_norm.wgsl`, `rms_norm_vec4.wgsl`: root-mean-square normalisation over rows.
 
-use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, Vector, WRITE, params};
+use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, Vector, WRITE, kernels, params};
 
 use super::layer_norm::{norm_threads, vec4_constants};
-use super::{is_wide, word};
+use crate::kernels::{is_wide, word};
 
-pub(super) static RMS_NORM: Kernel = Kernel::new::<Params>("ops/rms_norm", &[READ, READ, WRITE]);
-
-pub(super) static RMS_NORM_VEC4: Kernel =
-    Kernel::new::<Params>("ops/rms_norm_vec4", &[READ, READ, WRITE]);
+kernels! {
+    static RMS_NORM: Kernel = Kernel::new::<Params>("ops/rms_norm", &[READ, READ, WRITE]);
+    pub(in crate::kernels) static RMS_NORM_VEC4: Kernel =
+        Kernel::new::<Params>("ops/rms_norm_vec4", &[READ, READ, WRITE]);
+}
 
 /// Weights of an RMS norm.
 #[derive(Debug, Clone)]

@@ -1,11 +1,13 @@
 //! `gate.wgsl`: the gate of a gated feed-forward block.
 
-use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, kernels, params};
 
-use super::linear::Activate;
-use super::{groups, word};
+use crate::kernels::Activate;
+use crate::kernels::{groups, word};
 
-pub(super) static GATE: Kernel = Kernel::new::<Params>("ops/gate", &[READ, WRITE]);
+kernels! {
+    static GATE: Kernel = Kernel::new::<Params>("ops/gate", &[READ, WRITE]);
+}
 
 params! {
     struct Params {

@@ -1,10 +1,13 @@
 //! `top_k.wgsl`: each row's best tokens.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, kernels, params};
 
-use super::{threads_of_logits, word};
+use crate::kernels::{threads_of_logits, word};
 
-pub(super) static TOP_K: Kernel = Kernel::new::<Params>("ops/top_k", &[READ, WRITE, WRITE]);
+kernels! {
+    pub(in crate::kernels) static TOP_K: Kernel =
+        Kernel::new::<Params>("ops/top_k", &[READ, WRITE, WRITE]);
+}
 
 /// Most tokens a row that [`top_k`] gives.
 pub const MAX_TOP_K: usize = 256;

@@ -1,0 +1,41 @@
+//! Kernels that have no variants: one file an operation, with its launch, its plain-Rust twin and its test.
+
+mod advance;
+mod argmax;
+mod copy;
+mod copy_rows;
+mod embed_patches;
+mod embed_tokens;
+mod gate;
+mod gather_rows;
+pub(super) mod layer_norm;
+pub(super) mod log_softmax;
+mod max_over_queries;
+mod mean_rows;
+mod merge_top_k;
+mod normalize_rows;
+mod patchify;
+mod process_logits;
+pub(super) mod rms_norm;
+mod row_rules;
+pub(super) mod top_k;
+
+pub use advance::{Advance, advance};
+pub use argmax::{Bests, argmax};
+pub use copy::{copy, tap};
+pub use copy_rows::{GroupRows, copy_rows, join_rows, rows_of_groups};
+pub use embed_patches::embed_patches;
+pub use embed_tokens::{EmbedTokens, INACTIVE, Positions, VISUAL, embed_tokens};
+pub use gate::gate;
+pub use gather_rows::gather_rows;
+pub use layer_norm::{LayerNorm, layer_norm};
+pub use log_softmax::log_softmax;
+pub use max_over_queries::max_over_queries;
+pub use mean_rows::mean_rows;
+pub use merge_top_k::{Candidate, MAX_KEPT, NO_CANDIDATE, merge_top_k};
+pub use normalize_rows::normalize_rows;
+pub use patchify::{patch_columns, patchify};
+pub use process_logits::{ProcessLogits, process_logits};
+pub use rms_norm::{RmsNorm, rms_norm};
+pub use row_rules::RowRules;
+pub use top_k::{MAX_TOP_K, top_k};

@@ -106,3 +106,36 @@ fn count_together(requests: &[Request<'_>]) -> usize {
     });
     small.count()
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gpu::{Vector, WeightBuffer};
+    use crate::weights::upload::VectorRequest;
+
+    use super::*;
+
+    /// As many as fit, and at least one however large it is.
+    #[test]
+    fn weights_are_filled_some_at_a_time() {
+        let request = |bytes| {
+            Request::Vector(VectorRequest {
+                label: String::new(),
+                weights: Vec::new(),
+                change: None,
+                vector: Vector {
+                    buffer: WeightBuffer::planned(bytes, None),
+                    len: 0,
+                },
+            })
+        };
+        let counted = |sizes: &[u64]| {
+            let requests: Vec<Request> = sizes.iter().copied().map(request).collect();
+            count_together(&requests)
+        };
+        assert_eq!(counted(&[TOGETHER, 16]), 1);
+        assert_eq!(counted(&[2 * TOGETHER]), 1);
+        assert_eq!(counted(&[TOGETHER - 16, 16, 16]), 2);
+        assert_eq!(counted(&[16, 2 * TOGETHER, 16]), 2);
+        assert_eq!(counted(&[16, 16, 16]), 3);
+    }
+}

@@ -9,22 +9,24 @@ use crate::task::{CheckpointFiles, CheckpointParts};
 use super::hub::resolve;
 use super::output::Output;
 
+/// Where the help lists these flags.
+const HEADING: &str = "Parts that a .pth file lacks";
+
 /// What a checkpoint file lacks.
 #[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "Parts that a .pth file lacks")]
 pub struct Parts {
     /// The vision transformer: LAVIS's eva_vit_g.pth
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = HEADING, value_name = "FILE")]
     vit: Option<PathBuf>,
     /// The language model: a Hugging Face folder, or a name on the hub such as facebook/opt-2.7b
-    #[arg(long, global = true, value_name = "DIR|NAME")]
+    #[arg(long, global = true, help_heading = HEADING, value_name = "DIR|NAME")]
     llm: Option<PathBuf>,
     /// The model's config.json (Hugging Face's) where the sizes are not a published model's
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = HEADING, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Folder with the tokenizer where none lies beside the file or, for a generative model, in
     /// --llm
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, help_heading = HEADING, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
 }
 

@@ -201,7 +201,7 @@ fn sizes_that_do_not_fit_are_named() {
 #[test]
 fn t5_is_configured_as_lavis_runs_it() {
     let llm = json!({"model_type": "t5", "d_model": 2048, "eos_token_id": 1, "pad_token_id": 0,
-        "decoder_start_token_id": 0, "dense_act_fn": "gelu_new"});
+        "decoder_start_token_id": 0, "dense_act_fn": "gelu_new", "feed_forward_proj": "gated-gelu"});
     let options = CheckpointParts::default();
     let (config, _) =
         decide_with(Task::Generation, &views(257, 2048), Some(llm), &options).unwrap();

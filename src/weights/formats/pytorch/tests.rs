@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use rawzip::ZipArchiveWriter;
 
 use super::*;
-use crate::weights::{Checkpoint, TensorView};
+use crate::weights::{Checkpoint, Format, TensorView};
 use safetensors::Dtype;
 
 /// Files that torch.save wrote; `weights-tools/make_pytorch_fixtures.py` says what is in them.
@@ -82,6 +82,25 @@ fn every_element_type_and_view_is_read_from_both_formats() {
             assert_eq!(view.strides.is_some(), strided, "{name}");
         }
     }
+}
+
+/// Values that do not lie in row-major order are converted as if they did, whole or some rows at a time.
+#[test]
+fn weights_are_converted_whatever_their_strides() {
+    let checkpoint = Checkpoint::open(fixture("zip.pth")).unwrap();
+    let expected: Vec<f32> = (-3..9).map(|value| value as f32).collect();
+    let weight = checkpoint.weight("transposed", &[4, 3]).unwrap();
+    assert_eq!(weight.to_f32().unwrap(), expected);
+    assert_eq!(weight.stored_bytes(), 12 * 4);
+    let mut halves = [0xff; 2 * 4 * 2];
+    weight
+        .write_rows(1..3, Format::F16, &mut halves, 4)
+        .unwrap();
+    let halves = halves
+        .chunks(2)
+        .map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32());
+    let rows = [0.0, 1.0, 2.0, 0.0, 3.0, 4.0, 5.0, 0.0];
+    assert!(halves.eq(rows), "padded with zeros");
 }
 
 #[test]

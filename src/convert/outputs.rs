@@ -3,37 +3,36 @@
 use safetensors::Dtype;
 
 use crate::gpu::WeightFormat;
-use crate::weights::{Format, Part, SCALES, TensorSpec, TensorView, Weight, format_of};
+use crate::weights::{Format, SCALES, TensorSpec, Weight, format_of};
 
 use super::error::ConvertError;
 
 /// A tensor of the result.
-#[derive(Debug)]
-pub struct Output<'a> {
+pub struct Output<'t> {
     /// Name in the result.
     pub name: String,
     /// Element type in the result.
     pub dtype: Dtype,
     /// Dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// What it is made of, one after the other.
-    pub pieces: Vec<Piece<'a>>,
+    /// The model's tensor that it is, or is half of.
+    pub weight: &'t Weight<'t>,
+    /// What of it is stored.
+    pub encoding: Encoding,
 }
 
-/// Consecutive elements of an [`Output`].
-#[derive(Clone, Copy, Debug)]
-pub enum Piece<'a> {
-    /// A stored tensor.
-    Stored(TensorView<'a>),
-    /// So many zeros.
-    Zeros(usize),
-    /// A matrix's values as [`crate::weights::quantise`] has them.
-    QuantisedValues(TensorView<'a>, WeightFormat),
-    /// Their scales.
-    Scales(TensorView<'a>, WeightFormat),
+/// What of a tensor is stored.
+#[derive(Clone, Copy)]
+pub enum Encoding {
+    /// Its elements.
+    Plain,
+    /// Their values as [`crate::weights::quantise`] has them.
+    Values(WeightFormat),
+    /// The scales of these values.
+    Scales(WeightFormat),
 }
 
-impl<'a> Output<'a> {
+impl<'t> Output<'t> {
     /// Bytes in the result.
     pub fn bytes(&self) -> u64 {
         let elements: u64 = self.shape.iter().map(|&size| size as u64).product();
@@ -42,20 +41,16 @@ impl<'a> Output<'a> {
 
     /// The tensor `spec`, stored as `weight`, in `format`; without one as it is stored, or f32
     /// where its parts differ.
-    fn new(
+    fn plain(
         spec: &TensorSpec,
-        weight: &Weight<'a>,
+        weight: &'t Weight<'t>,
         format: Option<Format>,
     ) -> Result<Self, ConvertError> {
-        let piece = |part: &Part<'a>| match part {
-            Part::Stored { view, .. } => Ok(Piece::Stored(*view)),
-            Part::Zeros(count) => Ok(Piece::Zeros(*count)),
-            Part::Quantised(tensor) => Err(tensor.values.bad_type()),
-        };
-        let pieces: Vec<Piece> = weight.parts().iter().map(piece).collect::<Result<_, _>>()?;
+        if let Some(stored) = weight.quantised() {
+            return Err(stored.values.bad_type().into());
+        }
         let mut dtypes = weight.views().map(|view| view.dtype);
-        let first = dtypes.next();
-        let dtype = match (format, first) {
+        let dtype = match (format, dtypes.next()) {
             (Some(Format::F16), _) => Dtype::F16,
             (None, Some(first)) if dtypes.all(|dtype| dtype == first) => first,
             _ => Dtype::F32,
@@ -64,36 +59,35 @@ impl<'a> Output<'a> {
             name: spec.name.clone(),
             dtype,
             shape: spec.shape.clone(),
-            pieces,
+            weight,
+            encoding: Encoding::Plain,
         })
     }
 
     /// The tensor as two, values and scales in blocks of small integers, where it is a matrix that
     /// `asked` is for.
     fn in_blocks(self, spec: &TensorSpec, asked: WeightFormat) -> Vec<Self> {
-        let (&[rows, columns], &[Piece::Stored(view)]) =
-            (self.shape.as_slice(), self.pieces.as_slice())
-        else {
-            return vec![self];
-        };
         let format = format_of(spec, asked);
         let dtype = match format {
             WeightFormat::F16 => return vec![self],
             WeightFormat::Q8 => Dtype::I8,
             WeightFormat::Q4 => Dtype::U8,
         };
+        let [rows, columns] = self.weight.matrix();
         vec![
             Self {
                 name: format!("{}{SCALES}", self.name),
                 dtype: Dtype::F16,
                 shape: vec![rows, format.row_scales(columns)],
-                pieces: vec![Piece::Scales(view, format)],
+                encoding: Encoding::Scales(format),
+                ..self
             },
             Self {
                 name: self.name,
                 dtype,
                 shape: vec![rows, format.row_bytes(columns)],
-                pieces: vec![Piece::QuantisedValues(view, format)],
+                encoding: Encoding::Values(format),
+                ..self
             },
         ]
     }
@@ -103,23 +97,23 @@ impl<'a> Output<'a> {
 ///
 /// # Errors
 /// A tensor that is stored quantised.
-pub fn outputs<'a>(
-    tensors: &[(TensorSpec, Weight<'a>)],
+pub fn outputs<'t>(
+    tensors: &'t [(TensorSpec, Weight<'t>)],
     format: Option<Format>,
-) -> Result<Vec<Output<'a>>, ConvertError> {
+) -> Result<Vec<Output<'t>>, ConvertError> {
     let tensors = tensors.iter();
     tensors
-        .map(|(spec, weight)| Output::new(spec, weight, format))
+        .map(|(spec, weight)| Output::plain(spec, weight, format))
         .collect()
 }
 
 /// `outputs`, which are those of `tensors`, with the matrices that `asked` is for in blocks of
 /// small integers.
-pub fn quantised<'a>(
-    outputs: Vec<Output<'a>>,
-    tensors: &[(TensorSpec, Weight<'a>)],
+pub fn quantised<'t>(
+    outputs: Vec<Output<'t>>,
+    tensors: &[(TensorSpec, Weight<'_>)],
     asked: WeightFormat,
-) -> Vec<Output<'a>> {
+) -> Vec<Output<'t>> {
     let outputs = outputs.into_iter().zip(tensors);
     outputs
         .flat_map(|(output, (spec, _))| output.in_blocks(spec, asked))

@@ -5,19 +5,20 @@ use std::fs::{File, TryLockError};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use crate::platform::parallel::*;
 use half::f16;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use crate::gpu::{QUANT_BLOCK, WeightFormat};
-use crate::weights::{Format, SourceFormat, TensorView, convert_elements, quantise};
+use crate::gpu::WeightFormat;
+use crate::weights::{Format, Part, Weight};
 
 use super::error::ConvertError;
-use super::outputs::{Output, Piece};
+use super::outputs::{Encoding, Output};
 
 /// Bytes of a stored tensor handled at a time. A multiple of every element size.
 const CHUNK: usize = 4 << 20;
+/// Elements converted at a time.
+const STEP: usize = CHUNK / 8;
 
 /// Refuses an `out` that is there already.
 pub fn check_absent(out: &Path) -> Result<(), ConvertError> {
@@ -227,7 +228,7 @@ pub fn weights(
 }
 
 /// Consecutive tensors of at most `shard_bytes` together; a larger one is alone.
-fn split<'t, 'a>(tensors: &'t [Output<'a>], shard_bytes: u64) -> Vec<Vec<&'t Output<'a>>> {
+fn split<'o, 't>(tensors: &'o [Output<'t>], shard_bytes: u64) -> Vec<Vec<&'o Output<'t>>> {
     let mut shards = vec![Vec::new()];
     let mut size = 0;
     for tensor in tensors {
@@ -275,12 +276,10 @@ fn shard(
         .map_err(write_error)?;
     file.write_all(header.as_bytes()).map_err(write_error)?;
     for tensor in tensors {
-        for piece in &tensor.pieces {
-            each_chunk(piece, tensor.dtype, &mut |bytes| {
-                advance(bytes.len() as u64);
-                file.write_all(bytes).map_err(write_error)
-            })?;
-        }
+        each_chunk(tensor, &mut |bytes| {
+            advance(bytes.len() as u64);
+            file.write_all(bytes).map_err(write_error)
+        })?;
     }
     let file = file
         .into_inner()
@@ -288,106 +287,78 @@ fn shard(
     file.sync_all().map_err(write_error)
 }
 
-/// The elements of a piece in the type of the result, a few megabytes at a time.
-fn each_chunk(
-    piece: &Piece,
-    dtype: Dtype,
-    write: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
-) -> Result<(), ConvertError> {
-    let size = dtype.bitsize() / 8;
-    match piece {
-        Piece::Zeros(count) => {
-            let zeros = vec![0; CHUNK.min(count * size)];
-            let mut left = count * size;
-            while left > 0 {
-                let length = left.min(CHUNK);
-                write(&zeros[..length])?;
-                left -= length;
-            }
-            Ok(())
+/// What takes the bytes of a tensor.
+type Sink<'a> = dyn FnMut(&[u8]) -> Result<(), ConvertError> + 'a;
+
+/// The bytes of a tensor in the result, a few megabytes at a time.
+fn each_chunk(tensor: &Output, write: &mut Sink<'_>) -> Result<(), ConvertError> {
+    match tensor.encoding {
+        Encoding::Plain => each_plain(tensor.weight, tensor.dtype, write),
+        Encoding::Values(format) => {
+            each_quantised(tensor.weight, format, |values, _| write(values))
         }
-        Piece::QuantisedValues(view, format) => {
-            each_quantised(view, *format, |values, _| write(values))
-        }
-        Piece::Scales(view, format) => each_quantised(view, *format, |_, scales| {
+        Encoding::Scales(format) => each_quantised(tensor.weight, format, |_, scales| {
             let bytes: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
             write(&bytes)
         }),
-        // As it lies in the file: nothing is copied.
-        Piece::Stored(view) if view.dtype == dtype && view.strides.is_none() => {
-            view.bytes.chunks(CHUNK).try_for_each(write)
-        }
-        Piece::Stored(view) => {
-            let count = view.elements();
-            let step = CHUNK / 8;
-            let mut stored = vec![0; step.min(count) * (view.dtype.bitsize() / 8)];
-            let mut converted = vec![0; step.min(count) * size];
-            for start in (0..count).step_by(step) {
-                let length = step.min(count - start);
-                let stored = &mut stored[..length * (view.dtype.bitsize() / 8)];
-                view.copy(start, stored);
-                if view.dtype == dtype {
-                    write(stored)?;
-                    continue;
-                }
-                let converted = &mut converted[..length * size];
-                convert_chunk(view, start, stored, dtype, converted)?;
-                write(converted)?;
-            }
-            Ok(())
-        }
     }
 }
 
-/// Quantises a matrix some rows at a time and hands on values and scales.
-fn each_quantised(
-    view: &TensorView,
-    format: WeightFormat,
-    mut write: impl FnMut(&[u8], &[f16]) -> Result<(), ConvertError>,
-) -> Result<(), ConvertError> {
-    let count = view.elements();
-    let step = CHUNK / 8; // whole blocks
-    for start in (0..count).step_by(step) {
-        let length = step.min(count - start);
-        let mut stored = vec![0; length * (view.dtype.bitsize() / 8)];
-        view.copy(start, &mut stored);
-        let mut bytes = vec![0; length * 2];
-        convert_chunk(view, start, &stored, Dtype::F16, &mut bytes)?;
-        let halves: Vec<f16> = bytes
-            .chunks_exact(2)
-            .map(|b| f16::from_le_bytes([b[0], b[1]]))
-            .collect();
-        let mut values = vec![0; format.row_bytes(length)];
-        let mut scales = vec![f16::ZERO; format.row_scales(length)];
-        let rows = length
-            .div_ceil(crate::platform::threads())
-            .next_multiple_of(QUANT_BLOCK);
-        halves
-            .par_chunks(rows)
-            .zip(values.par_chunks_mut(format.row_bytes(rows)))
-            .zip(scales.par_chunks_mut(format.row_scales(rows)))
-            .for_each(|((halves, values), scales)| quantise(format, halves, values, scales));
-        write(&values, &scales)?;
-    }
-    Ok(())
-}
-
-/// Converts elements of `view` from `start` on to F16 or F32.
-fn convert_chunk(
-    view: &TensorView,
-    start: usize,
-    stored: &[u8],
-    dtype: Dtype,
-    converted: &mut [u8],
-) -> Result<(), ConvertError> {
+/// The elements of a tensor in the type of the result.
+fn each_plain(weight: &Weight, dtype: Dtype, write: &mut Sink<'_>) -> Result<(), ConvertError> {
     let format = if dtype == Dtype::F16 {
         Format::F16
     } else {
         Format::F32
     };
-    let Some(source) = SourceFormat::of(view.dtype) else {
-        return Err(view.bad_type().into());
-    };
-    convert_elements(source, stored, format, converted)
-        .map_err(|bad| view.bad_value(start, bad).into())
+    let size = dtype.bitsize() / 8;
+    let mut buffer = Vec::new();
+    let mut first = 0;
+    for part in weight.parts() {
+        let count = part.elements();
+        let stored = match part {
+            Part::Stored { view, .. } if view.dtype == dtype => Some(view),
+            _ => None,
+        };
+        // As it lies in the file: nothing is copied.
+        if let Some(bytes) = stored.and_then(|view| view.row_major(0..count)) {
+            bytes.chunks(CHUNK).try_for_each(&mut *write)?;
+            first += count;
+            continue;
+        }
+        for start in (0..count).step_by(STEP) {
+            let length = STEP.min(count - start);
+            buffer.clear();
+            buffer.resize(length * size, 0);
+            match (stored, part) {
+                (Some(view), _) => view.copy(start, &mut buffer),
+                (None, Part::Zeros(_)) => {}
+                (None, _) => {
+                    let start = first + start;
+                    weight.write_elements(start..start + length, format, &mut buffer)?;
+                }
+            }
+            write(&buffer)?;
+        }
+        first += count;
+    }
+    Ok(())
+}
+
+/// Quantises a matrix some rows at a time and hands on values and scales.
+fn each_quantised(
+    weight: &Weight,
+    format: WeightFormat,
+    mut write: impl FnMut(&[u8], &[f16]) -> Result<(), ConvertError>,
+) -> Result<(), ConvertError> {
+    let [rows, columns] = weight.matrix();
+    let step = (STEP / columns.max(1)).max(1);
+    for first in (0..rows).step_by(step) {
+        let here = first..rows.min(first + step);
+        let mut values = vec![0; here.len() * format.row_bytes(columns)];
+        let mut scales = vec![f16::ZERO; here.len() * format.row_scales(columns)];
+        weight.quantise_rows(here, format, &mut values, &mut scales)?;
+        write(&values, &scales)?;
+    }
+    Ok(())
 }

@@ -38,7 +38,7 @@ impl<'a> TensorView<'a> {
     }
 
     /// The bytes of a range of elements, where they lie one after another.
-    pub(super) fn row_major(&self, elements: Range<usize>) -> Option<&'a [u8]> {
+    pub fn row_major(&self, elements: Range<usize>) -> Option<&'a [u8]> {
         let size = self.dtype.bitsize() / 8;
         match self.strides {
             None => self.bytes.get(elements.start * size..elements.end * size),

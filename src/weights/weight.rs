@@ -44,7 +44,8 @@ pub enum Part<'a> {
 }
 
 impl Part<'_> {
-    fn elements(&self) -> usize {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
         match self {
             Part::Stored { view, .. } => view.elements(),
             Part::Zeros(count) => *count,
@@ -249,8 +250,12 @@ impl<'a> Weight<'a> {
                 Ok(())
             })
     }
+
     /// Converts the elements of a flat range, part by part, into `target`, which they fill.
-    fn write_elements(
+    ///
+    /// # Errors
+    /// As [`Weight::write_rows`].
+    pub(crate) fn write_elements(
         &self,
         range: Range<usize>,
         format: Format,

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
 
 use super::datasets::id_in_name;
 use super::{EvalError, Id};
@@ -11,7 +12,7 @@ use super::{EvalError, Id};
 pub struct ImageFolder {
     folder: PathBuf,
     /// Files by the id in their name; made when first needed, for the folder may be large.
-    by_id: Option<HashMap<Id, Vec<PathBuf>>>,
+    by_id: OnceLock<HashMap<Id, Vec<PathBuf>>>,
 }
 
 impl ImageFolder {
@@ -23,12 +24,9 @@ impl ImageFolder {
         match std::fs::read_dir(folder) {
             Ok(_) => Ok(Self {
                 folder: folder.into(),
-                by_id: None,
+                by_id: OnceLock::new(),
             }),
-            Err(cause) => Err(EvalError::Read {
-                file: folder.into(),
-                cause,
-            }),
+            Err(cause) => Err(EvalError::read(folder)(cause)),
         }
     }
 
@@ -39,12 +37,7 @@ impl ImageFolder {
     ///
     /// # Errors
     /// No such file, one outside the folder, or two with the id. The error names `listed_in` and the id.
-    pub fn find(
-        &mut self,
-        paths: &[String],
-        id: &Id,
-        listed_in: &Path,
-    ) -> Result<PathBuf, EvalError> {
+    pub fn find(&self, paths: &[String], id: &Id, listed_in: &Path) -> Result<PathBuf, EvalError> {
         let mut outside = None;
         for path in paths {
             let parts: Vec<&str> = path.split('/').collect();
@@ -69,9 +62,12 @@ impl ImageFolder {
                 self.folder.display()
             )));
         }
-        let files = match &mut self.by_id {
+        let files = match self.by_id.get() {
             Some(files) => files,
-            none => none.insert(index(&self.folder)?),
+            None => {
+                let files = index(&self.folder)?;
+                self.by_id.get_or_init(|| files)
+            }
         };
         match files.get(id).map(Vec::as_slice) {
             Some([file]) => Ok(file.clone()),

@@ -26,7 +26,7 @@ pub use predictions::{Predictions, ResultFields, Shard, write_whole};
 pub use ptb::tokenize;
 pub use questions::{ListedQuestion, QuestionData};
 pub use recall::{DirectionRecall, RECALL_AT, RetrievalScores, retrieval_ceiling, score_retrieval};
-pub use report::{Case, Figure, Report, thumbnail};
+pub use report::{Figure, Report, ReportItem, thumbnail};
 pub use results::{Joined, Results};
 pub use scenes::{Object, Scene, read_scenes};
 pub use score_matrix::ScoreMatrix;

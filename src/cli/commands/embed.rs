@@ -113,9 +113,7 @@ enum TextKind {
 
 /// Writes the file; `false` if any image or text failed.
 pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
-    // Wrong usage comes before anything a file could fail with.
-    shared.checkpoint()?;
-    shared.gpu_options()?;
+    shared.check()?;
     match &args.what {
         What::Image(args) => images(shared, args, output).await,
         What::Text(args) => texts(shared, args, output).await,

@@ -42,9 +42,7 @@ pub struct Args {
 
 /// Scores all pairs; `false` if any image or text failed.
 pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
-    // Wrong usage comes before anything a file could fail with.
-    shared.checkpoint()?;
-    shared.gpu_options()?;
+    shared.check()?;
     let mut all_done = true;
     let mut texts = args.text.clone();
     if let Some(file) = &args.texts {

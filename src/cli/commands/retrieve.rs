@@ -74,9 +74,7 @@ impl From<DirectionArg> for Direction {
 
 /// Searches; `false` if any image or text failed.
 pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
-    // Wrong usage comes before anything a file could fail with.
-    shared.checkpoint()?;
-    shared.gpu_options()?;
+    shared.check()?;
     let (texts, mut all_done) = texts_of(&args.texts, output);
     let (inputs, errors) = expand(&args.images);
     errors.iter().for_each(|error| output.error(error));

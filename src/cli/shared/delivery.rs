@@ -13,6 +13,7 @@ use crate::Error;
 use super::in_order::InOrder;
 use super::output::{ItemsBar, Output};
 use super::results::{ResultsError, ResultsFile, Sidecars};
+use super::run::Kind;
 
 /// A finished item as it is shown and kept.
 #[derive(Debug, Clone)]
@@ -173,19 +174,10 @@ impl<'a> Delivery<'a> {
     }
 }
 
-/// What the items of a command are called.
-#[derive(Debug, Clone, Copy)]
-pub struct Kind {
-    pub item: &'static str,
-    pub items: &'static str,
-    /// What is done with them.
-    pub finished: &'static str,
-}
-
 /// What a run did; its text is a line.
 #[derive(Debug, Clone, Copy)]
 pub struct Summary {
-    pub kind: Kind,
+    pub kind: &'static Kind,
     pub finished: usize,
     pub seconds: f64,
     /// Items whose results are all there from an earlier run.
@@ -197,7 +189,7 @@ pub struct Summary {
 
 impl Summary {
     /// Before anything is done.
-    pub fn new(kind: Kind) -> Self {
+    pub fn new(kind: &'static Kind) -> Self {
         Self {
             kind,
             finished: 0,
@@ -215,6 +207,7 @@ impl fmt::Display for Summary {
             item,
             items,
             finished,
+            ..
         } = self.kind;
         let noun = if self.finished == 1 { item } else { items };
         write!(f, "{} {noun} {finished}", self.finished)?;
@@ -237,16 +230,12 @@ impl fmt::Display for Summary {
 
 #[cfg(test)]
 mod tests {
+    use super::super::run::CAPTIONS;
     use super::*;
 
     #[test]
     fn a_summary_is_a_line() {
-        let kind = Kind {
-            item: "image",
-            items: "images",
-            finished: "captioned",
-        };
-        let mut summary = Summary::new(kind);
+        let mut summary = Summary::new(&CAPTIONS);
         assert_eq!(summary.to_string(), "0 images captioned");
         summary.finished = 1;
         summary.seconds = 0.25;

@@ -12,6 +12,7 @@ pub mod pairs;
 pub mod profile;
 pub mod results;
 pub mod retrieval;
+pub mod run;
 pub mod scores;
 
 use std::path::{Path, PathBuf};
@@ -128,6 +129,14 @@ impl Shared {
             profiler: self.profiler.clone(),
             max_binding_bytes: None,
         })
+    }
+
+    /// The checkpoint's path, once the flags of the device are known to be right: wrong usage comes before anything a
+    /// file could fail with.
+    pub fn check(&self) -> Result<Option<&Path>, Error> {
+        let checkpoint = self.checkpoint()?;
+        self.gpu_options()?;
+        Ok(checkpoint)
     }
 
     /// The format to store weights in, if one was asked for.

@@ -1,25 +1,25 @@
 //! What the commands of `eval` are given.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::builder::TypedValueParser;
-use serde_json::{Map, Value};
 
 use crate::eval::{Shard, VqaRules};
 use crate::kernels::MAX_KEPT;
 use crate::task::Preset;
 
-use super::LIMIT;
+use super::evaluation::LIMIT;
 use crate::cli::shared::generation::{BatchSize, GenerationArgs, parse_batch_size};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Caption a dataset's images: BLEU, CIDEr, ROUGE-L
     #[command(after_help = CAPTION_HELP)]
-    Caption(Box<CaptionArgs>),
+    Caption(Box<TextArgs<TruthArgs>>),
     /// Answer a dataset's questions: accuracy by the rules of the VQA tool, LAVIS or mmpretrain
     #[command(after_help = VQA_HELP)]
-    Vqa(Box<VqaArgs>),
+    Vqa(Box<TextArgs<QuestionArgs>>),
     /// Find texts for a dataset's images and images for its texts: Recall at 1, 5 and 10
     #[command(after_help = RETRIEVAL_HELP)]
     Retrieval(Box<RetrievalArgs>),
@@ -89,7 +89,7 @@ pub struct QuestionArgs {
 }
 
 /// Which part of the dataset to run.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, Copy, clap::Args)]
 pub struct PartArgs {
     /// Only the first N images or questions
     #[arg(long, value_name = "N", value_parser = at_least_one())]
@@ -99,27 +99,13 @@ pub struct PartArgs {
     pub shard: Option<Shard>,
 }
 
+/// A run that writes texts.
 #[derive(Debug, clap::Args)]
-pub struct CaptionArgs {
+pub struct TextArgs<T: clap::Args> {
     #[command(flatten)]
     pub data: DataArgs,
     #[command(flatten)]
-    pub truth: TruthArgs,
-    #[command(flatten)]
-    pub part: PartArgs,
-    /// Side of the images in pixels, if not the checkpoint's
-    #[arg(long, value_name = "PIXELS")]
-    pub image_size: Option<u32>,
-    #[command(flatten)]
-    pub generation: GenerationArgs,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct VqaArgs {
-    #[command(flatten)]
-    pub data: DataArgs,
-    #[command(flatten)]
-    pub truth: QuestionArgs,
+    pub truth: T,
     #[command(flatten)]
     pub part: PartArgs,
     /// Side of the images in pixels, if not the checkpoint's
@@ -215,13 +201,13 @@ impl PartArgs {
             && self.shard.is_none_or(|shard| shard.has(index))
     }
 
-    /// All that a run of these settings does in its shards.
-    pub fn whole(settings: &Map<String, Value>) -> Self {
-        let limit = settings.get(LIMIT).and_then(Value::as_str);
-        Self {
-            limit: limit.and_then(|limit| limit.parse().ok()),
-            shard: None,
-        }
+    /// The flags that a run's predictions depend on: the limit and those `given`.
+    pub fn with_limit(&self, mut given: BTreeMap<String, String>) -> BTreeMap<String, String> {
+        let limit = self
+            .limit
+            .map(|limit| (LIMIT.to_owned(), limit.to_string()));
+        given.extend(limit);
+        given
     }
 
     /// How many of `count` items are to be run.

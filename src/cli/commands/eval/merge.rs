@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::Error;
-use crate::eval::{EvalError, Predictions, ResultFields};
+use crate::eval::{CaptionData, EvalError, Predictions};
 
 use super::args::{MergeArgs, TruthArgs};
-use super::finish::Outcome;
-use super::{caption, hash_of, make_folder, retrieval, vqa};
+use super::evaluation::{Evaluation, Outcome};
+use super::retrieval::Ranking;
+use super::vqa::Questions;
+use super::{hash_of, make_folder};
 use crate::cli::shared::output::Output;
 
 /// Joins the predictions of all parts and measures them.
@@ -28,20 +30,16 @@ pub fn merge(args: &MergeArgs, output: &Output) -> Result<Outcome, Error> {
         ];
         check_truths(first, &settings, &truths)?;
     }
+    let (data, joined) = (&args.data, (whole.as_path(), parts.as_slice()));
     match settings.get("task").and_then(Value::as_str) {
         Some("caption") => {
             let truth = truth(args, &whole)?;
-            let merged = Predictions::merge(&whole, ResultFields::CAPTION, &parts)?;
-            caption::finish_merged(&args.data, &truth, &settings, &merged, output)
+            Evaluation::merge::<CaptionData>(data, &truth, settings, joined, output)
         }
-        Some("vqa") => {
-            let merged = Predictions::merge(&whole, ResultFields::ANSWER, &parts)?;
-            vqa::finish_merged(&args.data, &args.truth, &settings, &merged, output)
-        }
+        Some("vqa") => Evaluation::merge::<Questions>(data, &args.truth, settings, joined, output),
         Some("retrieval") => {
             let truth = truth(args, &whole)?;
-            let merged = Predictions::merge(&whole, ResultFields::RANKED, &parts)?;
-            retrieval::finish_merged(&args.data, &truth, &settings, &merged, output)
+            Evaluation::merge::<Ranking>(data, &truth, settings, joined, output)
         }
         _ => {
             let file = parts.first().cloned().unwrap_or(whole);

@@ -14,8 +14,7 @@ use crate::cli::shared::scores;
 use crate::eval::{Id, Results, Scene, read_scenes};
 
 use super::args::{
-    CaptionArgs, DataArgs, PartArgs, QuestionArgs, RankingArgs, RetrievalArgs, ScenesArgs,
-    TruthArgs, VqaArgs,
+    DataArgs, PartArgs, QuestionArgs, RankingArgs, RetrievalArgs, ScenesArgs, TextArgs, TruthArgs,
 };
 use super::{caption, retrieval, vqa};
 
@@ -49,7 +48,7 @@ pub async fn run(shared: &Shared, args: &ScenesArgs, output: &Output) -> Result<
     };
     let part = |limit| PartArgs { limit, shard: None };
 
-    let captions = CaptionArgs {
+    let captions = TextArgs {
         data: data("caption"),
         truth: truth("captions_*.json"),
         part: part(args.limit),
@@ -59,7 +58,7 @@ pub async fn run(shared: &Shared, args: &ScenesArgs, output: &Output) -> Result<
     let results = captions.data.out.join("results.json");
     let captions = caption::run(shared, &captions, output).await?;
     let truth_of_captions = exactly_true(&read_scenes(&file("facts_*.json"))?, &results)?;
-    let questions = VqaArgs {
+    let questions = TextArgs {
         data: data("vqa"),
         truth: QuestionArgs {
             annotations: Some(file("vqa_*_annotations.json")),

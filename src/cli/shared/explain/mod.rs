@@ -118,7 +118,7 @@ impl Explainer {
     pub async fn explain_all(
         mut self,
         model: &Blip2,
-        images: &[&ImageInput],
+        images: &[ImageInput],
         policy: DecodePolicy,
         output: &Output,
     ) -> Result<bool, Error> {
@@ -127,7 +127,7 @@ impl Explainer {
         written.sort_by_key(|text| (text.image, text.item));
         let bar = output.items(images.len(), "images", false);
         for texts in written.chunk_by(|a, b| a.image == b.image) {
-            let input = images[texts[0].image];
+            let input = &images[texts[0].image];
             if let Err(error) = self.explain(model, input, texts, policy).await {
                 output.error(&if error.names_its_image() {
                     error.to_string()

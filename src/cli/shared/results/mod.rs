@@ -6,18 +6,18 @@
 //! made with ([`RunRecord`]), held locked while a run writes.
 
 mod file;
+mod filter;
 mod format;
 mod record;
 mod sidecar;
-mod sift;
 
 use std::path::{Path, PathBuf};
 
 pub use file::{EarlierResults, ResultsFile};
+pub use filter::{ItemFilter, ItemState};
 pub use format::Columns;
 pub use record::{RunRecord, model_fingerprint};
 pub use sidecar::{Sidecars, parse_extension};
-pub use sift::{Sieve, Standing};
 
 /// Where a command's records go.
 #[derive(Debug, Clone, clap::Args)]

@@ -1,5 +1,6 @@
 //! `--explain FILE`: where the model looks, as a page or a picture.
 
+mod font;
 mod heat;
 mod html;
 mod png;

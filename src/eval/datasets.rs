@@ -91,17 +91,13 @@ impl CaptionData {
 
     fn read_coco(&mut self, json: &JsonFile, top: &Object<'_>) -> Result<(), EvalError> {
         let mut by_id = HashMap::new();
-        for (index, raw) in json
-            .section(top, "images", LAYOUTS)?
-            .into_iter()
-            .enumerate()
-        {
-            let item = json.item(raw, "images", index, "id")?;
+        for item in json.items(top, "images", LAYOUTS, "id")? {
+            let item = item?;
             let image = ListedImage {
                 id: item.id("id")?,
                 paths: coco_paths(&item)?,
             };
-            if by_id.insert(image.id.clone(), index).is_some() {
+            if by_id.insert(image.id.clone(), self.images.len()).is_some() {
                 return Err(item.error(
                     "has the id of another image; each may be there once, so take one out",
                 ));
@@ -109,12 +105,11 @@ impl CaptionData {
             self.images.push(image);
         }
         let mut seen = HashSet::new();
-        let annotations = match top.has("annotations") {
-            true => json.section(top, "annotations", LAYOUTS)?,
-            false => Vec::new(),
-        };
-        for (index, raw) in annotations.into_iter().enumerate() {
-            let item = json.item(raw, "annotations", index, "id")?;
+        if !top.has("annotations") {
+            return Ok(());
+        }
+        for item in json.items(top, "annotations", LAYOUTS, "id")? {
+            let item = item?;
             if !seen.insert(item.id("id")?) {
                 return Err(item.error(
                     "has the id of another annotation; each may be there once, so take one out",
@@ -187,12 +182,8 @@ impl CaptionData {
         split: &str,
     ) -> Result<(), EvalError> {
         let mut ids = HashSet::new();
-        for (index, raw) in json
-            .section(top, "images", LAYOUTS)?
-            .into_iter()
-            .enumerate()
-        {
-            let item = json.item(raw, "images", index, "filename")?;
+        for item in json.items(top, "images", LAYOUTS, "filename")? {
+            let item = item?;
             if item.string("split")? != split {
                 continue;
             }

@@ -195,6 +195,19 @@ impl JsonFile {
         self.parse(section.get())
     }
 
+    /// The items of a section, objects; `id_field` is the field to call them by.
+    pub(super) fn items<'a>(
+        &'a self,
+        top: &Object<'a>,
+        section: &'a str,
+        expected: &'static str,
+        id_field: &'a str,
+    ) -> Result<impl Iterator<Item = Result<Item<'a>, EvalError>>, EvalError> {
+        let items = self.section(top, section, expected)?.into_iter();
+        let item = move |(index, raw)| self.item(raw, section, index, id_field);
+        Ok(items.enumerate().map(item))
+    }
+
     fn parse<'a, T: serde::Deserialize<'a>>(&self, text: &'a str) -> Result<T, EvalError> {
         serde_json::from_str(text).map_err(|cause| EvalError::Json {
             file: self.file.clone(),

@@ -122,12 +122,8 @@ impl QuestionData {
     }
 
     fn read_annotations(&mut self, json: &JsonFile, top: &Object<'_>) -> Result<(), EvalError> {
-        for (index, raw) in json
-            .section(top, "annotations", LAYOUTS)?
-            .into_iter()
-            .enumerate()
-        {
-            let item = json.item(raw, "annotations", index, "question_id")?;
+        for item in json.items(top, "annotations", LAYOUTS, "question_id")? {
+            let item = item?;
             let question = ListedQuestion {
                 image_id: Some(item.id("image_id")?),
                 truth: Some(GroundTruth {
@@ -144,12 +140,8 @@ impl QuestionData {
     }
 
     fn read_questions(&mut self, json: &JsonFile, top: &Object<'_>) -> Result<(), EvalError> {
-        for (index, raw) in json
-            .section(top, "questions", LAYOUTS)?
-            .into_iter()
-            .enumerate()
-        {
-            let item = json.item(raw, "questions", index, "question_id")?;
+        for item in json.items(top, "questions", LAYOUTS, "question_id")? {
+            let item = item?;
             let question = ListedQuestion {
                 text: item.string("question")?.to_owned(),
                 image_id: Some(item.id("image_id")?),

@@ -61,10 +61,7 @@ pub struct Object {
 /// # Errors
 /// The file cannot be read, or is no list of scenes.
 pub fn read_scenes(file: &Path) -> Result<Vec<Scene>, EvalError> {
-    let text = std::fs::read(file).map_err(|cause| EvalError::Read {
-        file: file.into(),
-        cause,
-    })?;
+    let text = std::fs::read(file).map_err(EvalError::read(file))?;
     serde_json::from_slice(&text).map_err(|cause| EvalError::Empty {
         file: file.into(),
         problem: format!("no facts of scenes ({cause}); `python -m scenes write` makes them"),

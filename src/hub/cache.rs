@@ -126,7 +126,7 @@ impl Cache {
         Ok(repo.join("snapshots").join(&listing.commit))
     }
 
-    /// Notes which of the files that a checkpoint may have this one has not, so that [`Self::held`] need not ask the hub.
+    /// Notes which of the files that a checkpoint may have this one has not, so that [`Self::state`] need not ask the hub.
     fn note_absent(&self, listing: &Listing) {
         let notes = self
             .repo(&listing.repo)
@@ -147,20 +147,20 @@ impl Cache {
     }
 
     /// What there is of a revision.
-    pub(super) fn held(&self, repo: &RepoName, revision: &str) -> Held {
+    pub(super) fn state(&self, repo: &RepoName, revision: &str) -> CacheState {
         let repo = self.repo(repo);
         let commit = std::fs::read_to_string(repo.join("refs").join(revision));
         let commit = commit.unwrap_or_else(|_| revision.to_owned());
         let commit = commit.trim().to_owned();
         if commit.is_empty() || !commit.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Held::Nothing;
+            return CacheState::Nothing;
         }
         let folder = repo.join("snapshots").join(&commit);
         let has = |name: &str| folder.join(name).is_file();
         if !folder.is_dir() {
-            return Held::Nothing;
+            return CacheState::Nothing;
         }
-        let part = |lacks| Held::Part {
+        let part = |lacks| CacheState::Part {
             commit: commit.clone(),
             lacks,
         };
@@ -176,12 +176,12 @@ impl Cache {
             .filter(|name| !has(name) && !notes.join(name).exists());
         let unknown: Vec<_> = unknown.collect();
         if unknown.is_empty() {
-            return Held::Whole { folder };
+            return CacheState::Whole { folder };
         }
         let tokenizer =
             has("tokenizer.json") || has("vocab.txt") || has("vocab.json") && has("merges.txt");
         match tokenizer {
-            true => Held::Usable {
+            true => CacheState::Usable {
                 folder,
                 commit,
                 unknown,
@@ -208,7 +208,7 @@ fn has_weights(folder: &Path) -> bool {
 
 /// What the cache has of a checkpoint at a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Held {
+pub enum CacheState {
     /// No file.
     Nothing,
     /// Some files, but not all that any checkpoint needs.

@@ -8,7 +8,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use ureq::Agent;
 
-use super::denied::Asked;
+use super::denied::RequestContext;
 use super::{HubError, HubSettings, RemoteFile};
 
 /// Bytes read at a time.
@@ -17,12 +17,12 @@ const CHUNK: usize = 1 << 20;
 /// Digits of a SHA-256.
 const SHA256_DIGITS: usize = 64;
 
-/// Fetches the file `asked` for into `blob`, by way of a file `blob.incomplete`, which a later call continues. `progress` is told the
+/// Fetches the file of `context` into `blob`, by way of a file `blob.incomplete`, which a later call continues. `progress` is told the
 /// bytes that are there.
 pub(super) fn fetch(
     agent: &Agent,
     settings: &HubSettings,
-    asked: Asked,
+    context: RequestContext,
     file: &RemoteFile,
     blob: &Path,
     progress: &mut dyn FnMut(u64),
@@ -32,21 +32,21 @@ pub(super) fn fetch(
     let mut download = Download {
         agent,
         settings,
-        asked,
+        context,
         size: file.size,
         path: path.into(),
         progress,
     };
     download.run()?;
     let path = download.path;
-    verify(&path, asked.url, file)?;
+    verify(&path, context.url, file)?;
     std::fs::rename(&path, blob).map_err(HubError::cache(blob))
 }
 
 struct Download<'a> {
     agent: &'a Agent,
     settings: &'a HubSettings,
-    asked: Asked<'a>,
+    context: RequestContext<'a>,
     size: u64,
     path: PathBuf,
     progress: &'a mut dyn FnMut(u64),
@@ -82,7 +82,7 @@ impl Download<'_> {
                 _ => self.settings.retries,
             };
             if failures > patience {
-                let url = self.asked.url.into();
+                let url = self.context.url.into();
                 return Err(match end {
                     End::Broken(problem) => HubError::Connection { url, problem },
                     End::Short | End::Whole => HubError::Short {
@@ -112,7 +112,7 @@ impl Download<'_> {
             self.open(self.size)?; // an empty file must be made
             return Ok(End::Whole);
         }
-        let mut request = self.agent.get(self.asked.url);
+        let mut request = self.agent.get(self.context.url);
         if let Some(token) = &self.settings.token {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
@@ -139,7 +139,7 @@ impl Download<'_> {
             status @ (408 | 429 | 500..) => {
                 return Ok(End::Broken(format!("the hub answers {status}")));
             }
-            _ => return Err(self.asked.denied(&answer)),
+            _ => return Err(self.context.denied(&answer)),
         }
         let mut target = self.open(have)?;
         self.receive(answer.body_mut().as_reader(), &mut target, have)

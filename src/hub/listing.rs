@@ -7,7 +7,7 @@ use std::io::Read;
 use serde::Deserialize;
 use ureq::Agent;
 
-use super::denied::Asked;
+use super::denied::RequestContext;
 use super::{HubError, HubSettings};
 
 /// A listing has a few KB a file.
@@ -229,13 +229,13 @@ pub(super) fn fetch(
         .call()
         .map_err(|error| connection(error.to_string()))?;
     if !answer.status().is_success() {
-        let asked = Asked {
+        let context = RequestContext {
             url: &url,
             page: &settings.page(repo),
             with_token: settings.token.is_some(),
             file: false,
         };
-        return Err(asked.denied(&answer));
+        return Err(context.denied(&answer));
     }
     let mut text = Vec::new();
     let body = answer

@@ -16,8 +16,8 @@ use std::time::Duration;
 use ureq::Agent;
 use ureq::config::RedirectAuthHeaders;
 
-pub use cache::{Cache, Held};
-use denied::Asked;
+pub use cache::{Cache, CacheState};
+use denied::RequestContext;
 pub use error::HubError;
 pub use listing::{Listing, RemoteFile, RepoName};
 pub use settings::HubSettings;
@@ -62,8 +62,8 @@ impl Hub {
     }
 
     /// What the cache has of a checkpoint at a revision; no network is used.
-    pub fn held(&self, repo: &RepoName, revision: &str) -> Held {
-        self.cache.held(repo, revision)
+    pub fn state(&self, repo: &RepoName, revision: &str) -> CacheState {
+        self.cache.state(repo, revision)
     }
 
     /// The files of a checkpoint at a revision that this program has use for.
@@ -73,8 +73,8 @@ impl Hub {
     pub fn list(&self, repo: &RepoName, revision: &str) -> Result<Listing, HubError> {
         if self.settings.offline {
             let repo = repo.clone();
-            return Err(match self.held(&repo, revision) {
-                Held::Part { lacks, .. } => HubError::OfflinePart { repo, lacks },
+            return Err(match self.state(&repo, revision) {
+                CacheState::Part { lacks, .. } => HubError::OfflinePart { repo, lacks },
                 _ => HubError::Offline { repo },
             });
         }
@@ -149,13 +149,13 @@ impl Hub {
             });
         }
         self.settings.check()?;
-        let asked = Asked {
+        let context = RequestContext {
             url: &self.url(listing, file),
             page: &self.settings.page(&listing.repo),
             with_token: self.settings.token.is_some(),
             file: true,
         };
-        download::fetch(&self.agent, &self.settings, asked, file, blob, progress)
+        download::fetch(&self.agent, &self.settings, context, file, blob, progress)
     }
 
     /// Bytes of a listing that the cache lacks.

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use crate::Error;
 use crate::cli::shared::Shared;
-use crate::cli::shared::inputs::expand;
+use crate::cli::shared::delivery::CAPTIONS;
+use crate::cli::shared::inputs::images_of;
 use crate::cli::shared::output::Output;
 use crate::cli::shared::results::{Sidecars, parse_extension};
-use crate::cli::shared::run::{CAPTIONS, Run, RunArgs};
+use crate::cli::shared::run::{Run, RunArgs};
 use crate::task::{Ask, check_caption_options};
 
 /// Describes images.
@@ -47,10 +48,7 @@ pub struct Args {
 /// Captions every image; `false` if any failed.
 pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
     let checkpoint = shared.check()?;
-    let (images, errors) = expand(&args.images);
-    for error in &errors {
-        output.error(error);
-    }
+    let (images, failed) = images_of(&args.images, output);
     if images.is_empty() {
         return Ok(false);
     }
@@ -73,7 +71,7 @@ pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, 
             .map(|image| (image, Ask::Caption(Arc::clone(&options))))
             .collect(),
         images,
-        failed: errors.len(),
+        failed,
         sidecars: sidecar.map(|extension| Sidecars::new(extension, args.run.out.overwrite)),
     };
     run.run(checkpoint).await

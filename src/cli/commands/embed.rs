@@ -5,13 +5,11 @@ use std::path::{Path, PathBuf};
 use crate::Error;
 use crate::files::arrays::{ArrayFormat, ArrayWriter};
 use crate::model::{Blip2Config, config::Head};
-use crate::task::{
-    ImageFeatures, ImageFeaturizer, OpenOptions, Preset, Retriever, TextFeatures, TextUse, Work,
-};
+use crate::task::{ImageFeatures, ImageFeaturizer, Preset, Retriever, TextFeatures, TextUse, Work};
 
 use crate::cli::shared::Shared;
 use crate::cli::shared::generation::{BatchSize, parse_batch_size};
-use crate::cli::shared::inputs::expand;
+use crate::cli::shared::inputs::images_of;
 use crate::cli::shared::output::{Output, load_progress};
 use crate::cli::shared::retrieval::{decode_all, encode_texts, image_size, texts_of};
 
@@ -210,17 +208,11 @@ impl Encoder {
                 .await?;
             return Ok(Self::Retriever(Box::new(model)));
         };
-        let options = OpenOptions {
-            gpu: shared.gpu_options()?,
-            image_size,
-            quant: shared.quant(),
-            memory: shared.memory,
-            work: Work {
-                batch_size: args.batch_size.0,
-                ..Work::default()
-            },
-            ..OpenOptions::default()
+        let work = Work {
+            batch_size: args.batch_size.0,
+            ..Work::default()
         };
+        let options = shared.open_options(image_size, work)?;
         let mut progress = load_progress(output);
         let mut progress = |done, total| progress(done, total);
         let model = ImageFeaturizer::open(path, options, &mut progress).await?;
@@ -266,12 +258,11 @@ impl Encoder {
 }
 
 async fn images(shared: &Shared, args: &ImageArgs, output: &Output) -> Result<bool, Error> {
-    let (inputs, errors) = expand(&args.images);
-    errors.iter().for_each(|error| output.error(error));
+    let (inputs, failed) = images_of(&args.images, output);
     if inputs.is_empty() {
         return Ok(false);
     }
-    let mut all_done = errors.is_empty();
+    let mut all_done = failed == 0;
     let mut encoder = Encoder::open(shared, args, output).await?;
     let (kind, rows) = (args.kind, encoder.rows(args.kind));
     let kind_name = match kind {

@@ -6,7 +6,7 @@ use crate::task::{ImageFeatures, PairScore, Preset, Retriever, TextFeatures, Tex
 use crate::cli::shared::Shared;
 use crate::cli::shared::explain::{ExplainFile, Page, Part, Report, parse_file};
 use crate::cli::shared::generation::{BatchSize, parse_batch_size};
-use crate::cli::shared::inputs::expand;
+use crate::cli::shared::inputs::images_of;
 use crate::cli::shared::output::Output;
 use crate::cli::shared::retrieval::{decode_all, encode_texts, image_size, number, texts_of};
 
@@ -50,9 +50,8 @@ pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, 
         all_done &= done;
         texts.extend(more);
     }
-    let (inputs, errors) = expand(&args.images);
-    all_done &= errors.is_empty();
-    errors.iter().for_each(|error| output.error(error));
+    let (inputs, failed) = images_of(&args.images, output);
+    all_done &= failed == 0;
     if inputs.is_empty() || texts.is_empty() {
         return Ok(false);
     }

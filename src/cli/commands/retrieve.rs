@@ -13,7 +13,7 @@ use crate::task::{
 
 use crate::cli::shared::Shared;
 use crate::cli::shared::generation::{BatchSize, parse_batch_size};
-use crate::cli::shared::inputs::expand;
+use crate::cli::shared::inputs::images_of;
 use crate::cli::shared::output::Output;
 use crate::cli::shared::retrieval::{encode_texts, gallery_image, image_size, number, texts_of};
 
@@ -76,9 +76,8 @@ impl From<DirectionArg> for Direction {
 pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
     shared.check()?;
     let (texts, mut all_done) = texts_of(&args.texts, output);
-    let (inputs, errors) = expand(&args.images);
-    errors.iter().for_each(|error| output.error(error));
-    all_done &= errors.is_empty();
+    let (inputs, failed) = images_of(&args.images, output);
+    all_done &= failed == 0;
     let images = once_each(inputs.into_iter().map(gallery_image).collect());
     if images.is_empty() || texts.is_empty() {
         return Ok(false);

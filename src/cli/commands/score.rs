@@ -216,11 +216,11 @@ fn retrieval(args: &RetrievalArgs, output: &Output) -> Result<bool, Error> {
         .transpose()?;
     let with_text: HashSet<usize> = image_of_text.iter().copied().collect();
     if let Some(image) = (0..images).find(|image| !with_text.contains(image)) {
-        return Err(EvalError::Item {
-            file: args.annotations.clone(),
-            item: format!("image {image} (counted from 0)"),
-            problem: "has no text to be found by; take the image out, or get the file anew".into(),
-        }
+        return Err(EvalError::item(
+            &args.annotations,
+            format!("image {image} (counted from 0)"),
+            "has no text to be found by; take the image out, or get the file anew",
+        )
         .into());
     }
     let Some(scores) = score_retrieval(&scores, by_text.as_ref(), &image_of_text) else {
@@ -286,11 +286,11 @@ fn report(joined: &Joined<'_>, args: &IncompleteArgs, output: &Output) -> bool {
 }
 
 fn no_captions(file: &Path, id: &crate::eval::Id) -> EvalError {
-    EvalError::Item {
-        file: file.into(),
-        item: format!("image {id}"),
-        problem: "has no caption to be judged by; get the file anew, or take the image out".into(),
-    }
+    EvalError::item(
+        file,
+        format!("image {id}"),
+        "has no caption to be judged by; get the file anew, or take the image out",
+    )
 }
 
 fn nothing(results: &Path, annotations: &Path) -> EvalError {
@@ -305,10 +305,7 @@ fn nothing(results: &Path, annotations: &Path) -> EvalError {
 
 fn write_lines(file: &Path, lines: impl Iterator<Item = Value>) -> Result<(), EvalError> {
     let text: String = lines.map(|line| format!("{line}\n")).collect();
-    std::fs::write(file, text).map_err(|cause| EvalError::Write {
-        file: file.into(),
-        cause,
-    })
+    std::fs::write(file, text).map_err(EvalError::write(file))
 }
 
 fn with_id(name: &str, id: Value, mut scores: Map<String, Value>) -> Value {

@@ -10,9 +10,10 @@ use clap::error::ErrorKind;
 
 use crate::Error;
 use crate::cli::Cli;
-use crate::cli::shared::inputs::{ImageInput, ImageSource, expand, has_image_extension};
+use crate::cli::shared::delivery::ANSWERS;
+use crate::cli::shared::inputs::{ImageInput, ImageSource, has_image_extension, images_of};
 use crate::cli::shared::output::Output;
-use crate::cli::shared::run::{ANSWERS, Run, RunArgs};
+use crate::cli::shared::run::{Run, RunArgs};
 use crate::cli::shared::{Shared, pairs};
 use crate::task::{Ask, VqaOptions, check_vqa_options};
 
@@ -98,11 +99,7 @@ impl Questions {
         } else {
             (&args.items[..], args.questions.clone())
         };
-        let (images, errors) = expand(images);
-        let mut failed = errors.len();
-        for error in &errors {
-            output.error(error);
-        }
+        let (images, mut failed) = images_of(images, output);
         let mut usable = Vec::new();
         for question in questions {
             match options.check_question(&question) {

@@ -13,7 +13,6 @@ use crate::Error;
 use super::in_order::InOrder;
 use super::output::{ItemsBar, Output};
 use super::results::{ResultsError, ResultsFile, Sidecars};
-use super::run::Kind;
 
 /// A finished item as it is shown and kept.
 #[derive(Debug, Clone)]
@@ -31,7 +30,7 @@ pub type Outcome = Result<Finished, String>;
 
 /// Where an item's result is to be kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Keep {
+pub struct Destination {
     /// Whether the results file lacks its line.
     pub line: bool,
     /// The text beside it, if that is to be written.
@@ -42,7 +41,7 @@ pub struct Keep {
 pub struct Delivery<'a> {
     output: &'a Output,
     /// For each item.
-    keeps: Vec<Keep>,
+    destinations: Vec<Destination>,
     results: Option<ResultsFile>,
     /// Whether texts go to stdout.
     print: bool,
@@ -57,18 +56,18 @@ pub struct Delivery<'a> {
 }
 
 impl<'a> Delivery<'a> {
-    /// For as many items as there are `keeps`; `summary` is what was known before any was done.
+    /// For as many items as there are `destinations`; `summary` is what was known before any was done.
     pub fn new(
         output: &'a Output,
-        keeps: Vec<Keep>,
+        destinations: Vec<Destination>,
         results: Option<ResultsFile>,
         print: bool,
         summary: Summary,
     ) -> Self {
         Self {
             output,
-            bar: output.items(keeps.len(), summary.kind.items, print),
-            keeps,
+            bar: output.items(destinations.len(), summary.kind.items, print),
+            destinations,
             results,
             print,
             outcomes: InOrder::default(),
@@ -125,7 +124,7 @@ impl<'a> Delivery<'a> {
 
     /// The text goes before the line: an item that has its line is done with.
     fn write_sidecar(&self, index: usize, item: &Finished) -> Result<(), ResultsError> {
-        match &self.keeps[index].sidecar {
+        match &self.destinations[index].sidecar {
             Some(file) => Sidecars::write(file, &item.texts),
             None => Ok(()),
         }
@@ -133,7 +132,7 @@ impl<'a> Delivery<'a> {
 
     fn write_line(&mut self, index: usize, item: &Finished) -> Result<(), ResultsError> {
         match &mut self.results {
-            Some(results) if self.keeps[index].line => results.append(&item.record),
+            Some(results) if self.destinations[index].line => results.append(&item.record),
             _ => Ok(()),
         }
     }
@@ -167,12 +166,54 @@ impl<'a> Delivery<'a> {
             return Ok(self.output.fail(&error));
         }
         self.summary.seconds = self.started.elapsed().as_secs_f64();
-        if self.keeps.iter().any(|keep| *keep != Keep::default()) {
+        if self
+            .destinations
+            .iter()
+            .any(|keep| *keep != Destination::default())
+        {
             self.output.note(&self.summary.to_string());
         }
         Ok(self.summary.failed == 0 && flow.is_continue())
     }
 }
+
+/// What a command writes about its items.
+#[derive(Debug)]
+pub struct Kind {
+    /// The subcommand.
+    pub command: &'static str,
+    /// An item, several, and what is done with them, for people.
+    pub item: &'static str,
+    pub items: &'static str,
+    pub finished: &'static str,
+    /// The fields that tell a record from the others.
+    pub keys: &'static [&'static str],
+    /// The field of the best text, and that of all where several are asked for.
+    pub text: &'static str,
+    pub texts: &'static str,
+}
+
+/// A text an image.
+pub const CAPTIONS: Kind = Kind {
+    command: "caption",
+    item: "image",
+    items: "images",
+    finished: "captioned",
+    keys: &["image"],
+    text: "pred_caption",
+    texts: "captions",
+};
+
+/// A text a question.
+pub const ANSWERS: Kind = Kind {
+    command: "vqa",
+    item: "question",
+    items: "questions",
+    finished: "answered",
+    keys: &["image", "question"],
+    text: "pred_answer",
+    texts: "answers",
+};
 
 /// What a run did; its text is a line.
 #[derive(Debug, Clone, Copy)]
@@ -230,7 +271,6 @@ impl fmt::Display for Summary {
 
 #[cfg(test)]
 mod tests {
-    use super::super::run::CAPTIONS;
     use super::*;
 
     #[test]

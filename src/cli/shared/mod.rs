@@ -169,6 +169,18 @@ impl Shared {
         }
     }
 
+    /// How to open a checkpoint for such work.
+    pub fn open_options(&self, image_size: Option<u32>, work: Work) -> Result<OpenOptions, Error> {
+        Ok(OpenOptions {
+            gpu: self.gpu_options()?,
+            image_size,
+            quant: self.quant(),
+            memory: self.memory,
+            work,
+            ..OpenOptions::default()
+        })
+    }
+
     /// Opens the checkpoint with a progress bar.
     pub async fn open(
         &self,
@@ -177,14 +189,7 @@ impl Shared {
         output: &Output,
     ) -> Result<Blip2, Error> {
         let started = std::time::Instant::now();
-        let options = OpenOptions {
-            gpu: self.gpu_options()?,
-            image_size,
-            quant: self.quant(),
-            memory: self.memory,
-            work,
-            ..OpenOptions::default()
-        };
+        let options = self.open_options(image_size, work)?;
         let mut bytes = 0;
         let model = match self.checkpoint()? {
             #[cfg(feature = "demo-model")]

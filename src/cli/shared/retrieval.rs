@@ -5,10 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::Error;
-use crate::image::{Rgb8Image, decode, decode_file};
-use crate::task::{
-    GalleryImage, GallerySource, OpenOptions, Preset, Retriever, TextFeatures, TextUse, Work,
-};
+use crate::image::Rgb8Image;
+use crate::task::{GalleryImage, GallerySource, Preset, Retriever, TextFeatures, TextUse, Work};
 
 use super::Shared;
 use super::inputs::{ImageInput, ImageSource};
@@ -60,17 +58,11 @@ impl Shared {
         output: &Output,
     ) -> Result<Retriever, Error> {
         let started = std::time::Instant::now();
-        let options = OpenOptions {
-            gpu: self.gpu_options()?,
-            image_size,
-            quant: self.quant(),
-            memory: self.memory,
-            work: Work {
-                batch_size,
-                ..Work::default()
-            },
-            ..OpenOptions::default()
+        let work = Work {
+            batch_size,
+            ..Work::default()
         };
+        let options = self.open_options(image_size, work)?;
         let model = match self.checkpoint()? {
             #[cfg(feature = "demo-model")]
             None => {
@@ -182,11 +174,7 @@ pub fn decode_all(
     let mut names = Vec::new();
     let mut images = Vec::new();
     for input in inputs {
-        let decoded = match &input.source {
-            ImageSource::Path(path) => decode_file(path, policy),
-            ImageSource::Bytes(bytes) => decode(bytes, &input.name, policy),
-        };
-        match decoded {
+        match input.decode(policy) {
             Ok(image) => {
                 names.push(input.name.clone());
                 images.push(image);

@@ -9,7 +9,7 @@ use crate::Error;
 use crate::task::{Answer, Ask, Blip2, Item, ItemEvent, RunOptions, Text, Texts};
 
 use super::Shared;
-use super::delivery::{Delivery, Finished, Keep, Summary};
+use super::delivery::{Delivery, Destination, Finished, Kind, Summary};
 use super::explain::{ExplainFile, Explainer, parse_file};
 use super::generation::GenerationArgs;
 use super::inputs::ImageInput;
@@ -33,44 +33,6 @@ pub struct RunArgs {
     #[command(flatten)]
     pub generation: GenerationArgs,
 }
-
-/// What a command writes about its items.
-#[derive(Debug)]
-pub struct Kind {
-    /// The subcommand.
-    pub command: &'static str,
-    /// An item, several, and what is done with them, for people.
-    pub item: &'static str,
-    pub items: &'static str,
-    pub finished: &'static str,
-    /// The fields that tell a record from the others.
-    keys: &'static [&'static str],
-    /// The field of the best text, and that of all where several are asked for.
-    text: &'static str,
-    texts: &'static str,
-}
-
-/// A text an image.
-pub const CAPTIONS: Kind = Kind {
-    command: "caption",
-    item: "image",
-    items: "images",
-    finished: "captioned",
-    keys: &["image"],
-    text: "pred_caption",
-    texts: "captions",
-};
-
-/// A text a question.
-pub const ANSWERS: Kind = Kind {
-    command: "vqa",
-    item: "question",
-    items: "questions",
-    finished: "answered",
-    keys: &["image", "question"],
-    text: "pred_answer",
-    texts: "answers",
-};
 
 /// A run before it begins.
 pub struct Run<'a> {
@@ -103,12 +65,19 @@ impl Run<'_> {
         let mut summary = Summary::new(self.kind);
         summary.failed = self.failed;
         let kept = earlier.is_some() || self.sidecars.is_some();
-        let keeps = match kept {
+        let destinations = match kept {
             true => self.leave_missing(earlier.as_ref(), &mut summary),
-            false => vec![Keep::default(); self.items.len()],
+            false => vec![Destination::default(); self.items.len()],
         };
         let left = self.items.len();
-        EarlierResults::announce(earlier.as_ref(), &summary, left, output);
+        for warning in earlier.iter().flat_map(EarlierResults::warnings) {
+            output.warning(&warning);
+        }
+        match summary.done {
+            _ if left == 0 => output.note(&summary.to_string()),
+            0 => {}
+            done => output.note(&format!("resuming: {done} done already, {left} to go")),
+        }
         let Some((_, ask)) = self.items.first() else {
             return Ok(summary.failed == 0);
         };
@@ -128,7 +97,7 @@ impl Run<'_> {
             Err(error) => return Ok(output.fail(&error)),
         };
         let print = !kept || output.json || generation.stream;
-        let mut delivery = Delivery::new(output, keeps, results, print, summary);
+        let mut delivery = Delivery::new(output, destinations, results, print, summary);
         let flow = self
             .deliver(&mut model, &mut delivery, explainer.as_mut())
             .await;
@@ -177,12 +146,12 @@ impl Run<'_> {
         &mut self,
         results: Option<&EarlierResults>,
         summary: &mut Summary,
-    ) -> Vec<Keep> {
+    ) -> Vec<Destination> {
         let texts = self.sidecars.as_ref();
         let texts = texts.map(|sidecars| sidecars.missing(&self.images));
         let mut texts = texts.into_iter().flatten();
         let mut filter = ItemFilter::new(results);
-        let mut keeps = Vec::new();
+        let mut destinations = Vec::new();
         self.items.retain(|(image, ask)| {
             let image = &self.images[*image];
             let text = texts.next().unwrap_or(Ok(None));
@@ -200,7 +169,7 @@ impl Run<'_> {
             match (line, text.map_err(|error| error.to_string())) {
                 (Ok(false), Ok(None)) => summary.done += 1,
                 (Ok(line), Ok(sidecar)) => {
-                    keeps.push(Keep { line, sidecar });
+                    destinations.push(Destination { line, sidecar });
                     return true;
                 }
                 (Err(error), _) | (_, Err(error)) => {
@@ -210,7 +179,7 @@ impl Run<'_> {
             }
             false
         });
-        keeps
+        destinations
     }
 
     /// Runs all items and hands over each outcome as it is known. Breaks where the delivery does.

@@ -81,12 +81,8 @@ async fn open(shared: &Shared, work: Work, output: &Output) -> Result<(Blip2, Lo
     let gpu = Gpu::open(&shared.gpu_options()?).await?;
     self_check(&gpu, &WeightFormat::ALL).await?;
     let options = OpenOptions {
-        gpu: shared.gpu_options()?,
         device: Some(gpu),
-        quant: shared.quant(),
-        memory: shared.memory,
-        work,
-        ..OpenOptions::default()
+        ..shared.open_options(None, work)?
     };
     let started = Instant::now();
     let mut bytes = None;

@@ -9,8 +9,10 @@ use crate::eval::{Shard, VqaRules};
 use crate::kernels::MAX_KEPT;
 use crate::task::Preset;
 
-use super::evaluation::LIMIT;
 use crate::cli::shared::generation::{BatchSize, GenerationArgs, parse_batch_size};
+
+/// The flag that says how much of a dataset is run.
+pub const LIMIT: &str = "--limit";
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {

@@ -91,11 +91,11 @@ impl Dataset for CaptionData {
             };
             said.push((&image.id, candidate));
             if captions[index].is_empty() {
-                unjudged.push(EvalError::Item {
-                    file: self.file.clone(),
-                    item: format!("image {}", image.id),
-                    problem: "has no caption to be judged by; the metrics leave it out".into(),
-                });
+                unjudged.push(EvalError::item(
+                    &self.file,
+                    format!("image {}", image.id),
+                    "has no caption to be judged by; the metrics leave it out",
+                ));
                 continue;
             }
             indices.push(index);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::Error;
 use crate::cli::shared::generation::GenerationArgs;
@@ -22,11 +23,7 @@ use crate::eval::{
 use crate::image::{DecodePolicy, decode_file};
 use crate::task::{Answer, Ask, ImageSource, Item, ItemEvent, RunOptions};
 
-use super::args::{DataArgs, PartArgs};
-use super::{hash_of, make_folder};
-
-/// The flag that says how much of a dataset is run.
-pub const LIMIT: &str = "--limit";
+use super::args::{DataArgs, LIMIT, PartArgs};
 
 /// The longest that a prediction waits for the disk.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
@@ -406,4 +403,18 @@ fn settings(
 fn name_of(path: &Path) -> String {
     let name = path.file_name().unwrap_or(path.as_os_str());
     name.to_string_lossy().into_owned()
+}
+
+/// The beginning of the SHA-256 of a file's bytes.
+pub fn hash_of(file: &Path) -> Result<String, EvalError> {
+    let bytes = std::fs::read(file).map_err(EvalError::read(file))?;
+    let digest = Sha256::digest(&bytes);
+    Ok(digest[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
+pub fn make_folder(folder: &Path) -> Result<(), EvalError> {
+    std::fs::create_dir_all(folder).map_err(EvalError::write(folder))
 }

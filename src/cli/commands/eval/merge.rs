@@ -8,10 +8,9 @@ use crate::Error;
 use crate::eval::{CaptionData, EvalError, Predictions};
 
 use super::args::{MergeArgs, TruthArgs};
-use super::evaluation::{Evaluation, Outcome};
+use super::evaluation::{Evaluation, Outcome, hash_of, make_folder};
 use super::retrieval::Ranking;
 use super::vqa::Questions;
-use super::{hash_of, make_folder};
 use crate::cli::shared::output::Output;
 
 /// Joins the predictions of all parts and measures them.
@@ -94,15 +93,15 @@ fn check_truths(
             && hash_of(file)? != made_with
         {
             let name = settings.get(*what).and_then(Value::as_str);
-            return Err(EvalError::Item {
-                file: part.into(),
-                item: "it".into(),
-                problem: format!(
+            return Err(EvalError::item(
+                part,
+                "it",
+                format!(
                     "was made with other {what} ({}) than {} holds; pass the file that the parts were run with",
                     name.unwrap_or_default(),
                     file.display()
                 ),
-            });
+            ));
         }
     }
     Ok(())
@@ -110,13 +109,9 @@ fn check_truths(
 
 /// The predictions files in a folder, sorted.
 fn predictions_in(folder: &Path) -> Result<Vec<PathBuf>, EvalError> {
-    let read = |cause| EvalError::Read {
-        file: folder.into(),
-        cause,
-    };
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(read)? {
-        let path = entry.map_err(read)?.path();
+    for entry in std::fs::read_dir(folder).map_err(EvalError::read(folder))? {
+        let path = entry.map_err(EvalError::read(folder))?.path();
         let name = path
             .file_name()
             .unwrap_or_default()

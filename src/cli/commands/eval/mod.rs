@@ -8,12 +8,7 @@ mod retrieval;
 mod scenes;
 mod vqa;
 
-use std::path::Path;
-
-use sha2::{Digest, Sha256};
-
 use crate::Error;
-use crate::eval::EvalError;
 
 use crate::cli::shared::Shared;
 use crate::cli::shared::output::Output;
@@ -28,18 +23,4 @@ pub async fn run(shared: &Shared, command: &Command, output: &Output) -> Result<
         Command::Scenes(args) => scenes::run(shared, args, output).await,
         Command::Merge(args) => Ok(merge::merge(args, output)?.print(output)),
     }
-}
-
-/// The beginning of the SHA-256 of a file's bytes.
-fn hash_of(file: &Path) -> Result<String, EvalError> {
-    let bytes = std::fs::read(file).map_err(EvalError::read(file))?;
-    let digest = Sha256::digest(&bytes);
-    Ok(digest[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
-}
-
-fn make_folder(folder: &Path) -> Result<(), EvalError> {
-    std::fs::create_dir_all(folder).map_err(EvalError::write(folder))
 }

@@ -109,10 +109,8 @@ fn cut(data: &mut CaptionData, limit: Option<usize>) {
 
 /// Each image must have a text to be found by, and no text may be empty.
 fn check_texts(data: &CaptionData) -> Result<(), EvalError> {
-    let wrong = |image: &ListedImage, problem: &str| EvalError::Item {
-        file: data.file.clone(),
-        item: format!("image {}", image.id),
-        problem: problem.into(),
+    let wrong = |image: &ListedImage, problem: &str| {
+        EvalError::item(&data.file, format!("image {}", image.id), problem)
     };
     for (image, captions) in data.images.iter().zip(data.captions()) {
         if captions.is_empty() {

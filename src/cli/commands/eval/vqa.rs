@@ -136,10 +136,12 @@ impl Dataset for Questions {
         // A test split has no answers at all: there is nothing to measure, but something to hand in.
         let measured = !judged.is_empty();
         if measured {
-            let without = unjudged.iter().map(|(id, ..)| EvalError::Item {
-                file: data.file.clone(),
-                item: format!("question_id {id}"),
-                problem: "has no answer to be judged by; the metrics leave it out".into(),
+            let without = unjudged.iter().map(|(id, ..)| {
+                EvalError::item(
+                    &data.file,
+                    format!("question_id {id}"),
+                    "has no answer to be judged by; the metrics leave it out",
+                )
             });
             evaluation.report_unjudged(&without.collect::<Vec<_>>());
         }
@@ -204,11 +206,11 @@ fn read(args: &QuestionArgs) -> Result<QuestionData, EvalError> {
         .iter()
         .find(|(_, question)| question.text.is_empty())
     {
-        Some((id, _)) => Err(EvalError::Item {
-            file: data.file.clone(),
-            item: format!("question_id {id}"),
-            problem: "has no question; annotations of VQAv2 need --questions too".into(),
-        }),
+        Some((id, _)) => Err(EvalError::item(
+            &data.file,
+            format!("question_id {id}"),
+            "has no question; annotations of VQAv2 need --questions too",
+        )),
         None => Ok(data),
     }
 }

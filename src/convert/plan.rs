@@ -6,8 +6,10 @@ use std::collections::{HashMap, HashSet};
 use safetensors::Dtype;
 
 use crate::gpu::WeightFormat;
-use crate::model::{Blip2Config, Component, TensorSpec};
-use crate::weights::{Format, SourceFormat, StridedView, WeightsError, aliases};
+use crate::model::Blip2Config;
+use crate::weights::{
+    Component, Format, Role, SourceFormat, StridedView, TensorSpec, WeightsError, aliases,
+};
 
 use super::ConvertError;
 use super::kind::{Family, Kind, Task};
@@ -33,6 +35,8 @@ pub struct Output<'a> {
     pub dtype: Dtype,
     /// Dimensions, outermost first.
     pub shape: Vec<usize>,
+    /// The model's tensor that it is, or is a part of.
+    pub spec: TensorSpec,
     /// What it is made of, one after the other.
     pub parts: Vec<Part<'a>>,
 }
@@ -190,7 +194,7 @@ impl<'a> Plan<'a> {
     ) -> Result<Vec<Output<'a>>, ConvertError> {
         let mut outputs = Vec::new();
         let mut missing: Vec<TensorSpec> = Vec::new();
-        for spec in config.tensors() {
+        for spec in config.tensors(None)? {
             match self.output(&spec, format)? {
                 Some(output) => outputs.push(output),
                 None => missing.push(spec),
@@ -212,13 +216,7 @@ impl<'a> Plan<'a> {
     ) -> Result<Option<Output<'a>>, ConvertError> {
         if let Some(view) = self.take(&spec.name) {
             check_shape(&view, &spec.shape)?;
-            return output(
-                spec.name.clone(),
-                &spec.shape,
-                vec![Part::Stored(view)],
-                format,
-            )
-            .map(Some);
+            return output(spec, vec![Part::Stored(view)], format).map(Some);
         }
         let Some(attention) = spec.name.strip_suffix(QKV_BIAS) else {
             return Ok(None);
@@ -232,7 +230,7 @@ impl<'a> Plan<'a> {
         check_shape(&q, &[width])?;
         check_shape(&v, &[width])?;
         let parts = vec![Part::Stored(q), Part::Zeros(width), Part::Stored(v)];
-        output(spec.name.clone(), &spec.shape, parts, format).map(Some)
+        output(spec, parts, format).map(Some)
     }
 
     /// An output matrix that differs from the token embedding counts whatever the configuration says, as in
@@ -254,13 +252,13 @@ impl<'a> Plan<'a> {
             return Ok(None);
         }
         check_shape(&head, embedding.shape)?;
-        output(
-            LM_HEAD.into(),
-            embedding.shape,
-            vec![Part::Stored(head)],
-            format,
-        )
-        .map(Some)
+        let spec = TensorSpec {
+            name: LM_HEAD.into(),
+            shape: embedding.shape.to_vec(),
+            component: Component::LanguageModel,
+            role: Role::Table,
+        };
+        output(&spec, vec![Part::Stored(head)], format).map(Some)
     }
 
     /// Refuses a checkpoint whose vision transformer or language model is in none of the files.
@@ -368,8 +366,7 @@ impl<'a> Plan<'a> {
 }
 
 fn output<'a>(
-    name: String,
-    shape: &[usize],
+    spec: &TensorSpec,
     parts: Vec<Part<'a>>,
     format: Option<Format>,
 ) -> Result<Output<'a>, ConvertError> {
@@ -393,9 +390,10 @@ fn output<'a>(
         _ => Dtype::F32,
     };
     Ok(Output {
-        name,
+        name: spec.name.clone(),
         dtype,
-        shape: shape.to_vec(),
+        shape: spec.shape.clone(),
+        spec: spec.clone(),
         parts,
     })
 }

@@ -44,7 +44,7 @@ pub fn in_blocks(tensors: Vec<Output<'_>>, asked: WeightFormat) -> Vec<Output<'_
             else {
                 return vec![tensor];
             };
-            let format = format_of(&tensor.name, columns, asked);
+            let format = format_of(&tensor.spec, asked);
             let dtype = match format {
                 WeightFormat::F16 => return vec![tensor],
                 WeightFormat::Q8 => Dtype::I8,
@@ -56,12 +56,14 @@ pub fn in_blocks(tensors: Vec<Output<'_>>, asked: WeightFormat) -> Vec<Output<'_
                     name: format!("{}{SCALES}", tensor.name),
                     dtype: Dtype::F16,
                     shape: vec![rows, format.row_scales(columns)],
+                    spec: tensor.spec.clone(),
                     parts: vec![Part::Scales(view, format)],
                 },
                 Output {
                     name: tensor.name,
                     dtype,
                     shape: vec![rows, format.row_bytes(columns)],
+                    spec: tensor.spec,
                     parts: vec![Part::QuantisedValues(view, format)],
                 },
             ]

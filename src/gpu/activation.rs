@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::{Gpu, GpuError};
+use super::{Gpu, GpuError, WeightBuffer};
 
 /// A matrix of f32 that a program computes, `[rows, columns]` row-major. A name until the program is finished.
 #[derive(Debug, Clone)]
@@ -67,6 +67,12 @@ pub enum Operand {
 impl From<&wgpu::Buffer> for Operand {
     fn from(buffer: &wgpu::Buffer) -> Self {
         Self::Buffer(buffer.clone())
+    }
+}
+
+impl From<&WeightBuffer> for Operand {
+    fn from(buffer: &WeightBuffer) -> Self {
+        Self::Buffer((**buffer).clone())
     }
 }
 

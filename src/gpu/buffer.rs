@@ -1,13 +1,73 @@
 //! Buffers: weights in their GPU layouts, small state, and reading results back.
 
+use std::sync::{Arc, OnceLock};
+
 use super::device::one_line;
 use super::{Gpu, GpuError, WeightFormat, grouped_scales};
+
+/// The buffer of a weight. A model is put together before its weights are on the device: until this buffer is made, a
+/// placeholder stands for it, over which programs can be recorded but not run.
+#[derive(Debug, Clone)]
+pub struct WeightBuffer {
+    bytes: u64,
+    placeholder: Option<wgpu::Buffer>,
+    made: Arc<OnceLock<wgpu::Buffer>>,
+}
+
+impl WeightBuffer {
+    /// A buffer of `bytes` (rounded up as [`Gpu::storage`] does) that is still to be made. Without a `placeholder`
+    /// nothing may be recorded over it before.
+    #[must_use]
+    pub fn planned(bytes: u64, placeholder: Option<&wgpu::Buffer>) -> Self {
+        Self {
+            bytes: storage_bytes(bytes),
+            placeholder: placeholder.cloned(),
+            made: Arc::default(),
+        }
+    }
+
+    /// Gives it the buffer, once.
+    pub fn set(&self, buffer: wgpu::Buffer) {
+        let set = self.made.set(buffer);
+        debug_assert!(set.is_ok(), "a weight is filled once");
+    }
+
+    /// Its bytes, made or not.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl From<wgpu::Buffer> for WeightBuffer {
+    fn from(buffer: wgpu::Buffer) -> Self {
+        Self {
+            bytes: buffer.size(),
+            placeholder: None,
+            made: Arc::new(OnceLock::from(buffer)),
+        }
+    }
+}
+
+impl std::ops::Deref for WeightBuffer {
+    type Target = wgpu::Buffer;
+
+    fn deref(&self) -> &wgpu::Buffer {
+        let buffer = self.made.get().or(self.placeholder.as_ref());
+        buffer.expect("weights without a placeholder are listed and dropped, never recorded over")
+    }
+}
+
+/// The size of a storage buffer that `bytes` are asked for.
+fn storage_bytes(bytes: u64) -> u64 {
+    bytes.max(16).next_multiple_of(16)
+}
 
 /// A vector of f32 on the device: biases and layer-norm weights.
 #[derive(Debug, Clone)]
 pub struct Vector {
     /// `len` f32.
-    pub buffer: wgpu::Buffer,
+    pub buffer: WeightBuffer,
     /// Number of values.
     pub len: usize,
 }
@@ -30,7 +90,7 @@ pub struct Matrix {
 #[derive(Debug, Clone)]
 pub struct MatrixPart {
     /// Its values, and the scales of quantised ones: [`WeightFormat`] has the layout.
-    pub buffer: wgpu::Buffer,
+    pub buffer: WeightBuffer,
     /// Index of the first row in the whole matrix.
     pub first_row: usize,
     /// Rows in this part.
@@ -69,7 +129,7 @@ impl Gpu {
         bytes: u64,
         mapped: bool,
     ) -> Result<wgpu::Buffer, GpuError> {
-        let bytes = bytes.max(16).next_multiple_of(16);
+        let bytes = storage_bytes(bytes);
         if let Some(placeholder) = self.rehearse_buffer(bytes) {
             return Ok(placeholder);
         }
@@ -136,7 +196,7 @@ impl Gpu {
     /// As [`Gpu::storage`].
     pub fn vector(&self, label: &str, values: &[f32]) -> Result<Vector, GpuError> {
         Ok(Vector {
-            buffer: self.storage_with(label, values)?,
+            buffer: self.storage_with(label, values)?.into(),
             len: values.len(),
         })
     }
@@ -161,24 +221,38 @@ impl Gpu {
         rows: usize,
         columns: usize,
     ) -> Result<Matrix, GpuError> {
+        let matrix = self.planned_matrix(format, rows, columns, None);
+        for part in &matrix.parts {
+            part.buffer.set(self.storage(label, part.buffer.size())?);
+        }
+        Ok(matrix)
+    }
+
+    /// A matrix whose buffers are still to be made; `placeholder` stands for each of them.
+    #[must_use]
+    pub fn planned_matrix(
+        &self,
+        format: WeightFormat,
+        rows: usize,
+        columns: usize,
+        placeholder: Option<&wgpu::Buffer>,
+    ) -> Matrix {
         let rows_per_part = self.rows_per_part(format, rows, columns);
-        let parts = (0..rows)
-            .step_by(rows_per_part)
-            .map(|first_row| {
-                let rows = rows_per_part.min(rows - first_row);
-                Ok(MatrixPart {
-                    buffer: self.storage(label, format.part_bytes(rows, columns))?,
-                    first_row,
-                    rows,
-                })
-            })
-            .collect::<Result<_, GpuError>>()?;
-        Ok(Matrix {
+        let parts = (0..rows).step_by(rows_per_part).map(|first_row| {
+            let rows = rows_per_part.min(rows - first_row);
+            let bytes = format.part_bytes(rows, columns);
+            MatrixPart {
+                buffer: WeightBuffer::planned(bytes, placeholder),
+                first_row,
+                rows,
+            }
+        });
+        Matrix {
             format,
-            parts,
+            parts: parts.collect(),
             rows,
             columns,
-        })
+        }
     }
 
     /// Rows of each part (the last may have fewer) of a matrix of this shape.

@@ -6,7 +6,7 @@ use super::activation::{Activation, ActivationPool, Lifetimes, Operand, Plan};
 use super::pace::Pace;
 use super::pipeline::Constants;
 use super::program::{Program, Step, Tap};
-use super::{Gpu, GpuError, Kernel, Matrix};
+use super::{Gpu, GpuError, Kernel, Matrix, Params};
 
 /// Params of all dispatches lie in one uniform buffer at WebGPU's default offset alignment.
 const UNIFORM_ALIGNMENT: usize = 256;
@@ -106,7 +106,7 @@ impl<'gpu> ProgramBuilder<'gpu> {
     }
 
     /// Records one dispatch: `params` is the uniform at binding 0, `operands` are bindings 1, 2, …
-    pub fn dispatch<P: bytemuck::NoUninit>(
+    pub fn dispatch<P: Params>(
         &mut self,
         kernel: &'static Kernel,
         constants: Constants,
@@ -115,6 +115,7 @@ impl<'gpu> ProgramBuilder<'gpu> {
         grid: [u32; 3],
     ) {
         debug_assert_eq!(operands.len(), kernel.bindings.len(), "{}", kernel.name);
+        debug_assert_eq!(P::FIELDS, kernel.params, "{}", kernel.name);
         if grid.contains(&0) {
             return;
         }

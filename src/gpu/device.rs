@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use super::GpuError;
 use super::adapter::{self, AdapterChoice};
 use super::choices::Choices;
 use super::pipeline::{PipelineStore, cache_file_name};
@@ -12,6 +11,7 @@ use super::poll::Poller;
 use super::profile::{Phase, Profiler};
 use super::rehearsal::Rehearsal;
 use super::timestamps::{self, Timestamps};
+use super::{GpuError, Kernel};
 
 /// Features that are left unused although the adapter has them: for tests, and around driver faults.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,6 +59,10 @@ pub struct GpuOptions {
     pub checked: bool,
     /// Where compiled pipelines are kept between runs; `None` keeps none.
     pub cache_dir: Option<PathBuf>,
+    /// A folder of shaders, laid out as `shaders/` is, that stand in for those of this program: for trying a change without
+    /// building anew. A kernel whose text is not this program's own is built with bounds checks, as by `checked`: what
+    /// is promised of ours is not known of it.
+    pub shaders: Option<PathBuf>,
     /// Split weight matrices into parts of at most this many bytes, where bindings could be larger: for tests of what
     /// a device with small bindings does to large weights. `None` splits only what does not fit one binding.
     pub max_part_bytes: Option<u64>,
@@ -196,6 +200,12 @@ impl Gpu {
     /// # Errors
     /// No adapter, none that matches, or a driver that gives no device.
     pub async fn open(options: &GpuOptions) -> Result<Self, GpuError> {
+        if let Some(folder) = options.shaders.as_ref().filter(|it| !it.is_dir()) {
+            return Err(GpuError::Shader {
+                place: folder.display().to_string(),
+                problem: "there is no such folder to read shaders from".into(),
+            });
+        }
         let instance = adapter::instance();
         let adapter = adapter::choose(adapter::all_adapters(&instance).await?, &options.adapter)?;
         let info = adapter.get_info();
@@ -348,6 +358,11 @@ impl Gpu {
     #[must_use]
     pub fn choices(&self) -> &Choices {
         &self.inner.choices
+    }
+
+    /// A hash of the text of `kernel`: what is found out about one text does not hold for another.
+    pub(crate) fn text_hash(&self, kernel: &Kernel) -> u64 {
+        self.inner.pipelines.text_hash(kernel)
     }
 
     /// Whether shaders check bounds: [`GpuOptions::checked`].

@@ -68,6 +68,14 @@ pub enum GpuError {
         /// wgpu's words, on one line.
         message: String,
     },
+    /// A shader file that is missing, or that cannot be put together.
+    #[error("{place}: {problem}")]
+    Shader {
+        /// File and line, or the kernel.
+        place: String,
+        /// What is wrong there.
+        problem: String,
+    },
     /// Every kernel for a task gave a wrong result in its self-check.
     #[error(
         "on '{adapter}' no kernel for {what} computes rightly: the driver is at fault; update it, or choose another \

@@ -9,7 +9,8 @@ use std::task::{Context, Poll, Waker};
 
 use super::choices::write_whole;
 use super::device::error_of;
-use super::{GpuError, GpuOptions};
+use super::shader_source::{ShaderFiles, ShaderText};
+use super::{GpuError, GpuOptions, Params};
 
 /// How a kernel uses one of its bindings. Binding 0 is always the uniform with its parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,15 +26,53 @@ pub(crate) const READ: Access = Access::Read;
 /// [`Access::ReadWrite`]
 pub(crate) const WRITE: Access = Access::ReadWrite;
 
-/// A compute kernel: one `.wgsl` file, and what it binds after the uniform at binding 0.
+/// A compute kernel: a shader file, the choices in its imports, and what it binds after the uniform at binding 0.
 #[derive(Debug)]
 pub struct Kernel {
     /// Name in errors, timings and traces.
     pub name: &'static str,
-    /// The WGSL text, in pieces that are joined (a shared prelude, then the file).
-    pub wgsl: &'static [&'static str],
+    /// The file under `shaders/`, without `.wgsl`.
+    pub shader: &'static str,
+    /// What stands for the names in braces in the imports of its files.
+    pub choices: &'static [(&'static str, &'static str)],
+    /// [`Params::FIELDS`] of its uniform.
+    pub params: &'static [(&'static str, &'static str)],
     /// Bindings 1, 2, … of group 0.
     pub bindings: &'static [Access],
+}
+
+impl Kernel {
+    /// The kernel of a shader file, named after it, whose uniform is a `P`.
+    pub(crate) const fn new<P: Params>(shader: &'static str, bindings: &'static [Access]) -> Self {
+        let mut name = shader;
+        let mut at = 0;
+        while at < shader.len() {
+            at += 1;
+            if shader.as_bytes()[at - 1] == b'/' {
+                name = shader.split_at(at).1;
+            }
+        }
+        Self {
+            name,
+            shader,
+            choices: &[],
+            params: P::FIELDS,
+            bindings,
+        }
+    }
+
+    /// One of several kernels of its file.
+    pub(crate) const fn named(
+        self,
+        name: &'static str,
+        choices: &'static [(&'static str, &'static str)],
+    ) -> Self {
+        Self {
+            name,
+            choices,
+            ..self
+        }
+    }
 }
 
 /// Values for a kernel's `override` constants.
@@ -73,6 +112,7 @@ pub(super) struct PipelineStore {
     /// The adapter's name, for errors.
     adapter: String,
     checked: bool,
+    files: ShaderFiles,
     cache: Option<wgpu::PipelineCache>,
     cache_file: Option<PathBuf>,
     grown: AtomicBool,
@@ -84,6 +124,7 @@ impl PipelineStore {
         info: &wgpu::AdapterInfo,
         options: &GpuOptions,
     ) -> Self {
+        let is_browser = info.backend == wgpu::Backend::BrowserWebGpu;
         let cache_file = options
             .cache_dir
             .as_ref()
@@ -96,6 +137,7 @@ impl PipelineStore {
             compiled: Mutex::default(),
             adapter: info.name.clone(),
             checked: options.checked,
+            files: ShaderFiles::new(options.shaders.clone(), is_browser),
             cache,
             cache_file,
             grown: AtomicBool::new(false),
@@ -171,6 +213,11 @@ impl PipelineStore {
         self.compiled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A hash of the text of `kernel`; 0 where it cannot be put together, which compiling it tells.
+    pub(super) fn text_hash(&self, kernel: &Kernel) -> u64 {
+        self.files.text(kernel).map_or(0, |text| text.hash)
+    }
+
     /// Compiles, and catches what goes wrong: left to the device, an error would not say which kernel it was about.
     fn compile(
         &self,
@@ -179,12 +226,19 @@ impl PipelineStore {
         constants: &Constants,
     ) -> Result<Compiled, GpuError> {
         use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
+        let text = self.files.text(kernel)?;
         let scopes = [Validation, Internal, OutOfMemory].map(|it| device.push_error_scope(it));
-        let compiled = self.compile_unguarded(device, kernel, constants);
+        let compiled = self.compile_unguarded(device, kernel, &text, constants);
         let caught = scopes.into_iter().rev().filter_map(caught_by).last();
         caught.map_or(Ok(compiled), |error| {
             let doing = format!("compiling kernel {} {constants:?}", kernel.name);
-            Err(error_of(&error, &self.adapter, doing))
+            match error_of(&error, &self.adapter, doing) {
+                GpuError::Internal { doing, message } => Err(GpuError::Internal {
+                    doing,
+                    message: text.trace_back(&message),
+                }),
+                other => Err(other),
+            }
         })
     }
 
@@ -192,9 +246,10 @@ impl PipelineStore {
         &self,
         device: &wgpu::Device,
         kernel: &Kernel,
+        text: &ShaderText,
         constants: &Constants,
     ) -> Compiled {
-        let module = self.shader_module(device, kernel);
+        let module = self.shader_module(device, kernel, text);
         let layout = bind_group_layout(device, kernel);
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(kernel.name),
@@ -215,12 +270,17 @@ impl PipelineStore {
         Compiled { pipeline, layout }
     }
 
-    fn shader_module(&self, device: &wgpu::Device, kernel: &Kernel) -> wgpu::ShaderModule {
+    fn shader_module(
+        &self,
+        device: &wgpu::Device,
+        kernel: &Kernel,
+        text: &ShaderText,
+    ) -> wgpu::ShaderModule {
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(kernel.name),
-            source: wgpu::ShaderSource::Wgsl(kernel.wgsl.concat().into()),
+            source: wgpu::ShaderSource::Wgsl(text.text.as_str().into()),
         };
-        if self.checked {
+        if self.checked || !text.is_own {
             return device.create_shader_module(descriptor);
         }
         // SAFETY: the text is one of this crate's own shaders. Each keeps its indices within its bindings for the sizes

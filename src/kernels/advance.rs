@@ -1,15 +1,13 @@
 //! `advance.wgsl`: ends a greedy decode step on the GPU.
 
-use crate::gpu::{Kernel, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Kernel, ProgramBuilder, READ, WRITE, params};
 
-use super::row_rules::ROW_RULES;
 use super::{Bests, word};
 
-pub(super) static ADVANCE: Kernel = Kernel {
-    name: "advance",
-    wgsl: &[ROW_RULES, include_str!("../../shaders/advance.wgsl")],
-    bindings: &[READ, READ, WRITE, WRITE, WRITE, WRITE, WRITE],
-};
+pub(super) static ADVANCE: Kernel = Kernel::new::<Params>(
+    "ops/advance",
+    &[READ, READ, WRITE, WRITE, WRITE, WRITE, WRITE],
+);
 
 /// Buffers that [`advance`] reads and writes; see the shader for their layouts.
 #[derive(Debug)]
@@ -36,13 +34,13 @@ pub struct Advance<'a> {
     pub history_stride: usize,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    rows: u32,
-    history_stride: u32,
-    rules_stride: u32,
-    parts: u32,
+params! {
+    struct Params {
+        rows: u32,
+        history_stride: u32,
+        rules_stride: u32,
+        parts: u32,
+    }
 }
 
 /// Appends each row's chosen token, moves it to its next position, ends it at an end token or its greatest length.

@@ -1,14 +1,10 @@
 //! `argmax.wgsl`: the most likely token of each part of each row, with what its probability needs.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
 
 use super::{is_wide, word};
 
-pub(super) static ARGMAX: Kernel = Kernel {
-    name: "argmax",
-    wgsl: &[include_str!("../../shaders/argmax.wgsl")],
-    bindings: &[READ, WRITE],
-};
+pub(super) static ARGMAX: Kernel = Kernel::new::<Params>("ops/argmax", &[READ, WRITE]);
 
 /// What [`argmax`] finds: the best token of each part of each row, which [`super::advance`] puts together.
 #[derive(Debug)]
@@ -40,13 +36,12 @@ const BEST_COLUMNS: usize = 4;
 /// Logits that a workgroup looks at on a GPU: 16 a thread (unmeasured). Elsewhere a row has one part.
 const WIDE_PART: usize = 4096;
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    vocab: u32,
-    part_size: u32,
-    parts: u32,
-    pad: u32,
+params! {
+    struct Params {
+        vocab: u32,
+        part_size: u32,
+        parts: u32,
+    }
 }
 
 /// Finds the best token of each row of `logits` `[rows, vocabulary]`, and what its probability needs.
@@ -72,7 +67,6 @@ fn record(program: &mut ProgramBuilder, logits: &Activation, part_size: usize, b
             vocab: word(logits.columns),
             part_size: word(part_size),
             parts: word(parts),
-            pad: 0,
         },
         vec![logits.operand(), bests],
         [word(logits.rows), word(parts), 1],

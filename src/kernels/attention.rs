@@ -2,49 +2,36 @@
 //! Q-Former's.
 
 use crate::gpu::{
-    Activation, Capabilities, Constants, Gpu, Kernel, Operand, ProgramBuilder, READ, WRITE,
+    Activation, Capabilities, Constants, Gpu, Kernel, Operand, ProgramBuilder, READ, WRITE, params,
 };
 
 use super::self_check::{Check, finding, is_wrong, scattered};
 use super::{NARROW_LANES, groups, word};
 
-static ATTENTION: Kernel = Kernel {
-    name: "attention",
-    wgsl: &[include_str!("../../shaders/attention.wgsl")],
-    bindings: &[READ, READ, READ, READ, WRITE],
-};
+static ATTENTION: Kernel =
+    Kernel::new::<Params>("attention/attention", &[READ, READ, READ, READ, WRITE]);
 
-static ATTENTION_TILE: Kernel = Kernel {
-    name: "attention_tile",
-    wgsl: &[include_str!("../../shaders/attention_tile.wgsl")],
-    bindings: &[READ, READ, READ, READ, WRITE],
-};
+static ATTENTION_TILE: Kernel =
+    Kernel::new::<Params>("attention/attention_tile", &[READ, READ, READ, READ, WRITE]);
 
-static ATTENTION_FLASH: Kernel = Kernel {
-    name: "attention_flash",
-    wgsl: &[include_str!("../../shaders/attention_flash.wgsl")],
-    bindings: &[READ, READ, READ, READ, WRITE],
-};
+static ATTENTION_FLASH: Kernel = Kernel::new::<Params>(
+    "attention/attention_flash",
+    &[READ, READ, READ, READ, WRITE],
+);
 
-static ATTENTION_COOPERATIVE_16: Kernel = Kernel {
-    name: "attention_cooperative_16",
-    wgsl: &[
-        include_str!("../../shaders/cooperative_16.wgsl"),
-        include_str!("../../shaders/attention_cooperative.wgsl"),
-    ],
-    bindings: &[READ, READ, READ, READ, WRITE],
-};
+const ATTENTION_COOPERATIVE: Kernel = Kernel::new::<Params>(
+    "attention/attention_cooperative",
+    &[READ, READ, READ, READ, WRITE],
+);
 
-static ATTENTION_COOPERATIVE_8: Kernel = Kernel {
-    name: "attention_cooperative_8",
-    wgsl: &[
-        include_str!("../../shaders/cooperative_8.wgsl"),
-        include_str!("../../shaders/attention_cooperative.wgsl"),
-    ],
-    bindings: &[READ, READ, READ, READ, WRITE],
-};
+static ATTENTION_COOPERATIVE_16: Kernel =
+    ATTENTION_COOPERATIVE.named("attention_cooperative_16", &[("size", "16")]);
+
+static ATTENTION_COOPERATIVE_8: Kernel =
+    ATTENTION_COOPERATIVE.named("attention_cooperative_8", &[("size", "8")]);
 
 /// All of them.
+#[cfg(test)]
 pub(super) static KERNELS: &[&Kernel] = &[
     &ATTENTION,
     &ATTENTION_TILE,
@@ -327,21 +314,19 @@ pub struct Attention<'a> {
     pub scale: f32,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    batch: u32,
-    queries: u32,
-    keys: u32,
-    heads: u32,
-    q_stride: u32,
-    k_stride: u32,
-    v_stride: u32,
-    q_offset: u32,
-    k_offset: u32,
-    v_offset: u32,
-    scale: f32,
-    pad: u32,
+params! {
+    struct Params {
+        queries: u32,
+        keys: u32,
+        heads: u32,
+        q_stride: u32,
+        k_stride: u32,
+        v_stride: u32,
+        q_offset: u32,
+        k_offset: u32,
+        v_offset: u32,
+        scale: f32,
+    }
 }
 
 /// Records the attention; the result is `[batch · queries, heads.width()]`.
@@ -415,7 +400,6 @@ pub fn attention_with(
         variant.kernel(),
         variant.constants(heads),
         &Params {
-            batch: word(batch),
             queries: word(queries),
             keys: word(k.of.rows / batch),
             heads: word(heads.count),
@@ -426,7 +410,6 @@ pub fn attention_with(
             k_offset: word(k.column),
             v_offset: word(v.column),
             scale: inputs.scale,
-            pad: 0,
         },
         vec![
             q.of.operand(),

@@ -1,21 +1,19 @@
 //! `attention_cached.wgsl`, `attention_cached_vec4.wgsl`: causal attention over the paged KV cache, for prefill and
 //! decode.
 
-use crate::gpu::{Activation, Constants, Kernel, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Constants, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
 
 use super::{Heads, KvLayer, Pages, is_wide, store_kv, word};
 
-pub(super) static ATTENTION_CACHED: Kernel = Kernel {
-    name: "attention_cached",
-    wgsl: &[include_str!("../../shaders/attention_cached.wgsl")],
-    bindings: &[READ, READ, READ, READ, READ, WRITE],
-};
+pub(super) static ATTENTION_CACHED: Kernel = Kernel::new::<Params>(
+    "attention/attention_cached",
+    &[READ, READ, READ, READ, READ, WRITE],
+);
 
-pub(super) static ATTENTION_CACHED_VEC4: Kernel = Kernel {
-    name: "attention_cached_vec4",
-    wgsl: &[include_str!("../../shaders/attention_cached_vec4.wgsl")],
-    bindings: &[READ, WRITE, WRITE, READ, READ, WRITE],
-};
+pub(super) static ATTENTION_CACHED_VEC4: Kernel = Kernel::new::<Params>(
+    "attention/attention_cached_vec4",
+    &[READ, WRITE, WRITE, READ, READ, WRITE],
+);
 
 /// One causal attention: each row over positions `0..=position` of its own sequence.
 #[derive(Debug)]
@@ -35,15 +33,14 @@ pub struct CachedAttention<'a> {
     pub scale: f32,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    heads: u32,
-    head_dim: u32,
-    qkv_stride: u32,
-    max_length: u32,
-    scale: f32,
-    pad: [u32; 3],
+params! {
+    struct Params {
+        heads: u32,
+        head_dim: u32,
+        qkv_stride: u32,
+        max_length: u32,
+        scale: f32,
+    }
 }
 
 /// Groups of 32 threads that share a row and head. A GPU has far more room than decoding has rows and heads (unmeasured);
@@ -101,7 +98,6 @@ fn record(program: &mut ProgramBuilder, inputs: &CachedAttention, groups: u32) -
             qkv_stride: word(qkv.columns),
             max_length: word(pages.max_length),
             scale,
-            pad: [0; 3],
         },
         vec![
             qkv.operand(),

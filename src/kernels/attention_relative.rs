@@ -1,14 +1,13 @@
 //! `attention_relative.wgsl`: attention with relative position bias over the paged cache, for T5.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, Vector, WRITE};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, Vector, WRITE, params};
 
 use super::{Heads, KvLayer, Pages, word};
 
-pub(super) static ATTENTION_RELATIVE: Kernel = Kernel {
-    name: "attention_relative",
-    wgsl: &[include_str!("../../shaders/attention_relative.wgsl")],
-    bindings: &[READ, WRITE, WRITE, READ, READ, READ, READ, WRITE],
-};
+pub(super) static ATTENTION_RELATIVE: Kernel = Kernel::new::<Params>(
+    "attention/attention_relative",
+    &[READ, WRITE, WRITE, READ, READ, READ, READ, WRITE],
+);
 
 /// Which positions of its sequence a row attends to. A sequence holds its prompt first, then the decoded text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,15 +60,14 @@ pub struct RelativeAttention<'a> {
     pub bias: &'a RelativeBias,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    heads: u32,
-    head_dim: u32,
-    q_stride: u32,
-    max_length: u32,
-    reach: u32,
-    pad: [u32; 3],
+params! {
+    struct Params {
+        heads: u32,
+        head_dim: u32,
+        q_stride: u32,
+        max_length: u32,
+        reach: u32,
+    }
 }
 
 /// Records the attention; the result is `[rows, heads.width()]`, zero for inactive rows.
@@ -96,7 +94,6 @@ pub fn attention_relative(program: &mut ProgramBuilder, inputs: &RelativeAttenti
             q_stride: word(q.columns),
             max_length: word(pages.max_length),
             reach: word(bias.reach),
-            pad: [0; 3],
         },
         vec![
             q.operand(),

@@ -1,14 +1,13 @@
 //! `attention_weights.wgsl`: how much each row of an attention looks at each key, for showing it.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
 
 use super::{Attention, CachedAttention, Heads, Pages, View, copy, word};
 
-pub(super) static ATTENTION_WEIGHTS: Kernel = Kernel {
-    name: "attention_weights",
-    wgsl: &[include_str!("../../shaders/attention_weights.wgsl")],
-    bindings: &[READ, READ, READ, READ, WRITE],
-};
+pub(super) static ATTENTION_WEIGHTS: Kernel = Kernel::new::<Params>(
+    "attention/attention_weights",
+    &[READ, READ, READ, READ, WRITE],
+);
 
 /// One attention whose weights are wanted: `softmax(q · kᵀ · scale)`.
 #[derive(Debug)]
@@ -27,19 +26,18 @@ pub struct AttentionWeights<'a> {
     pub scale: f32,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    heads: u32,
-    head_dim: u32,
-    q_stride: u32,
-    q_offset: u32,
-    k_stride: u32,
-    k_offset: u32,
-    max_length: u32,
-    columns: u32,
-    scale: f32,
-    pad: [u32; 3],
+params! {
+    struct Params {
+        heads: u32,
+        head_dim: u32,
+        q_stride: u32,
+        q_offset: u32,
+        k_stride: u32,
+        k_offset: u32,
+        max_length: u32,
+        columns: u32,
+        scale: f32,
+    }
 }
 
 /// The mean of the weights over all heads, `[rows, columns]`: zero for positions that a row does not see and for
@@ -68,7 +66,6 @@ pub fn attention_weights(program: &mut ProgramBuilder, inputs: &AttentionWeights
             max_length: word(pages.max_length),
             columns: word(columns),
             scale,
-            pad: [0; 3],
         },
         vec![
             q.of.operand(),

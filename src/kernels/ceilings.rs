@@ -1,49 +1,24 @@
 //! `bench_copy.wgsl`, `bench_read.wgsl`, `bench_multiply.wgsl`, `bench_cooperative.wgsl`: what an adapter reaches where a
 //! kernel does one thing only. `bench` gives other kernels' figures as shares of theirs.
 
-use crate::gpu::{Capabilities, Gpu, Kernel, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Capabilities, Gpu, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
 
 use super::{groups, word};
 
-static BENCH_COPY: Kernel = Kernel {
-    name: "bench_copy",
-    wgsl: &[include_str!("../../shaders/bench_copy.wgsl")],
-    bindings: &[READ, WRITE],
-};
+static BENCH_COPY: Kernel = Kernel::new::<CopyParams>("bench/bench_copy", &[READ, WRITE]);
 
-static BENCH_READ: Kernel = Kernel {
-    name: "bench_read",
-    wgsl: &[include_str!("../../shaders/bench_read.wgsl")],
-    bindings: &[READ, WRITE],
-};
+static BENCH_READ: Kernel = Kernel::new::<ReadParams>("bench/bench_read", &[READ, WRITE]);
 
-static BENCH_MULTIPLY: Kernel = Kernel {
-    name: "bench_multiply",
-    wgsl: &[include_str!("../../shaders/bench_multiply.wgsl")],
-    bindings: &[WRITE],
-};
+static BENCH_MULTIPLY: Kernel = Kernel::new::<MultiplyParams>("bench/bench_multiply", &[WRITE]);
 
-const COOPERATIVE: &str = include_str!("../../shaders/bench_cooperative.wgsl");
+const BENCH_COOPERATIVE: Kernel =
+    Kernel::new::<CooperativeParams>("bench/bench_cooperative", &[READ, WRITE]);
 
-static BENCH_COOPERATIVE_16: Kernel = Kernel {
-    name: "bench_cooperative_16",
-    wgsl: &[
-        "enable f16;\nenable wgpu_cooperative_matrix;\nconst SIDE = 16u;\n\
-         alias Left = coop_mat16x16<f16, A>;\nalias Right = coop_mat16x16<f16, B>;\nalias Sum = coop_mat16x16<f32, C>;\n",
-        COOPERATIVE,
-    ],
-    bindings: &[READ, WRITE],
-};
+static BENCH_COOPERATIVE_16: Kernel =
+    BENCH_COOPERATIVE.named("bench_cooperative_16", &[("size", "16")]);
 
-static BENCH_COOPERATIVE_8: Kernel = Kernel {
-    name: "bench_cooperative_8",
-    wgsl: &[
-        "enable f16;\nenable wgpu_cooperative_matrix;\nconst SIDE = 8u;\n\
-         alias Left = coop_mat8x8<f16, A>;\nalias Right = coop_mat8x8<f16, B>;\nalias Sum = coop_mat8x8<f32, C>;\n",
-        COOPERATIVE,
-    ],
-    bindings: &[READ, WRITE],
-};
+static BENCH_COOPERATIVE_8: Kernel =
+    BENCH_COOPERATIVE.named("bench_cooperative_8", &[("size", "8")]);
 
 /// All of them.
 #[cfg(test)]
@@ -72,6 +47,13 @@ pub const MULTIPLY_STEP_FLOPS: u64 = 128;
 const SCALE: f32 = 0.999;
 const SHIFT: f32 = 0.000_5;
 
+params! {
+    struct CopyParams {
+        units: u32,
+        threads_per_row: u32,
+    }
+}
+
 /// Copies `x` to `y`, of the same size, a multiple of 16 bytes.
 pub fn bench_copy(program: &mut ProgramBuilder, x: &wgpu::Buffer, y: &wgpu::Buffer) {
     debug_assert!(x.size() == y.size() && x.size().is_multiple_of(UNIT));
@@ -80,10 +62,19 @@ pub fn bench_copy(program: &mut ProgramBuilder, x: &wgpu::Buffer, y: &wgpu::Buff
     program.dispatch(
         &BENCH_COPY,
         vec![],
-        &[word(units), word(across * 256), 0, 0],
+        &CopyParams {
+            units: word(units),
+            threads_per_row: word(across * 256),
+        },
         vec![x.into(), y.into()],
         [word(across), groups(units, across * 256), 1],
     );
+}
+
+params! {
+    struct ReadParams {
+        units: u32,
+    }
 }
 
 /// Reads all of `x`, a multiple of [`READ_BYTES`], and writes sums that no one needs to `sums`.
@@ -92,7 +83,9 @@ pub fn bench_read(program: &mut ProgramBuilder, x: &wgpu::Buffer, sums: &wgpu::B
     program.dispatch(
         &BENCH_READ,
         vec![],
-        &[ROW_UNITS as u32, 0, 0, 0],
+        &ReadParams {
+            units: ROW_UNITS as u32,
+        },
         vec![x.into(), sums.into()],
         [word((x.size() / READ_BYTES) as usize), 1, 1],
     );
@@ -104,13 +97,12 @@ pub fn sums_bytes(bytes: u64) -> u64 {
     bytes / READ_BYTES * THREADS as u64 * 4
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct MultiplyParams {
-    steps: u32,
-    scale: f32,
-    shift: f32,
-    pad: u32,
+params! {
+    struct MultiplyParams {
+        steps: u32,
+        scale: f32,
+        shift: f32,
+    }
 }
 
 /// `steps` times [`MULTIPLY_STEP_FLOPS`] FLOPs for each value of `y`, `[threads]` f32, a multiple of 64 of them.
@@ -124,11 +116,16 @@ pub fn bench_multiply(program: &mut ProgramBuilder, steps: u32, y: &wgpu::Buffer
             steps,
             scale: SCALE,
             shift: SHIFT,
-            pad: 0,
         },
         vec![y.into()],
         [groups(threads, THREADS), 1, 1],
     );
+}
+
+params! {
+    struct CooperativeParams {
+        steps: u32,
+    }
 }
 
 /// A cooperative multiply loop that a device can run.
@@ -201,7 +198,7 @@ pub fn bench_cooperative(
     program.dispatch(
         kernel,
         vec![("WORKGROUP_SIZE", size)],
-        &[steps, 0, 0, 0],
+        &CooperativeParams { steps },
         vec![Operand::from(x), Operand::from(y)],
         [workgroups, 1, 1],
     );
@@ -288,22 +285,6 @@ mod tests {
                 let ours: Vec<f32> = run(gpu, &y, |program| bench_multiply(program, steps, &y));
                 assert_close(&ours, &multiply_reference(192, steps), 1e-5, "multiply");
             }
-        }
-    }
-
-    /// No adapter here has cooperative matrices: naga's word has to do.
-    #[test]
-    fn the_cooperative_loop_is_valid() {
-        for kernel in [&BENCH_COOPERATIVE_16, &BENCH_COOPERATIVE_8] {
-            let text = kernel.wgsl.concat();
-            let module = naga::front::wgsl::parse_str(&text)
-                .unwrap_or_else(|error| panic!("{}", error.emit_to_string(&text)));
-            let capabilities = naga::valid::Capabilities::COOPERATIVE_MATRIX
-                | naga::valid::Capabilities::SHADER_FLOAT16
-                | naga::valid::Capabilities::SUBGROUP;
-            naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
-                .validate(&module)
-                .unwrap_or_else(|error| panic!("{}: {error:?}", kernel.name));
         }
     }
 

@@ -1,24 +1,19 @@
 //! `copy.wgsl`: keeps a stage of a program.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
 
 use super::{groups, word};
 
-pub(super) static COPY: Kernel = Kernel {
-    name: "copy",
-    wgsl: &[include_str!("../../shaders/copy.wgsl")],
-    bindings: &[READ, WRITE],
-};
+pub(super) static COPY: Kernel = Kernel::new::<Params>("ops/copy", &[READ, WRITE]);
 
 /// Workgroups in a row of the grid: keeps both dimensions below the limit of 65535.
 const GROUPS_PER_ROW: usize = 1024;
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    count: u32,
-    threads_per_row: u32,
-    pad: [u32; 2],
+params! {
+    struct Params {
+        count: u32,
+        threads_per_row: u32,
+    }
 }
 
 /// Copies `x` to the start of `target`.
@@ -31,7 +26,6 @@ pub fn copy(program: &mut ProgramBuilder, x: &Activation, target: &wgpu::Buffer)
         &Params {
             count: word(count),
             threads_per_row: word(across * 256),
-            pad: [0; 2],
         },
         vec![x.operand(), Operand::from(target)],
         [word(across), groups(count, across.max(1) * 256), 1],

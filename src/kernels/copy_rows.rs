@@ -1,24 +1,19 @@
 //! `copy_rows.wgsl`: joins and parts the rows of sequences.
 
-use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, params};
 
 use super::{groups, word};
 
-pub(super) static COPY_ROWS: Kernel = Kernel {
-    name: "copy_rows",
-    wgsl: &[include_str!("../../shaders/copy_rows.wgsl")],
-    bindings: &[READ, WRITE],
-};
+pub(super) static COPY_ROWS: Kernel = Kernel::new::<Params>("ops/copy_rows", &[READ, WRITE]);
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    width: u32,
-    x_rows: u32,
-    x_first: u32,
-    y_rows: u32,
-    y_first: u32,
-    pad: [u32; 3],
+params! {
+    struct Params {
+        width: u32,
+        x_rows: u32,
+        x_first: u32,
+        y_rows: u32,
+        y_first: u32,
+    }
 }
 
 /// Rows of every group of an activation `[groups · rows, width]`.
@@ -51,7 +46,6 @@ pub fn copy_rows(
             x_first: word(from.first),
             y_rows: word(y_rows),
             y_first: word(to.first),
-            pad: [0; 3],
         },
         vec![x.operand(), y.operand()],
         [groups(x.columns, 64), word(count), word(number)],

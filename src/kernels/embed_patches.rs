@@ -1,21 +1,17 @@
 //! `embed_patches.wgsl`: class token and position embeddings of the ViT.
 
-use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, Vector, WRITE};
+use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, Vector, WRITE, params};
 
 use super::{groups, word};
 
-pub(super) static EMBED_PATCHES: Kernel = Kernel {
-    name: "embed_patches",
-    wgsl: &[include_str!("../../shaders/embed_patches.wgsl")],
-    bindings: &[READ, READ, READ, WRITE],
-};
+pub(super) static EMBED_PATCHES: Kernel =
+    Kernel::new::<Params>("ops/embed_patches", &[READ, READ, READ, WRITE]);
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    count: u32,
-    width: u32,
-    pad: [u32; 2],
+params! {
+    struct Params {
+        count: u32,
+        width: u32,
+    }
 }
 
 /// `patches` `[batch · count, width]` → tokens `[batch · (1 + count), width]`: class token first, `positions`
@@ -38,7 +34,6 @@ pub fn embed_patches(
         &Params {
             count: word(count),
             width: word(width),
-            pad: [0; 2],
         },
         vec![
             patches.operand(),

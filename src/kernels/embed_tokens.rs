@@ -1,37 +1,19 @@
 //! `embed_tokens.wgsl`: the decoder's input rows.
 
 use crate::gpu::{
-    Activation, GpuError, Kernel, Matrix, Operand, ProgramBuilder, READ, WRITE, WeightFormat,
+    Activation, GpuError, Kernel, Matrix, Operand, ProgramBuilder, READ, WRITE, params,
 };
 
-use super::weights::{F16_WEIGHTS, Q4_WEIGHTS, Q8_WEIGHTS};
+use super::weights::{by_format, of_format};
 use super::{groups, word};
 
-const fn reading(name: &'static str, wgsl: &'static [&'static str]) -> Kernel {
-    Kernel {
-        name,
-        wgsl,
-        bindings: &[READ, READ, READ, READ, READ, WRITE],
-    }
-}
-
-const EMBED_TOKENS: &str = include_str!("../../shaders/embed_tokens.wgsl");
-
-/// The kernels for a token embedding in f16, in eight and in four bits.
-pub(super) static KERNELS: [Kernel; 3] = [
-    reading("embed_tokens", &[F16_WEIGHTS, EMBED_TOKENS]),
-    reading("embed_tokens_q8", &[Q8_WEIGHTS, EMBED_TOKENS]),
-    reading("embed_tokens_q4", &[Q4_WEIGHTS, EMBED_TOKENS]),
-];
-
-/// The kernel for a token embedding in a format.
-fn kernel(format: WeightFormat) -> &'static Kernel {
-    match format {
-        WeightFormat::F16 => &KERNELS[0],
-        WeightFormat::Q8 => &KERNELS[1],
-        WeightFormat::Q4 => &KERNELS[2],
-    }
-}
+/// The kernels for a token embedding in each format.
+pub(super) static KERNELS: [Kernel; 3] = by_format!(
+    Params,
+    "ops",
+    "embed_tokens",
+    &[READ, READ, READ, READ, READ, WRITE]
+);
 
 /// Flag of a token that stands for a visual row: `VISUAL | row`.
 pub const VISUAL: u32 = 0x8000_0000;
@@ -65,13 +47,12 @@ pub struct Positions<'a> {
     pub offset: usize,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    width: u32,
-    first_row: u32,
-    part_rows: u32,
-    pad: u32,
+params! {
+    struct Params {
+        width: u32,
+        first_row: u32,
+        part_rows: u32,
+    }
 }
 
 /// Embeddings plus positions, `[rows, width]`; zero for inactive rows. One dispatch a part of the embedding.
@@ -101,13 +82,12 @@ pub fn embed_tokens(program: &mut ProgramBuilder, inputs: &EmbedTokens) -> Activ
     }
     for part in &inputs.embedding.parts {
         program.dispatch(
-            kernel(inputs.embedding.format),
+            of_format(&KERNELS, inputs.embedding.format),
             constants.clone(),
             &Params {
                 width: word(width),
                 first_row: word(part.first_row),
                 part_rows: word(part.rows),
-                pad: 0,
             },
             vec![
                 Operand::from(inputs.tokens),
@@ -127,7 +107,7 @@ pub fn embed_tokens(program: &mut ProgramBuilder, inputs: &EmbedTokens) -> Activ
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::{Gpu, MatrixPart};
+    use crate::gpu::{Gpu, MatrixPart, WeightFormat};
     use crate::kernels::testing::{Random, gpus, run, upload};
     use crate::weights::{dequantise, quantise};
 

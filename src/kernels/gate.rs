@@ -1,21 +1,16 @@
 //! `gate.wgsl`: the gate of a gated feed-forward block.
 
-use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, params};
 
-use super::linear::{ACTIVATE, Activate};
+use super::linear::Activate;
 use super::{groups, word};
 
-pub(super) static GATE: Kernel = Kernel {
-    name: "gate",
-    wgsl: &[ACTIVATE, include_str!("../../shaders/gate.wgsl")],
-    bindings: &[READ, WRITE],
-};
+pub(super) static GATE: Kernel = Kernel::new::<Params>("ops/gate", &[READ, WRITE]);
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    width: u32,
-    pad: [u32; 3],
+params! {
+    struct Params {
+        width: u32,
+    }
 }
 
 /// `activate(x[:, ..width]) · x[:, width..]` for `x` `[rows, 2 · width]`, value by value: `[rows, width]`.
@@ -26,10 +21,7 @@ pub fn gate(program: &mut ProgramBuilder, x: &Activation, activate: Activate) ->
     program.dispatch(
         &GATE,
         vec![("ACTIVATION", activate.constant())],
-        &Params {
-            width: word(width),
-            pad: [0; 3],
-        },
+        &Params { width: word(width) },
         vec![x.operand(), y.operand()],
         [groups(width, 64), word(x.rows), 1],
     );

@@ -1,21 +1,16 @@
 //! `gather_rows.wgsl`: picks rows of a matrix.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
 
 use super::{groups, word};
 
-pub(super) static GATHER_ROWS: Kernel = Kernel {
-    name: "gather_rows",
-    wgsl: &[include_str!("../../shaders/gather_rows.wgsl")],
-    bindings: &[READ, READ, WRITE],
-};
+pub(super) static GATHER_ROWS: Kernel =
+    Kernel::new::<Params>("ops/gather_rows", &[READ, READ, WRITE]);
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    rows: u32,
-    width: u32,
-    pad: [u32; 2],
+params! {
+    struct Params {
+        width: u32,
+    }
 }
 
 /// `y[i, :] = x[index[i], :]` for the first `rows` entries of `index` (u32).
@@ -30,9 +25,7 @@ pub fn gather_rows(
         &GATHER_ROWS,
         vec![],
         &Params {
-            rows: word(rows),
             width: word(x.columns),
-            pad: [0; 2],
         },
         vec![x.operand(), Operand::from(index), y.operand()],
         [groups(x.columns, 64), word(rows), 1],

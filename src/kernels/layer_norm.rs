@@ -1,20 +1,14 @@
 //! `layer_norm.wgsl`, `layer_norm_vec4.wgsl`: layer normalisation over rows.
 
-use crate::gpu::{Activation, Constants, Kernel, ProgramBuilder, READ, Vector, WRITE};
+use crate::gpu::{Activation, Constants, Kernel, ProgramBuilder, READ, Vector, WRITE, params};
 
 use super::{is_wide, word};
 
-pub(super) static LAYER_NORM: Kernel = Kernel {
-    name: "layer_norm",
-    wgsl: &[include_str!("../../shaders/layer_norm.wgsl")],
-    bindings: &[READ, READ, READ, WRITE],
-};
+pub(super) static LAYER_NORM: Kernel =
+    Kernel::new::<Params>("ops/layer_norm", &[READ, READ, READ, WRITE]);
 
-pub(super) static LAYER_NORM_VEC4: Kernel = Kernel {
-    name: "layer_norm_vec4",
-    wgsl: &[include_str!("../../shaders/layer_norm_vec4.wgsl")],
-    bindings: &[READ, READ, READ, WRITE],
-};
+pub(super) static LAYER_NORM_VEC4: Kernel =
+    Kernel::new::<Params>("ops/layer_norm_vec4", &[READ, READ, READ, WRITE]);
 
 /// Weights of a layer norm.
 #[derive(Debug, Clone)]
@@ -27,12 +21,11 @@ pub struct LayerNorm {
     pub eps: f32,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    width: u32,
-    eps: f32,
-    pad: [u32; 2],
+params! {
+    struct Params {
+        width: u32,
+        eps: f32,
+    }
 }
 
 /// Most vec4s of a row that a thread of the `_vec4` kernels keeps: `MAX_KEPT` in the shaders.
@@ -83,7 +76,6 @@ fn record(
         &Params {
             width: word(x.columns),
             eps: norm.eps,
-            pad: [0; 2],
         },
         vec![
             x.operand(),

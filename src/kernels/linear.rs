@@ -8,7 +8,7 @@ mod passes;
 mod tune;
 mod variant;
 
-use crate::gpu::{Activation, Matrix, Operand, ProgramBuilder, Vector};
+use crate::gpu::{Activation, Matrix, Operand, ProgramBuilder, Vector, params};
 
 use super::{groups, word};
 use cooperative::range_of_k;
@@ -20,11 +20,10 @@ pub(crate) use check::{CHECKED_ROWS, usable};
 pub use cooperative::CooperativeTile;
 pub(crate) use passes::{ADD_RANGES, ROUND_TO_F16};
 pub use tune::{chosen, tune};
-pub(crate) use variant::{KERNELS, NARROW_LANES};
+#[cfg(test)]
+pub(crate) use variant::KERNELS;
+pub(crate) use variant::NARROW_LANES;
 pub use variant::{LinearVariant, candidates};
-
-/// The activation functions, put before the kernels that have one.
-pub(super) const ACTIVATE: &str = include_str!("../../shaders/activate.wgsl");
 
 /// Rows up to which the matrix–vector kernels serve: they read the weights once for all of them.
 pub const MATVEC_ROWS: usize = 8;
@@ -64,18 +63,17 @@ impl Activate {
     }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    rows: u32,
-    out_features: u32,
-    in_features: u32,
-    y_stride: u32,
-    y_offset: u32,
-    bias_offset: u32,
-    /// Of K, that a workgroup of `matmul_cooperative` takes.
-    range: u32,
-    pad: u32,
+params! {
+    struct Params {
+        rows: u32,
+        out_features: u32,
+        in_features: u32,
+        y_stride: u32,
+        y_offset: u32,
+        bias_offset: u32,
+        /// Of K, that a workgroup of `matmul_cooperative` takes.
+        range: u32,
+    }
 }
 
 /// `activate(x · weightᵀ + bias)`, `[rows, in]` → `[rows, out]`.
@@ -180,7 +178,6 @@ fn record_with(
             y_offset: word(part.first_row),
             bias_offset: word(part.first_row),
             range: word(range),
-            pad: 0,
         };
         let sums = (ranges > 1).then(|| range_sums(program, ranges, x.rows, part.rows));
         let result = sums.as_ref().unwrap_or(y);

@@ -1,23 +1,17 @@
 //! `log_softmax.wgsl`: logits to log-probabilities.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
 
-use super::row_rules::ROW_RULES;
 use super::{threads_of_logits, word};
 
-pub(super) static LOG_SOFTMAX: Kernel = Kernel {
-    name: "log_softmax",
-    wgsl: &[ROW_RULES, include_str!("../../shaders/log_softmax.wgsl")],
-    bindings: &[WRITE, READ],
-};
+pub(super) static LOG_SOFTMAX: Kernel = Kernel::new::<Params>("ops/log_softmax", &[WRITE, READ]);
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    rows: u32,
-    vocab: u32,
-    logits_stride: u32,
-    rules_stride: u32,
+params! {
+    struct Params {
+        vocab: u32,
+        logits_stride: u32,
+        rules_stride: u32,
+    }
 }
 
 /// `logits −= ln Σ exp(logits)` in place, for each row whose `rules` (`[rows, rules_stride]`, see
@@ -43,7 +37,6 @@ fn record(
         &LOG_SOFTMAX,
         vec![("WORKGROUP_SIZE", f64::from(threads))],
         &Params {
-            rows: word(logits.rows),
             vocab: word(logits.columns),
             logits_stride: word(logits.columns),
             rules_stride: word(rules_stride),

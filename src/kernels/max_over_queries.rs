@@ -1,22 +1,19 @@
 //! `max_over_queries.wgsl`: the score of an image and a text is that of the image's best query.
 
-use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, params};
 
 use super::{groups, word};
 
-pub(super) static MAX_OVER_QUERIES: Kernel = Kernel {
-    name: "max_over_queries",
-    wgsl: &[include_str!("../../shaders/max_over_queries.wgsl")],
-    bindings: &[READ, WRITE],
-};
+pub(super) static MAX_OVER_QUERIES: Kernel =
+    Kernel::new::<Params>("ops/max_over_queries", &[READ, WRITE]);
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    images: u32,
-    queries: u32,
-    texts: u32,
-    scale: f32,
+params! {
+    struct Params {
+        images: u32,
+        queries: u32,
+        texts: u32,
+        scale: f32,
+    }
 }
 
 /// `scale · max` over the `queries` rows of each image in `dots` `[images · queries, texts]`: `[images, texts]`, or

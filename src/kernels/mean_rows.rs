@@ -1,21 +1,16 @@
 //! `mean_rows.wgsl`: means over the rows of groups.
 
-use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, params};
 
 use super::{groups, word};
 
-pub(super) static MEAN_ROWS: Kernel = Kernel {
-    name: "mean_rows",
-    wgsl: &[include_str!("../../shaders/mean_rows.wgsl")],
-    bindings: &[READ, WRITE],
-};
+pub(super) static MEAN_ROWS: Kernel = Kernel::new::<Params>("ops/mean_rows", &[READ, WRITE]);
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    width: u32,
-    rows: u32,
-    pad: [u32; 2],
+params! {
+    struct Params {
+        width: u32,
+        rows: u32,
+    }
 }
 
 /// The mean of each of `number` groups of rows: `x` `[number · rows, width]` → `[number, width]`.
@@ -27,7 +22,6 @@ pub fn mean_rows(program: &mut ProgramBuilder, x: &Activation, number: usize) ->
         &Params {
             width: word(x.columns),
             rows: word(x.rows / number),
-            pad: [0; 2],
         },
         vec![x.operand(), y.operand()],
         [groups(x.columns, 64), word(number), 1],

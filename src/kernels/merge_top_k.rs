@@ -1,14 +1,11 @@
 //! `merge_top_k.wgsl`: each row's best candidates, kept while their scores come in tiles.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
 
 use super::word;
 
-pub(super) static MERGE_TOP_K: Kernel = Kernel {
-    name: "merge_top_k",
-    wgsl: &[include_str!("../../shaders/merge_top_k.wgsl")],
-    bindings: &[READ, READ, WRITE],
-};
+pub(super) static MERGE_TOP_K: Kernel =
+    Kernel::new::<Params>("ops/merge_top_k", &[READ, READ, WRITE]);
 
 /// Most candidates a row that [`merge_top_k`] keeps.
 pub const MAX_KEPT: usize = 512;
@@ -29,12 +26,11 @@ pub struct Candidate {
     pub score: f32,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    stride: u32,
-    k: u32,
-    pad: [u32; 2],
+params! {
+    struct Params {
+        stride: u32,
+        k: u32,
+    }
 }
 
 /// Merges a tile of `scores` `[rows, columns]` into `top`, a [`Candidate`] list `[rows, k]` that is sorted, the best
@@ -54,7 +50,6 @@ pub fn merge_top_k(
         &Params {
             stride: word(scores.columns),
             k: word(k),
-            pad: [0; 2],
         },
         vec![scores.operand(), Operand::from(tile), Operand::from(top)],
         [word(scores.rows), 1, 1],

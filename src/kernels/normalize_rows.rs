@@ -1,20 +1,16 @@
 //! `normalize_rows.wgsl`: rows of length one.
 
-use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, params};
 
 use super::word;
 
-pub(super) static NORMALIZE_ROWS: Kernel = Kernel {
-    name: "normalize_rows",
-    wgsl: &[include_str!("../../shaders/normalize_rows.wgsl")],
-    bindings: &[READ, WRITE],
-};
+pub(super) static NORMALIZE_ROWS: Kernel =
+    Kernel::new::<Params>("ops/normalize_rows", &[READ, WRITE]);
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    width: u32,
-    pad: [u32; 3],
+params! {
+    struct Params {
+        width: u32,
+    }
 }
 
 /// `x / max(‖x‖₂, 1e-12)` for each row of `x` `[rows, width]`.
@@ -25,7 +21,6 @@ pub fn normalize_rows(program: &mut ProgramBuilder, x: &Activation) -> Activatio
         vec![],
         &Params {
             width: word(x.columns),
-            pad: [0; 3],
         },
         vec![x.operand(), y.operand()],
         [word(x.rows), 1, 1],

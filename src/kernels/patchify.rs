@@ -1,22 +1,18 @@
 //! `patchify.wgsl`: cuts images into patches, so that the patch convolution becomes a matmul.
 
-use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, round_up};
+use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, WRITE, params, round_up};
 
 use super::{groups, word};
 
-pub(super) static PATCHIFY: Kernel = Kernel {
-    name: "patchify",
-    wgsl: &[include_str!("../../shaders/patchify.wgsl")],
-    bindings: &[READ, WRITE],
-};
+pub(super) static PATCHIFY: Kernel = Kernel::new::<Params>("ops/patchify", &[READ, WRITE]);
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    size: u32,
-    patch: u32,
-    grid: u32,
-    columns: u32,
+params! {
+    struct Params {
+        size: u32,
+        patch_size: u32,
+        grid: u32,
+        columns: u32,
+    }
 }
 
 /// Values of a patch, `3 · patch²`, rounded up to the 8 that a weight row must be a multiple of.
@@ -41,7 +37,7 @@ pub fn patchify(
         vec![],
         &Params {
             size: word(size),
-            patch: word(patch),
+            patch_size: word(patch),
             grid: word(grid),
             columns: word(columns),
         },

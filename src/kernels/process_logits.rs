@@ -1,15 +1,11 @@
 //! `process_logits.wgsl`: transformers' score processors, from the history on the device.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
 
-use super::row_rules::ROW_RULES;
 use super::word;
 
-pub(super) static PROCESS_LOGITS: Kernel = Kernel {
-    name: "process_logits",
-    wgsl: &[ROW_RULES, include_str!("../../shaders/process_logits.wgsl")],
-    bindings: &[WRITE, READ, READ, READ],
-};
+pub(super) static PROCESS_LOGITS: Kernel =
+    Kernel::new::<Params>("ops/process_logits", &[WRITE, READ, READ, READ]);
 
 /// Inputs of [`process_logits`].
 #[derive(Debug)]
@@ -28,15 +24,13 @@ pub struct ProcessLogits<'a> {
     pub rules_stride: usize,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    rows: u32,
-    vocab: u32,
-    scores_stride: u32,
-    history_stride: u32,
-    rules_stride: u32,
-    pad: [u32; 3],
+params! {
+    struct Params {
+        vocab: u32,
+        scores_stride: u32,
+        history_stride: u32,
+        rules_stride: u32,
+    }
 }
 
 /// Records the processors.
@@ -46,12 +40,10 @@ pub fn process_logits(program: &mut ProgramBuilder, inputs: &ProcessLogits) {
         &PROCESS_LOGITS,
         vec![],
         &Params {
-            rows: word(scores.rows),
             vocab: word(scores.columns),
             scores_stride: word(scores.columns),
             history_stride: word(inputs.history_stride),
             rules_stride: word(inputs.rules_stride),
-            pad: [0; 3],
         },
         vec![
             scores.operand(),

@@ -1,21 +1,14 @@
 //! `rms_norm.wgsl`, `rms_norm_vec4.wgsl`: root-mean-square normalisation over rows.
 
-use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, Vector, WRITE};
+use crate::gpu::{Activation, Kernel, ProgramBuilder, READ, Vector, WRITE, params};
 
 use super::layer_norm::{norm_threads, vec4_constants};
 use super::{is_wide, word};
 
-pub(super) static RMS_NORM: Kernel = Kernel {
-    name: "rms_norm",
-    wgsl: &[include_str!("../../shaders/rms_norm.wgsl")],
-    bindings: &[READ, READ, WRITE],
-};
+pub(super) static RMS_NORM: Kernel = Kernel::new::<Params>("ops/rms_norm", &[READ, READ, WRITE]);
 
-pub(super) static RMS_NORM_VEC4: Kernel = Kernel {
-    name: "rms_norm_vec4",
-    wgsl: &[include_str!("../../shaders/rms_norm_vec4.wgsl")],
-    bindings: &[READ, READ, WRITE],
-};
+pub(super) static RMS_NORM_VEC4: Kernel =
+    Kernel::new::<Params>("ops/rms_norm_vec4", &[READ, READ, WRITE]);
 
 /// Weights of an RMS norm.
 #[derive(Debug, Clone)]
@@ -28,13 +21,12 @@ pub struct RmsNorm {
     pub factor: f32,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    width: u32,
-    eps: f32,
-    factor: f32,
-    pad: u32,
+params! {
+    struct Params {
+        width: u32,
+        eps: f32,
+        factor: f32,
+    }
 }
 
 /// `x / √(mean(x²) + eps) · weight · factor` for each row of `x`, `[rows, width]`.
@@ -62,7 +54,6 @@ fn record(
             width: word(x.columns),
             eps: norm.eps,
             factor: norm.factor,
-            pad: 0,
         },
         vec![x.operand(), (&norm.weight.buffer).into(), y.operand()],
         [word(x.rows), 1, 1],

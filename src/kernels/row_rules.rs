@@ -2,9 +2,6 @@
 
 use crate::generate::GenerationOptions;
 
-/// The constants that the shaders index a row's rules with, put before them.
-pub(super) const ROW_RULES: &str = include_str!("../../shaders/row_rules.wgsl");
-
 /// Words in front of the lists.
 const LISTS: usize = 8;
 

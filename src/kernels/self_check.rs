@@ -8,7 +8,6 @@
 //! together before that; if a process died there, the next start compiles them one by one.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::LazyLock;
 
 use crate::gpu::{
     Activation, ActivationPool, Gpu, GpuError, Kernel, ProgramBuilder, Readback, WeightFormat,
@@ -81,19 +80,17 @@ pub async fn self_check(gpu: &Gpu, formats: &[WeightFormat]) -> Result<(), GpuEr
 /// The name under which a finding about variant `variant` of `kernel` is kept. It changes with the kernels' texts and
 /// with how they are built.
 pub(super) fn finding(gpu: &Gpu, kernel: &Kernel, variant: &str) -> String {
-    static TEXTS: LazyLock<u64> = LazyLock::new(|| {
-        let mut hasher = DefaultHasher::new();
-        CASES_VERSION.hash(&mut hasher);
-        let linear = linear::KERNELS.iter().copied().flatten();
-        let passes = [&linear::ADD_RANGES, &linear::ROUND_TO_F16];
-        let attention = attention::KERNELS.iter().copied();
-        for kernel in linear.chain(passes).chain(attention) {
-            kernel.wgsl.hash(&mut hasher);
-        }
-        hasher.finish()
-    });
+    let mut hasher = DefaultHasher::new();
+    CASES_VERSION.hash(&mut hasher);
+    for kernel in [kernel, &linear::ADD_RANGES, &linear::ROUND_TO_F16] {
+        gpu.text_hash(kernel).hash(&mut hasher);
+    }
     let checked = if gpu.is_checked() { " checked" } else { "" };
-    format!("{} {variant}{checked} {:016x}", kernel.name, *TEXTS)
+    format!(
+        "{} {variant}{checked} {:016x}",
+        kernel.name,
+        hasher.finish()
+    )
 }
 
 /// Whether a variant has failed its check. One that was never checked has not.
@@ -320,18 +317,34 @@ pub(super) fn scattered(count: usize, seed: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::{Disabled, GpuOptions};
+    use crate::gpu::{Disabled, GpuOptions, params};
     use crate::kernels::candidates;
 
     fn fresh_gpu(subgroups: bool) -> Gpu {
-        let options = GpuOptions {
+        open(&GpuOptions {
             disabled: Disabled {
                 subgroups: !subgroups,
                 ..Disabled::default()
             },
             ..GpuOptions::default()
-        };
-        pollster::block_on(Gpu::open(&options)).expect("the tests need an adapter: see README")
+        })
+    }
+
+    /// A device that knows the invented kernels.
+    fn inventive_gpu() -> Gpu {
+        let folder = inventions();
+        let gpu = open(&GpuOptions {
+            shaders: Some(folder.path().into()),
+            ..GpuOptions::default()
+        });
+        for kernel in [&SEVENS, &REFUSED] {
+            assert_ne!(gpu.text_hash(kernel), 0); // read while the folder is there
+        }
+        gpu
+    }
+
+    fn open(options: &GpuOptions) -> Gpu {
+        pollster::block_on(Gpu::open(options)).expect("the tests need an adapter: see README")
     }
 
     #[test]
@@ -397,37 +410,46 @@ mod tests {
                 let y = program.activation(1, 4);
                 let x = gpu.storage("x", 16)?;
                 let operands = vec![(&x).into(), y.operand()];
-                program.dispatch(kernel, vec![], &[0_u32; 4], operands, [1, 1, 1]);
+                program.dispatch(kernel, vec![], &Params { factor: 0 }, operands, [1, 1, 1]);
                 Ok(y)
             }),
         }
     }
 
-    static SEVENS: Kernel = Kernel {
-        name: "sevens",
-        wgsl: &[
-            "@group(0) @binding(0) var<uniform> params: vec4<u32>;
-            @group(0) @binding(1) var<storage, read> x: array<f32>;
-            @group(0) @binding(2) var<storage, read_write> y: array<f32>;
-            @compute @workgroup_size(",
-            "4",
-            ") fn main(@builtin(local_invocation_index) i: u32) {
-                if (i < 4u) { y[i] = 7.0 + x[i] * f32(params.x); }
-            }",
-        ],
-        bindings: &[crate::gpu::READ, crate::gpu::WRITE],
-    };
+    params! {
+        struct Params {
+            factor: u32,
+        }
+    }
+
+    static SEVENS: Kernel = Kernel::new::<Params>("sevens", &[crate::gpu::READ, crate::gpu::WRITE]);
 
     /// More threads than any device allows: the pipeline is refused.
-    static REFUSED: Kernel = Kernel {
-        name: "refused",
-        wgsl: &[SEVENS.wgsl[0], "1000000", SEVENS.wgsl[2]],
-        bindings: SEVENS.bindings,
-    };
+    static REFUSED: Kernel =
+        Kernel::new::<Params>("refused", &[crate::gpu::READ, crate::gpu::WRITE]);
+
+    /// A folder with the shaders of the invented kernels.
+    fn inventions() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for (name, threads) in [("sevens", 4), ("refused", 1_000_000)] {
+            let text = format!(
+                "@group(0) @binding(0) var<uniform> params: Params;
+                struct Params {{ factor: u32 }}
+                @group(0) @binding(1) var<storage, read> x: array<f32>;
+                @group(0) @binding(2) var<storage, read_write> y: array<f32>;
+                @compute @workgroup_size({threads}) fn main(@builtin(local_invocation_index) i: u32) {{
+                    if (i < 4u) {{ y[i] = 7.0 + x[i] * f32(params.factor); }}
+                }}"
+            );
+            let file = folder.path().join(format!("{name}.wgsl"));
+            std::fs::write(file, text).expect("writable");
+        }
+        folder
+    }
 
     #[test]
     fn a_refused_kernel_is_left_out_and_the_others_are_checked() {
-        let gpu = fresh_gpu(true);
+        let gpu = inventive_gpu();
         let checks = [
             invented(&gpu, "first", &REFUSED),
             invented(&gpu, "second", &SEVENS),
@@ -451,7 +473,7 @@ mod tests {
 
     #[test]
     fn a_lost_device_ends_the_checks() {
-        let gpu = fresh_gpu(true);
+        let gpu = inventive_gpu();
         gpu.device().destroy();
         let checks = ["first", "second"].map(|name| invented(&gpu, name, &SEVENS));
         let error = pollster::block_on(run_new(&gpu, &checks)).expect_err("nothing can run");
@@ -464,12 +486,13 @@ mod tests {
 
     #[test]
     fn what_a_process_died_of_is_left_out() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = inventions();
         let options = GpuOptions {
             cache_dir: Some(folder.path().into()),
+            shaders: Some(folder.path().into()),
             ..GpuOptions::default()
         };
-        let open = || pollster::block_on(Gpu::open(&options)).expect("as before");
+        let open = || open(&options);
         let gpu = open();
         for name in ["died", "sevens"] {
             gpu.choices().set(name.into(), TRYING.into());

@@ -1,14 +1,11 @@
 //! `store_kv.wgsl`: writes new tokens' keys and values into the paged cache.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
 
 use super::word;
 
-pub(super) static STORE_KV: Kernel = Kernel {
-    name: "store_kv",
-    wgsl: &[include_str!("../../shaders/store_kv.wgsl")],
-    bindings: &[READ, WRITE, WRITE, READ, READ],
-};
+pub(super) static STORE_KV: Kernel =
+    Kernel::new::<Params>("attention/store_kv", &[READ, WRITE, WRITE, READ, READ]);
 
 /// One layer's cache.
 #[derive(Debug, Clone)]
@@ -30,17 +27,14 @@ pub struct Pages {
     pub max_length: usize,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    rows: u32,
-    width: u32,
-    qkv_stride: u32,
-    k_offset: u32,
-    v_offset: u32,
-    max_length: u32,
-    cache_offset: u32,
-    pad: u32,
+params! {
+    struct Params {
+        width: u32,
+        qkv_stride: u32,
+        k_offset: u32,
+        v_offset: u32,
+        max_length: u32,
+    }
 }
 
 /// Copies columns `width..2·width` (keys) and `2·width..` (values) of `qkv` `[rows, 3·width]` into the cache.
@@ -73,14 +67,11 @@ fn record(
         &STORE_KV,
         vec![],
         &Params {
-            rows: word(source.rows),
             width: word(width),
             qkv_stride: word(source.columns),
             k_offset: word(offsets[0]),
             v_offset: word(offsets[1]),
             max_length: word(pages.max_length),
-            cache_offset: 0,
-            pad: 0,
         },
         vec![
             source.operand(),

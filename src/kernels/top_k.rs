@@ -1,27 +1,20 @@
 //! `top_k.wgsl`: each row's best tokens.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
 
 use super::{threads_of_logits, word};
 
-pub(super) static TOP_K: Kernel = Kernel {
-    name: "top_k",
-    wgsl: &[include_str!("../../shaders/top_k.wgsl")],
-    bindings: &[READ, WRITE, WRITE],
-};
+pub(super) static TOP_K: Kernel = Kernel::new::<Params>("ops/top_k", &[READ, WRITE, WRITE]);
 
 /// Most tokens a row that [`top_k`] gives.
 pub const MAX_TOP_K: usize = 256;
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    rows: u32,
-    vocab: u32,
-    logits_stride: u32,
-    logits_offset: u32,
-    k: u32,
-    pad: [u32; 3],
+params! {
+    struct Params {
+        vocab: u32,
+        logits_stride: u32,
+        k: u32,
+    }
 }
 
 /// Writes the `k` best `(token, value bits)` of each row of `logits` into `top` `[rows, k]`, best first and the
@@ -49,12 +42,9 @@ fn record(
         &TOP_K,
         vec![("WORKGROUP_SIZE", f64::from(threads))],
         &Params {
-            rows: word(logits.rows),
             vocab: word(logits.columns),
             logits_stride: word(logits.columns),
-            logits_offset: 0,
             k: word(k),
-            pad: [0; 3],
         },
         vec![
             logits.operand(),

@@ -8,7 +8,10 @@ use naga::back::{hlsl, msl, pipeline_constants::process_overrides, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
 use super::*;
-use crate::gpu::{Constants, Kernel, WeightFormat};
+use crate::gpu::shader_source::{OWN_FILES, ShaderText};
+use crate::gpu::{
+    Access, ActivationPool, Constants, Gpu, GpuOptions, Kernel, ProgramBuilder, WeightFormat,
+};
 
 /// The kernels that read no weight matrix and are no attention of the ViT's.
 fn others() -> Vec<&'static Kernel> {
@@ -51,25 +54,27 @@ fn all() -> Vec<&'static Kernel> {
     all.chain(others()).collect()
 }
 
-fn parse(kernel: &Kernel) -> naga::Module {
-    let text = kernel.wgsl.concat();
-    naga::front::wgsl::parse_str(&text)
-        .unwrap_or_else(|error| panic!("{}: {}", kernel.name, error.emit_to_string(&text)))
+fn parse(kernel: &Kernel, text: &ShaderText) -> naga::Module {
+    naga::front::wgsl::parse_str(&text.text).unwrap_or_else(|error| {
+        let error = text.trace_back(&error.emit_to_string(&text.text));
+        panic!("{}: {error}", kernel.name)
+    })
 }
 
-fn validate(kernel: &Kernel, module: &naga::Module) -> ModuleInfo {
+fn validate(kernel: &Kernel, text: &ShaderText, module: &naga::Module) -> ModuleInfo {
     Validator::new(ValidationFlags::all(), Capabilities::all())
         .validate(module)
         .unwrap_or_else(|error| {
-            let text = kernel.wgsl.concat();
-            panic!("{}: {}", kernel.name, error.emit_to_string(&text))
+            let error = text.trace_back(&error.emit_to_string(&text.text));
+            panic!("{}: {error}", kernel.name)
         })
 }
 
 /// Compiles `kernel` with `constants`; returns the size of its workgroup memory, bytes.
 fn compile(kernel: &Kernel, constants: &Constants) -> u32 {
-    let module = parse(kernel);
-    let info = validate(kernel, &module);
+    let text = kernel.text();
+    let module = parse(kernel, &text);
+    let info = validate(kernel, &text, &module);
     let constants = constants
         .iter()
         .map(|&(name, value)| (name.to_owned(), value))
@@ -146,23 +151,120 @@ fn every_kernel_is_valid() {
 
 #[test]
 fn every_shader_with_an_entry_point_belongs_to_a_kernel() {
-    let shaders = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
-    let texts: BTreeMap<_, _> = std::fs::read_dir(shaders)
-        .expect("the shaders")
-        .map(|file| file.expect("a file").path())
-        .map(|path| (path.clone(), std::fs::read_to_string(path).expect("text")))
-        .filter(|(_, text)| text.contains("@compute"))
-        .collect();
-    assert!(texts.len() > 20);
-    let used: BTreeSet<_> = all()
-        .into_iter()
-        .flat_map(|kernel| kernel.wgsl.iter().copied())
-        .collect();
-    for (path, text) in texts {
-        assert!(
-            used.contains(text.as_str()),
-            "{path:?} is in no list of kernels"
-        );
+    let mut shaders = OWN_FILES
+        .iter()
+        .filter(|(_, text)| text.contains("@compute"));
+    assert!(shaders.clone().count() > 20);
+    let kernels = all();
+    let has_kernel = |name: &str| kernels.iter().any(|kernel| kernel.shader == name);
+    assert_eq!(shaders.find(|(name, _)| !has_kernel(name)), None);
+}
+
+/// What the host puts into a uniform and binds is what the shader reads: names, types, offsets and size of the words,
+/// bindings and how they are used. And nothing is put there that no one reads.
+#[test]
+fn every_contract_is_the_shaders_own() {
+    let kernels = all();
+    for kernel in &kernels {
+        let module = parse(kernel, &kernel.text());
+        assert_eq!(params_of(&module), layout_of(kernel), "{}", kernel.name);
+        assert_eq!(bindings_of(&module), kernel.bindings, "{}", kernel.name);
+        for (name, _) in kernel.params {
+            let word = format!("params.{name}");
+            let mut sharers = kernels.iter().filter(|it| it.params == kernel.params);
+            let is_read = sharers.any(|it| it.text().text.contains(&word));
+            assert!(is_read, "{}: {name}", kernel.name);
+        }
+    }
+}
+
+/// Name, type and offset of each word of a uniform, and its size.
+type Layout = (Vec<(String, String, u32)>, u32);
+
+/// The uniform as the host has it.
+fn layout_of(kernel: &Kernel) -> Layout {
+    let words = kernel.params.iter().zip(0..);
+    let words = words.map(|(&(name, kind), word)| (name.into(), kind.into(), 4 * word));
+    (words.collect(), 4 * kernel.params.len() as u32)
+}
+
+/// The uniform as the shader has it.
+fn params_of(module: &naga::Module) -> Layout {
+    let mut uniforms = module.global_variables.iter().map(|(_, it)| it);
+    let uniform = uniforms.find(|it| it.space == naga::AddressSpace::Uniform);
+    let uniform = uniform.expect("every kernel has one");
+    assert_eq!(
+        uniform.binding.map(|it| (it.group, it.binding)),
+        Some((0, 0))
+    );
+    let naga::TypeInner::Struct { members, span } = &module.types[uniform.ty].inner else {
+        panic!("the uniform is a struct");
+    };
+    let words = members.iter().map(|member| {
+        let kind = match module.types[member.ty].inner {
+            naga::TypeInner::Scalar(naga::Scalar::U32) => "u32",
+            naga::TypeInner::Scalar(naga::Scalar::F32) => "f32",
+            _ => "no word",
+        };
+        let name = member.name.clone().unwrap_or_default();
+        (name, kind.to_owned(), member.offset)
+    });
+    (words.collect(), *span)
+}
+
+/// How the shader uses bindings 1, 2, … of group 0. Two of its variables may be one binding, if they use it alike.
+fn bindings_of(module: &naga::Module) -> Vec<Access> {
+    let mut bindings = BTreeMap::new();
+    for (_, variable) in module.global_variables.iter() {
+        let naga::AddressSpace::Storage { access } = variable.space else {
+            continue;
+        };
+        let access = match access.contains(naga::StorageAccess::STORE) {
+            true => Access::ReadWrite,
+            false => Access::Read,
+        };
+        let binding = variable.binding.expect("a buffer is bound");
+        let other = bindings.insert((binding.group, binding.binding), access);
+        assert!(other.is_none_or(|other| other == access), "{variable:?}");
+    }
+    let places = (1..=bindings.len() as u32).map(|binding| (0, binding));
+    assert!(bindings.keys().copied().eq(places), "{bindings:?}");
+    bindings.into_values().collect()
+}
+
+/// naga rounds what is beyond f32's range into it; Tint, a browser's compiler, does not.
+#[test]
+fn every_number_in_a_shader_is_in_range() {
+    let mut numbers = 0;
+    for (name, text) in OWN_FILES {
+        let code = text
+            .lines()
+            .map(|line| line.split("//").next().unwrap_or_default());
+        for word in code.flat_map(|line| line.split(|c: char| !c.is_alphanumeric() && c != '.')) {
+            let word = word.trim_end_matches(['f', 'u']);
+            let Some(number) = word.parse::<f64>().ok().filter(|_| word.contains('.')) else {
+                continue;
+            };
+            assert!(number <= f64::from(f32::MAX), "{name}: {word}");
+            numbers += 1;
+        }
+    }
+    assert!(numbers > 50, "{numbers} numbers found");
+}
+
+/// naga reads subgroup operations without it; browsers do not.
+#[test]
+fn every_text_with_subgroup_operations_enables_them() {
+    for kernel in all() {
+        let text = kernel.text();
+        let code = text.text.lines().filter(|line| !line.starts_with("//"));
+        let is_used = code.into_iter().any(|line| line.contains("subgroup"));
+        let of_browser = kernel.text_of_browser();
+        let is_enabled = of_browser
+            .text
+            .lines()
+            .any(|line| line == "enable subgroups;");
+        assert_eq!(is_used, is_enabled, "{}", kernel.name);
     }
 }
 
@@ -257,4 +359,59 @@ fn imagined_gpus() -> [crate::gpu::Capabilities; 4] {
         gpu(Some((32, 64)), Some(16), 64 << 10, 1024),
         gpu(None, None, 16 << 10, 256),
     ]
+}
+
+/// An error in an edited shader is told with the line of the file, through all of wgpu.
+#[test]
+fn an_edited_shader_is_read_from_its_folder_and_its_errors_have_its_lines() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::fs::create_dir(folder.path().join("shared")).expect("writable");
+    let open = || {
+        let options = GpuOptions {
+            shaders: Some(folder.path().into()),
+            ..GpuOptions::default()
+        };
+        pollster::block_on(Gpu::open(&options)).expect("an adapter")
+    };
+    let gated = |activate: &str| {
+        let own = OWN_FILES.iter().find(|(it, _)| *it == "shared/activate");
+        let text = own
+            .expect("there")
+            .1
+            .replace("return max(v, 0.0);", activate);
+        let mut lines = text.lines();
+        let line = lines
+            .position(|line| line.contains(activate))
+            .expect("replaced")
+            + 1;
+        std::fs::write(folder.path().join("shared/activate.wgsl"), text).expect("writable");
+        let gpu = open();
+        let x = testing::upload(&gpu, &[2.0, 5.0], 1, 2);
+        let target = gpu.storage("y", 4).expect("small");
+        let mut program = ProgramBuilder::new(&gpu, "test");
+        let y = gate(&mut program, &x, Activate::Relu);
+        copy(&mut program, &y, &target);
+        let run = program.finish(&ActivationPool::default()).map(|program| {
+            program.run(&gpu);
+            pollster::block_on(gpu.read::<f32>(&target, 1)).expect("readable")
+        });
+        (run, line)
+    };
+    assert_eq!(gated("return max(v, 3.0);").0.expect("valid"), [15.0]);
+    for wrong in [
+        "return maximum(v, 0.0);",
+        "return v",
+        "return vec2<f32>(v);",
+    ] {
+        let (run, line) = gated(wrong);
+        let error = run.expect_err("not valid").to_string();
+        // An error within a function may be told at its head, with its own line quoted.
+        let named = [line, line + 1].map(|line| format!("shaders/shared/activate.wgsl:{line}:"));
+        let quoted = format!(" {line} │ ");
+        let is_told = error.contains("shaders/shared/activate.wgsl:") && error.contains(&quoted);
+        assert!(
+            is_told || named.iter().any(|it| error.contains(it)),
+            "{line}: {error}"
+        );
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::gpu::{Activation, GpuError, ProgramBuilder};
 use crate::kernels::{Activate, Linear, linear, tap};
-use crate::weights::{UploadError, Uploader};
+use crate::weights::{Component, Tensors, WeightsError};
 
 use super::config::LanguageConfig;
 use super::layers::load_linear;
@@ -22,29 +22,28 @@ pub struct Blip2Model {
 }
 
 impl Blip2Model {
-    /// Uploads everything.
+    /// Takes all tensors of a generative model, for images of `image_size` pixels.
     ///
     /// # Errors
-    /// A missing or misshapen tensor, or no room on the device.
-    pub async fn load(
-        uploader: &mut Uploader<'_>,
+    /// A missing or misshapen tensor.
+    pub fn load(
+        tensors: &Tensors,
         config: &Blip2Config,
         language: &LanguageConfig,
         image_size: usize,
-    ) -> Result<Self, UploadError> {
-        let language_width = language.hidden_size();
-        let query_width = config.qformer.hidden_size;
+    ) -> Result<Self, WeightsError> {
+        let projection = tensors.part(Component::LanguageProjection, "");
+        let (width, query_width) = (language.hidden_size(), config.qformer.hidden_size);
         Ok(Self {
-            vit: Vit::load(uploader, &config.vision, image_size).await?,
-            qformer: QFormer::load(uploader, &config.qformer, config.num_query_tokens).await?,
+            vit: Vit::load(tensors, &config.vision, image_size)?,
+            qformer: QFormer::load(tensors, &config.qformer, config.num_query_tokens)?,
             language_projection: load_linear(
-                uploader,
+                &projection,
                 "language_projection",
-                language_width,
+                width,
                 query_width,
-            )
-            .await?,
-            language_model: LanguageModel::load(uploader, language).await?,
+            )?,
+            language_model: LanguageModel::load(tensors, language)?,
         })
     }
 

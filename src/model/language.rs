@@ -3,7 +3,7 @@
 
 use crate::gpu::{Activation, Gpu, GpuError, ProgramBuilder};
 use crate::kernels::{KvLayer, Pages, gather_rows};
-use crate::weights::{UploadError, Uploader};
+use crate::weights::{Tensors, WeightsError};
 
 use super::config::{LanguageConfig, T5Config};
 use super::{Opt, T5};
@@ -85,17 +85,14 @@ pub struct PromptEnds<'a> {
 }
 
 impl LanguageModel {
-    /// Uploads the tensors below `language_model.`.
+    /// Takes the tensors below `language_model.`
     ///
     /// # Errors
-    /// A missing or misshapen tensor, or no room on the device.
-    pub async fn load(
-        uploader: &mut Uploader<'_>,
-        config: &LanguageConfig,
-    ) -> Result<Self, UploadError> {
+    /// A missing or misshapen tensor.
+    pub fn load(tensors: &Tensors, config: &LanguageConfig) -> Result<Self, WeightsError> {
         Ok(match config {
-            LanguageConfig::Opt(opt) => Self::Opt(Opt::load(uploader, opt).await?),
-            LanguageConfig::T5(t5) => Self::T5(T5::load(uploader, t5).await?),
+            LanguageConfig::Opt(opt) => Self::Opt(Opt::load(tensors, opt)?),
+            LanguageConfig::T5(t5) => Self::T5(T5::load(tensors, t5)?),
         })
     }
 

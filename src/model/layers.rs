@@ -1,7 +1,7 @@
 //! Loading the layers that all three networks are made of.
 
 use crate::kernels::{Activate, LayerNorm, Linear, RmsNorm};
-use crate::weights::{UploadError, Uploader};
+use crate::weights::{Scope, WeightsError};
 
 use super::config;
 
@@ -15,75 +15,72 @@ impl From<config::Activation> for Activate {
     }
 }
 
-/// `{name}.weight` `[out, in]` and `{name}.bias` `[out]`.
-pub(super) async fn load_linear(
-    uploader: &mut Uploader<'_>,
+/// The layer `name`: weight `[outputs, inputs]` and bias `[outputs]`.
+pub(super) fn load_linear(
+    scope: &Scope,
     name: &str,
-    out_features: usize,
-    in_features: usize,
-) -> Result<Linear, UploadError> {
-    load_stacked(uploader, &[name], out_features, in_features).await
+    outputs: usize,
+    inputs: usize,
+) -> Result<Linear, WeightsError> {
+    load_stacked(scope, &[name], outputs, inputs)
 }
 
-/// Several projections of the same input, stacked by rows into one: `[names · out, in]`.
-pub(super) async fn load_stacked(
-    uploader: &mut Uploader<'_>,
+/// The layer `name` without a bias: weight `[outputs, inputs]`.
+pub(super) fn load_unbiased(
+    scope: &Scope,
+    name: &str,
+    outputs: usize,
+    inputs: usize,
+) -> Result<Linear, WeightsError> {
+    load_stacked_unbiased(scope, &[name], outputs, inputs)
+}
+
+/// Several layers of the same input, stacked by rows into one: `[names · outputs, inputs]`.
+pub(super) fn load_stacked(
+    scope: &Scope,
     names: &[&str],
-    out_features: usize,
-    in_features: usize,
-) -> Result<Linear, UploadError> {
-    let weights: Vec<_> = names.iter().map(|name| format!("{name}.weight")).collect();
-    let biases: Vec<_> = names.iter().map(|name| format!("{name}.bias")).collect();
-    let weights: Vec<&str> = weights.iter().map(String::as_str).collect();
-    let biases: Vec<&str> = biases.iter().map(String::as_str).collect();
-    Ok(Linear {
-        weight: uploader
-            .matrices(&weights, &[out_features, in_features])
-            .await?,
-        bias: Some(uploader.vectors(&biases, &[out_features]).await?),
-    })
+    outputs: usize,
+    inputs: usize,
+) -> Result<Linear, WeightsError> {
+    let (weight, bias) = scope.layers(names, [outputs, inputs], true)?;
+    Ok(Linear { weight, bias })
 }
 
-/// `{name}.weight` and `{name}.bias`, both `[width]`.
-pub(super) async fn load_layer_norm(
-    uploader: &mut Uploader<'_>,
+/// [`load_stacked`] of layers without biases.
+pub(super) fn load_stacked_unbiased(
+    scope: &Scope,
+    names: &[&str],
+    outputs: usize,
+    inputs: usize,
+) -> Result<Linear, WeightsError> {
+    let (weight, bias) = scope.layers(names, [outputs, inputs], false)?;
+    Ok(Linear { weight, bias })
+}
+
+/// The norm `name`: weight and bias, both `[width]`.
+pub(super) fn load_layer_norm(
+    scope: &Scope,
     name: &str,
     width: usize,
     eps: f32,
-) -> Result<LayerNorm, UploadError> {
+) -> Result<LayerNorm, WeightsError> {
+    let scope = scope.pp(name);
     Ok(LayerNorm {
-        weight: uploader.vector(&format!("{name}.weight"), &[width]).await?,
-        bias: uploader.vector(&format!("{name}.bias"), &[width]).await?,
+        weight: scope.vector("weight", &[width])?,
+        bias: scope.vector("bias", &[width])?,
         eps,
     })
 }
 
-/// Several projections of the same input without biases, stacked by rows into one: `[names · out, in]`.
-pub(super) async fn load_unbiased(
-    uploader: &mut Uploader<'_>,
-    names: &[&str],
-    out_features: usize,
-    in_features: usize,
-) -> Result<Linear, UploadError> {
-    let weights: Vec<_> = names.iter().map(|name| format!("{name}.weight")).collect();
-    let weights: Vec<&str> = weights.iter().map(String::as_str).collect();
-    Ok(Linear {
-        weight: uploader
-            .matrices(&weights, &[out_features, in_features])
-            .await?,
-        bias: None,
-    })
-}
-
-/// `{name}.weight` `[width]`.
-pub(super) async fn load_rms_norm(
-    uploader: &mut Uploader<'_>,
+/// The norm `name`: weight `[width]`.
+pub(super) fn load_rms_norm(
+    scope: &Scope,
     name: &str,
     width: usize,
     eps: f32,
-) -> Result<RmsNorm, UploadError> {
+) -> Result<RmsNorm, WeightsError> {
     Ok(RmsNorm {
-        weight: uploader.vector(&format!("{name}.weight"), &[width]).await?,
+        weight: scope.pp(name).vector("weight", &[width])?,
         eps,
         factor: 1.0,
     })

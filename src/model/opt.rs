@@ -9,12 +9,14 @@ use crate::kernels::{
     Activate, CachedAttention, EmbedTokens, Heads, LayerNorm, Linear, Positions, attention_cached,
     embed_tokens, layer_norm, linear, linear_into, linear_to, tap, tap_attention_cached,
 };
-use crate::weights::{UploadError, Uploader};
+use crate::weights::{Component, Scope, Tensors, WeightsError};
 
 use super::config::OptConfig;
 use super::language::{InputRows, KvCache};
 use super::layers::{load_layer_norm, load_linear, load_stacked};
-use super::tensors::OPT_EMBEDDING;
+
+/// The token embedding, and the output matrix where it is tied.
+const EMBEDDING: &str = "model.decoder.embed_tokens.weight";
 
 /// Rows that OPT's position table keeps in front of position 0.
 const POSITION_OFFSET: usize = 2;
@@ -47,44 +49,31 @@ struct Layer {
 }
 
 impl Opt {
-    /// Uploads the tensors below `language_model.`.
+    /// Takes the tensors below `language_model.`
     ///
     /// # Errors
-    /// A missing or misshapen tensor, or no room on the device.
-    pub async fn load(
-        uploader: &mut Uploader<'_>,
-        config: &OptConfig,
-    ) -> Result<Self, UploadError> {
+    /// A missing or misshapen tensor.
+    pub fn load(tensors: &Tensors, config: &OptConfig) -> Result<Self, WeightsError> {
         let hidden = config.hidden_size;
-        let name = "language_model.model.decoder";
-        let vocabulary = [config.vocab_size, hidden];
-        let embed_tokens = uploader.matrix(OPT_EMBEDDING, &vocabulary).await?;
-        let positions = config.position_rows();
-        let embed_positions = uploader
-            .matrix(
-                &format!("{name}.embed_positions.weight"),
-                &[positions, hidden],
-            )
-            .await?;
-        let mut layers = Vec::new();
-        for index in 0..config.num_hidden_layers {
-            layers.push(Layer::load(uploader, config, &format!("{name}.layers.{index}")).await?);
-        }
-        let final_layer_norm = load_layer_norm(
-            uploader,
-            &format!("{name}.final_layer_norm"),
-            hidden,
-            LAYER_NORM_EPS,
-        )
-        .await?;
-        let lm_head = match uploader.checkpoint().lm_head(
-            OPT_EMBEDDING,
-            config.tie_word_embeddings,
+        let scope = tensors.part(Component::LanguageModel, "language_model");
+        let decoder = scope.pp("model.decoder");
+        let (vocabulary, positions) = (
+            [config.vocab_size, hidden],
+            [config.position_rows(), hidden],
+        );
+        let embed_tokens = scope.table(EMBEDDING, &vocabulary)?;
+        let embed_positions = decoder.table("embed_positions.weight", &positions)?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| Layer::load(&decoder.pp("layers").pp(index), config))
+            .collect::<Result<_, _>>()?;
+        let final_layer_norm =
+            load_layer_norm(&decoder, "final_layer_norm", hidden, LAYER_NORM_EPS)?;
+        let lm_head = scope.output_matrix(
+            "lm_head.weight",
+            (EMBEDDING, &embed_tokens),
             &vocabulary,
-        )? {
-            Some(weight) => uploader.matrix_of(&[weight]).await?,
-            None => embed_tokens.clone(),
-        };
+            config.tie_word_embeddings,
+        )?;
         Ok(Self {
             heads: Heads {
                 count: config.num_attention_heads,
@@ -202,34 +191,17 @@ impl Opt {
 }
 
 impl Layer {
-    async fn load(
-        uploader: &mut Uploader<'_>,
-        config: &OptConfig,
-        name: &str,
-    ) -> Result<Self, UploadError> {
+    fn load(scope: &Scope, config: &OptConfig) -> Result<Self, WeightsError> {
         let (hidden, inner) = (config.hidden_size, config.ffn_dim);
-        let projection = |kind: &str| format!("{name}.self_attn.{kind}_proj");
-        let (q, k, v) = (projection("q"), projection("k"), projection("v"));
-        let eps = LAYER_NORM_EPS;
+        let attention = scope.pp("self_attn");
+        let norm = |name| load_layer_norm(scope, name, hidden, LAYER_NORM_EPS);
         Ok(Self {
-            self_attn_layer_norm: load_layer_norm(
-                uploader,
-                &format!("{name}.self_attn_layer_norm"),
-                hidden,
-                eps,
-            )
-            .await?,
-            qkv: load_stacked(uploader, &[&q, &k, &v], hidden, hidden).await?,
-            out_proj: load_linear(uploader, &projection("out"), hidden, hidden).await?,
-            final_layer_norm: load_layer_norm(
-                uploader,
-                &format!("{name}.final_layer_norm"),
-                hidden,
-                eps,
-            )
-            .await?,
-            fc1: load_linear(uploader, &format!("{name}.fc1"), inner, hidden).await?,
-            fc2: load_linear(uploader, &format!("{name}.fc2"), hidden, inner).await?,
+            self_attn_layer_norm: norm("self_attn_layer_norm")?,
+            qkv: load_stacked(&attention, &["q_proj", "k_proj", "v_proj"], hidden, hidden)?,
+            out_proj: load_linear(&attention, "out_proj", hidden, hidden)?,
+            final_layer_norm: norm("final_layer_norm")?,
+            fc1: load_linear(scope, "fc1", inner, hidden)?,
+            fc2: load_linear(scope, "fc2", hidden, inner)?,
         })
     }
 }

@@ -5,12 +5,12 @@
 //! ```
 //! Post-norm as in BERT: each norm follows its residual add.
 
-use crate::gpu::{Activation, GpuError, ProgramBuilder};
+use crate::gpu::{Activation, GpuError, ProgramBuilder, Vector};
 use crate::kernels::{
     Activate, Attention, Heads, LayerNorm, Linear, View, attention, gather_rows, layer_norm,
     linear, linear_into, self_attention, tap, tap_attention,
 };
-use crate::weights::{UploadError, Uploader};
+use crate::weights::{Component, Scope, Tensors, WeightsError};
 
 use super::config::QFormerConfig;
 use super::layers::{load_layer_norm, load_linear, load_stacked};
@@ -24,8 +24,8 @@ pub use text::{TextBranch, Texts};
 pub struct QFormer {
     heads: Heads,
     activate: Activate,
-    /// Learned queries, f32 `[queries, hidden]`.
-    query_tokens: Activation,
+    /// Learned queries `[queries, hidden]`.
+    query_tokens: Vector,
     layernorm: LayerNorm,
     layers: Vec<Layer>,
 }
@@ -57,24 +57,36 @@ struct Residual {
 }
 
 impl QFormer {
-    /// Uploads `query_tokens` and the tensors below `qformer.` that queries use; [`TextBranch`] has the others.
+    /// Takes `query_tokens` and the tensors below `qformer.` that queries use; [`QFormer::load_with_text`] takes the others too.
     ///
     /// # Errors
-    /// A missing or misshapen tensor, or no room on the device.
-    pub async fn load(
-        uploader: &mut Uploader<'_>,
+    /// A missing or misshapen tensor.
+    pub fn load(
+        tensors: &Tensors,
         config: &QFormerConfig,
         queries: usize,
-    ) -> Result<Self, UploadError> {
+    ) -> Result<Self, WeightsError> {
+        Self::load_layers(tensors, config, queries, |_| Ok(()))
+    }
+
+    /// [`QFormer::load`]; `also` takes what else there is in each layer.
+    fn load_layers(
+        tensors: &Tensors,
+        config: &QFormerConfig,
+        queries: usize,
+        mut also: impl FnMut(&Scope) -> Result<(), WeightsError>,
+    ) -> Result<Self, WeightsError> {
         let hidden = config.hidden_size;
-        let query_tokens = uploader
-            .vector("query_tokens", &[1, queries, hidden])
-            .await?;
-        let layernorm =
-            load_layer_norm(uploader, "qformer.layernorm", hidden, config.layer_norm_eps).await?;
+        let query_tokens = tensors
+            .part(Component::QueryTokens, "")
+            .vector("query_tokens", &[1, queries, hidden])?;
+        let scope = tensors.part(Component::QFormer, "qformer");
+        let layernorm = load_layer_norm(&scope, "layernorm", hidden, config.layer_norm_eps)?;
         let mut layers = Vec::new();
         for index in 0..config.num_hidden_layers {
-            layers.push(Layer::load(uploader, config, index).await?);
+            let scope = scope.pp("encoder.layer").pp(index);
+            layers.push(Layer::load(&scope, config, index)?);
+            also(&scope)?;
         }
         Ok(Self {
             heads: Heads {
@@ -82,7 +94,7 @@ impl QFormer {
                 dim: config.head_dim(),
             },
             activate: config.hidden_act.into(),
-            query_tokens: Activation::external(&query_tokens.buffer, queries, hidden),
+            query_tokens,
             layernorm,
             layers,
         })
@@ -91,13 +103,21 @@ impl QFormer {
     /// Learned queries an image.
     #[must_use]
     pub fn queries(&self) -> usize {
-        self.query_tokens.rows
+        self.query_tokens.len / self.hidden_size()
     }
 
     /// Width of a query.
     #[must_use]
     pub fn hidden_size(&self) -> usize {
-        self.query_tokens.columns
+        self.heads.width()
+    }
+
+    fn query_tokens(&self) -> Activation {
+        Activation::external(
+            &self.query_tokens.buffer,
+            self.queries(),
+            self.hidden_size(),
+        )
     }
 
     /// `image_tokens` `[batch · tokens, image width]` → `[batch · queries, hidden]`.
@@ -132,7 +152,8 @@ impl QFormer {
         let queries = self.queries();
         let repeat: Vec<u32> = (0..batch).flat_map(|_| 0..queries as u32).collect();
         let repeat = program.gpu().storage_with("query index", &repeat)?;
-        let repeated = gather_rows(program, &self.query_tokens, &repeat, batch * queries);
+        let query_tokens = self.query_tokens();
+        let repeated = gather_rows(program, &query_tokens, &repeat, batch * queries);
         Ok(layer_norm(program, &repeated, &self.layernorm))
     }
 
@@ -216,17 +237,11 @@ fn equal_lengths(
 }
 
 impl Residual {
-    async fn load(
-        uploader: &mut Uploader<'_>,
-        name: &str,
-        config: &QFormerConfig,
-        in_features: usize,
-    ) -> Result<Self, UploadError> {
+    fn load(scope: &Scope, config: &QFormerConfig, inputs: usize) -> Result<Self, WeightsError> {
         let (hidden, eps) = (config.hidden_size, config.layer_norm_eps);
         Ok(Self {
-            dense: load_linear(uploader, &format!("{name}.dense"), hidden, in_features).await?,
-            layer_norm: load_layer_norm(uploader, &format!("{name}.LayerNorm"), hidden, eps)
-                .await?,
+            dense: load_linear(scope, "dense", hidden, inputs)?,
+            layer_norm: load_layer_norm(scope, "LayerNorm", hidden, eps)?,
         })
     }
 
@@ -238,58 +253,32 @@ impl Residual {
 }
 
 impl Layer {
-    async fn load(
-        uploader: &mut Uploader<'_>,
-        config: &QFormerConfig,
-        index: usize,
-    ) -> Result<Self, UploadError> {
+    fn load(scope: &Scope, config: &QFormerConfig, index: usize) -> Result<Self, WeightsError> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let name = format!("qformer.encoder.layer.{index}");
-        let projection = |kind: &str| format!("{name}.attention.attention.{kind}");
-        let (query, key, value) = (projection("query"), projection("key"), projection("value"));
+        let attention = scope.pp("attention");
+        let projections = ["query", "key", "value"];
         Ok(Self {
-            qkv: load_stacked(uploader, &[&query, &key, &value], hidden, hidden).await?,
-            attention_output: Residual::load(
-                uploader,
-                &format!("{name}.attention.output"),
-                config,
-                hidden,
-            )
-            .await?,
-            cross_attention: if config.has_cross_attention(index) {
-                Some(CrossAttention::load(uploader, config, index).await?)
-            } else {
-                None
-            },
-            intermediate_query: load_linear(
-                uploader,
-                &format!("{name}.intermediate_query.dense"),
-                inner,
-                hidden,
-            )
-            .await?,
-            output_query: Residual::load(uploader, &format!("{name}.output_query"), config, inner)
-                .await?,
+            qkv: load_stacked(&attention.pp("attention"), &projections, hidden, hidden)?,
+            attention_output: Residual::load(&attention.pp("output"), config, hidden)?,
+            cross_attention: config
+                .has_cross_attention(index)
+                .then(|| CrossAttention::load(&scope.pp("crossattention"), config, index))
+                .transpose()?,
+            intermediate_query: load_linear(scope, "intermediate_query.dense", inner, hidden)?,
+            output_query: Residual::load(&scope.pp("output_query"), config, inner)?,
         })
     }
 }
 
 impl CrossAttention {
-    async fn load(
-        uploader: &mut Uploader<'_>,
-        config: &QFormerConfig,
-        layer: usize,
-    ) -> Result<Self, UploadError> {
-        let hidden = config.hidden_size;
-        let name = format!("qformer.encoder.layer.{layer}.crossattention");
-        let projection = |kind: &str| format!("{name}.attention.{kind}");
-        let (query, key, value) = (projection("query"), projection("key"), projection("value"));
-        let image_width = config.encoder_hidden_size;
+    fn load(scope: &Scope, config: &QFormerConfig, layer: usize) -> Result<Self, WeightsError> {
+        let (hidden, image_width) = (config.hidden_size, config.encoder_hidden_size);
+        let attention = scope.pp("attention");
         Ok(Self {
             layer,
-            query: load_linear(uploader, &query, hidden, hidden).await?,
-            key_value: load_stacked(uploader, &[&key, &value], hidden, image_width).await?,
-            output: Residual::load(uploader, &format!("{name}.output"), config, hidden).await?,
+            query: load_linear(&attention, "query", hidden, hidden)?,
+            key_value: load_stacked(&attention, &["key", "value"], hidden, image_width)?,
+            output: Residual::load(&scope.pp("output"), config, hidden)?,
         })
     }
 }

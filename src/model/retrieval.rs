@@ -8,7 +8,7 @@
 
 use crate::gpu::{Activation, GpuError, ProgramBuilder};
 use crate::kernels::{Activate, Linear, linear, mean_rows, normalize_rows, rows_of_groups, tap};
-use crate::weights::{UploadError, Uploader};
+use crate::weights::{Component, Tensors, WeightsError};
 
 use super::config::Blip2Config;
 use super::layers::load_linear;
@@ -33,26 +33,29 @@ pub struct RetrievalModel {
 }
 
 impl RetrievalModel {
-    /// Uploads everything; `embedding_size` is the width of the common space.
+    /// Takes all tensors of a retrieval model, for images of `image_size` pixels; `embedding_size` is the width of the common
+    /// space.
     ///
     /// # Errors
-    /// A missing or misshapen tensor, or no room on the device.
-    pub async fn load(
-        uploader: &mut Uploader<'_>,
+    /// A missing or misshapen tensor.
+    pub fn load(
+        tensors: &Tensors,
         config: &Blip2Config,
         embedding_size: usize,
         image_size: usize,
-    ) -> Result<Self, UploadError> {
+    ) -> Result<Self, WeightsError> {
         let width = config.qformer.hidden_size;
+        let vit = Vit::load(tensors, &config.vision, image_size)?;
+        let (qformer, text) =
+            QFormer::load_with_text(tensors, &config.qformer, config.num_query_tokens)?;
+        let heads = tensors.part(Component::RetrievalHeads, "");
         Ok(Self {
-            vit: Vit::load(uploader, &config.vision, image_size).await?,
-            qformer: QFormer::load(uploader, &config.qformer, config.num_query_tokens).await?,
-            text: TextBranch::load(uploader, &config.qformer).await?,
-            vision_projection: load_linear(uploader, "vision_projection", embedding_size, width)
-                .await?,
-            text_projection: load_linear(uploader, "text_projection", embedding_size, width)
-                .await?,
-            itm_head: load_linear(uploader, "itm_head", 2, width).await?,
+            vit,
+            qformer,
+            text,
+            vision_projection: load_linear(&heads, "vision_projection", embedding_size, width)?,
+            text_projection: load_linear(&heads, "text_projection", embedding_size, width)?,
+            itm_head: load_linear(&heads, "itm_head", 2, width)?,
         })
     }
 

@@ -19,13 +19,15 @@ use crate::kernels::{
     attention_relative, embed_tokens, gate, linear, linear_into, linear_to, rms_norm,
     store_cross_kv, store_kv, tap,
 };
-use crate::weights::{UploadError, Uploader};
+use crate::weights::{Component, Scope, Tensors, WeightsError};
 
 use super::config::T5Config;
 use super::language::{InputRows, KvCache};
-use super::layers::{load_rms_norm, load_unbiased};
-use super::tensors::T5_EMBEDDING;
+use super::layers::{load_rms_norm, load_stacked_unbiased, load_unbiased};
 use bias::Buckets;
+
+/// The token embedding of both stacks, and the output matrix where it is tied.
+const EMBEDDING: &str = "shared.weight";
 
 /// The encoder's and decoder's weights.
 #[derive(Debug)]
@@ -94,21 +96,22 @@ struct FeedForward {
 }
 
 impl T5 {
-    /// Uploads the tensors below `language_model.`.
+    /// Takes the tensors below `language_model.`
     ///
     /// # Errors
-    /// A missing or misshapen tensor, or no room on the device.
-    pub async fn load(uploader: &mut Uploader<'_>, config: &T5Config) -> Result<Self, UploadError> {
+    /// A missing or misshapen tensor.
+    pub fn load(tensors: &Tensors, config: &T5Config) -> Result<Self, WeightsError> {
+        let scope = tensors.part(Component::LanguageModel, "language_model");
         let vocabulary = [config.vocab_size, config.d_model];
-        let shared = uploader.matrix(T5_EMBEDDING, &vocabulary).await?;
-        let encoder = Encoder::load(uploader, config).await?;
-        let decoder = Decoder::load(uploader, config).await?;
-        let checkpoint = uploader.checkpoint();
-        let lm_head =
-            match checkpoint.lm_head(T5_EMBEDDING, config.tie_word_embeddings, &vocabulary)? {
-                Some(weight) => uploader.matrix_of(&[weight]).await?,
-                None => shared.clone(),
-            };
+        let shared = scope.table(EMBEDDING, &vocabulary)?;
+        let encoder = Encoder::load(&scope.pp("encoder"), config)?;
+        let decoder = Decoder::load(&scope.pp("decoder"), config)?;
+        let lm_head = scope.output_matrix(
+            "lm_head.weight",
+            (EMBEDDING, &shared),
+            &vocabulary,
+            config.tie_word_embeddings,
+        )?;
         Ok(Self {
             heads: Heads {
                 count: config.num_heads,
@@ -289,125 +292,124 @@ impl T5 {
 }
 
 impl Encoder {
-    async fn load(uploader: &mut Uploader<'_>, config: &T5Config) -> Result<Self, UploadError> {
-        let name = "language_model.encoder";
-        let mut blocks = Vec::new();
-        for index in 0..config.num_layers {
-            let block = format!("{name}.block.{index}.layer");
-            blocks.push(EncoderBlock {
-                attention: SelfAttention::load(uploader, config, &format!("{block}.0")).await?,
-                feed_forward: FeedForward::load(uploader, config, &format!("{block}.1")).await?,
-            });
-        }
+    fn load(scope: &Scope, config: &T5Config) -> Result<Self, WeightsError> {
+        let block = |attention, layers: &Scope| {
+            Ok(EncoderBlock {
+                attention,
+                feed_forward: FeedForward::load(&layers.pp(1), config)?,
+            })
+        };
+        let (bias, blocks) = load_blocks(scope, config, config.num_layers, true, block)?;
         Ok(Self {
-            bias: load_bias(uploader, config, name, true)?,
+            bias,
             blocks,
-            final_layer_norm: load_norm(uploader, config, &format!("{name}.final_layer_norm"))
-                .await?,
+            final_layer_norm: load_norm(scope, "final_layer_norm", config)?,
         })
     }
 }
 
 impl Decoder {
-    async fn load(uploader: &mut Uploader<'_>, config: &T5Config) -> Result<Self, UploadError> {
-        let name = "language_model.decoder";
-        let mut blocks = Vec::new();
-        for index in 0..config.num_decoder_layers {
-            let block = format!("{name}.block.{index}.layer");
-            blocks.push(DecoderBlock {
-                attention: SelfAttention::load(uploader, config, &format!("{block}.0")).await?,
-                cross: CrossAttention::load(uploader, config, &format!("{block}.1")).await?,
-                feed_forward: FeedForward::load(uploader, config, &format!("{block}.2")).await?,
-            });
-        }
-        let mut final_layer_norm =
-            load_norm(uploader, config, &format!("{name}.final_layer_norm")).await?;
+    fn load(scope: &Scope, config: &T5Config) -> Result<Self, WeightsError> {
+        let block = |attention, layers: &Scope| {
+            Ok(DecoderBlock {
+                attention,
+                cross: CrossAttention::load(&layers.pp(1), config)?,
+                feed_forward: FeedForward::load(&layers.pp(2), config)?,
+            })
+        };
+        let (bias, blocks) = load_blocks(scope, config, config.num_decoder_layers, false, block)?;
+        let mut final_layer_norm = load_norm(scope, "final_layer_norm", config)?;
         if config.scale_decoder_outputs {
             final_layer_norm.factor = (config.d_model as f32).powf(-0.5);
         }
         Ok(Self {
-            bias: load_bias(uploader, config, name, false)?,
+            bias,
             blocks,
             final_layer_norm,
         })
     }
 }
 
+/// The blocks of a stack, of whose layers `block` takes what follows the self-attention; and the relative bias, which the first
+/// block has for all of them.
+fn load_blocks<B>(
+    scope: &Scope,
+    config: &T5Config,
+    count: usize,
+    bidirectional: bool,
+    block: impl Fn(SelfAttention, &Scope) -> Result<B, WeightsError>,
+) -> Result<(RelativeBias, Vec<B>), WeightsError> {
+    let layers = |index| scope.pp("block").pp(index).pp("layer");
+    let attention = |layers: &Scope| SelfAttention::load(&layers.pp(0), config);
+    let first = layers(0);
+    let first_attention = attention(&first)?;
+    let bias = load_bias(&first.pp("0.SelfAttention"), config, bidirectional)?;
+    let mut blocks = vec![block(first_attention, &first)?];
+    for index in 1..count {
+        let layers = layers(index);
+        blocks.push(block(attention(&layers)?, &layers)?);
+    }
+    Ok((bias, blocks))
+}
+
 impl SelfAttention {
-    async fn load(
-        uploader: &mut Uploader<'_>,
-        config: &T5Config,
-        layer: &str,
-    ) -> Result<Self, UploadError> {
+    fn load(scope: &Scope, config: &T5Config) -> Result<Self, WeightsError> {
         let (width, inner) = (config.d_model, config.inner_size());
-        let [q, k, v, o] = ["q", "k", "v", "o"].map(|kind| format!("{layer}.SelfAttention.{kind}"));
+        let attention = scope.pp("SelfAttention");
         Ok(Self {
-            layer_norm: load_norm(uploader, config, &format!("{layer}.layer_norm")).await?,
-            qkv: load_unbiased(uploader, &[&q, &k, &v], inner, width).await?,
-            o: load_unbiased(uploader, &[&o], width, inner).await?,
+            qkv: load_stacked_unbiased(&attention, &["q", "k", "v"], inner, width)?,
+            o: load_unbiased(&attention, "o", width, inner)?,
+            layer_norm: load_norm(scope, "layer_norm", config)?,
         })
     }
 }
 
 impl CrossAttention {
-    async fn load(
-        uploader: &mut Uploader<'_>,
-        config: &T5Config,
-        layer: &str,
-    ) -> Result<Self, UploadError> {
+    fn load(scope: &Scope, config: &T5Config) -> Result<Self, WeightsError> {
         let (width, inner) = (config.d_model, config.inner_size());
-        let [q, k, v, o] =
-            ["q", "k", "v", "o"].map(|kind| format!("{layer}.EncDecAttention.{kind}"));
+        let attention = scope.pp("EncDecAttention");
         Ok(Self {
-            layer_norm: load_norm(uploader, config, &format!("{layer}.layer_norm")).await?,
-            q: load_unbiased(uploader, &[&q], inner, width).await?,
-            kv: load_unbiased(uploader, &[&k, &v], inner, width).await?,
-            o: load_unbiased(uploader, &[&o], width, inner).await?,
+            q: load_unbiased(&attention, "q", inner, width)?,
+            kv: load_stacked_unbiased(&attention, &["k", "v"], inner, width)?,
+            o: load_unbiased(&attention, "o", width, inner)?,
+            layer_norm: load_norm(scope, "layer_norm", config)?,
         })
     }
 }
 
 impl FeedForward {
-    async fn load(
-        uploader: &mut Uploader<'_>,
-        config: &T5Config,
-        layer: &str,
-    ) -> Result<Self, UploadError> {
+    fn load(scope: &Scope, config: &T5Config) -> Result<Self, WeightsError> {
         let (width, inner) = (config.d_model, config.d_ff);
-        let [wi_0, wi_1, wo] =
-            ["wi_0", "wi_1", "wo"].map(|kind| format!("{layer}.DenseReluDense.{kind}"));
+        let dense = scope.pp("DenseReluDense");
         Ok(Self {
-            layer_norm: load_norm(uploader, config, &format!("{layer}.layer_norm")).await?,
-            wi: load_unbiased(uploader, &[&wi_0, &wi_1], inner, width).await?,
-            wo: load_unbiased(uploader, &[&wo], width, inner).await?,
+            wi: load_stacked_unbiased(&dense, &["wi_0", "wi_1"], inner, width)?,
+            wo: load_unbiased(&dense, "wo", width, inner)?,
+            layer_norm: load_norm(scope, "layer_norm", config)?,
         })
     }
 }
 
-async fn load_norm(
-    uploader: &mut Uploader<'_>,
-    config: &T5Config,
-    name: &str,
-) -> Result<RmsNorm, UploadError> {
-    load_rms_norm(uploader, name, config.d_model, config.layer_norm_epsilon).await
+fn load_norm(scope: &Scope, name: &str, config: &T5Config) -> Result<RmsNorm, WeightsError> {
+    load_rms_norm(scope, name, config.d_model, config.layer_norm_epsilon)
 }
 
-/// The bias of a stack: its first block's, which the others use too.
+/// The relative bias in a block's self-attention, spread out by distance.
 fn load_bias(
-    uploader: &mut Uploader<'_>,
+    scope: &Scope,
     config: &T5Config,
-    stack: &str,
     bidirectional: bool,
-) -> Result<RelativeBias, UploadError> {
+) -> Result<RelativeBias, WeightsError> {
     let buckets = Buckets {
         count: config.relative_attention_num_buckets,
         max_distance: config.relative_attention_max_distance,
         bidirectional,
     };
-    let name = format!("{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
-    let values = uploader.changed_vector(&name, &[buckets.count, config.num_heads], |table| {
-        buckets.by_distance(&table)
-    })?;
+    let values = scope.changed_vector(
+        "relative_attention_bias.weight",
+        &[buckets.count, config.num_heads],
+        config.num_heads * buckets.distances(),
+        move |table| buckets.by_distance(&table),
+    )?;
     Ok(RelativeBias {
         values,
         reach: config.relative_attention_max_distance,

@@ -9,11 +9,11 @@ use crate::kernels::{
     Activate, Heads, LayerNorm, Linear, embed_patches, layer_norm, linear, linear_into, patchify,
     self_attention, tap,
 };
-use crate::weights::{UploadError, Uploader};
+use crate::weights::{Component, Scope, Tensors, WeightsError};
 
 use super::config::VisionConfig;
 use super::interpolate_positions;
-use super::layers::{load_layer_norm, load_linear};
+use super::layers::{load_layer_norm, load_linear, load_unbiased};
 
 /// The image encoder's weights.
 #[derive(Debug)]
@@ -41,42 +41,36 @@ struct Block {
 }
 
 impl Vit {
-    /// Uploads the tensors below `vision_model.`; positions are interpolated if `image_size` is not the checkpoint's.
+    /// Takes the tensors below `vision_model.`; positions are interpolated if `image_size` is not the checkpoint's.
     ///
     /// # Errors
-    /// A missing or misshapen tensor, or no room on the device.
-    pub async fn load(
-        uploader: &mut Uploader<'_>,
+    /// A missing or misshapen tensor.
+    pub fn load(
+        tensors: &Tensors,
         config: &VisionConfig,
         image_size: usize,
-    ) -> Result<Self, UploadError> {
+    ) -> Result<Self, WeightsError> {
         let hidden = config.hidden_size;
-        let name = "vision_model.embeddings";
-        let patch = format!("{name}.patch_embedding");
+        let scope = tensors.part(Component::Vision, "vision_model");
+        let embeddings = scope.pp("embeddings");
+        let class_embedding = embeddings.vector("class_embedding", &[1, 1, hidden])?;
+        let (stored_grid, grid) = (config.grid(), image_size / config.patch_size);
+        let position_embedding = embeddings.changed_vector(
+            "position_embedding",
+            &[1, config.tokens(), hidden],
+            (1 + grid * grid) * hidden,
+            move |stored| interpolate_positions(&stored, hidden, stored_grid, grid),
+        )?;
+        let patch = embeddings.pp("patch_embedding");
         let patch_shape = [hidden, 3, config.patch_size, config.patch_size];
         let patch_embedding = Linear {
-            weight: uploader
-                .matrix(&format!("{patch}.weight"), &patch_shape)
-                .await?,
-            bias: Some(uploader.vector(&format!("{patch}.bias"), &[hidden]).await?),
+            weight: patch.table("weight", &patch_shape)?,
+            bias: Some(patch.vector("bias", &[hidden])?),
         };
-        let class_embedding = uploader
-            .vector(&format!("{name}.class_embedding"), &[1, 1, hidden])
-            .await?;
-
-        let stored_grid = config.grid();
-        let grid = image_size / config.patch_size;
-        let position_embedding = uploader.changed_vector(
-            &format!("{name}.position_embedding"),
-            &[1, config.tokens(), hidden],
-            |stored| interpolate_positions(&stored, hidden, stored_grid, grid),
-        )?;
-
-        let mut blocks = Vec::new();
-        for index in 0..config.num_hidden_layers {
-            blocks.push(Block::load(uploader, config, index).await?);
-        }
-        let eps = config.layer_norm_eps;
+        let block = |index| Block::load(&scope.pp("encoder.layers").pp(index), config);
+        let blocks = (0..config.num_hidden_layers)
+            .map(block)
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             image_size,
             patch_size: config.patch_size,
@@ -89,8 +83,12 @@ impl Vit {
             class_embedding,
             position_embedding,
             blocks,
-            post_layernorm: load_layer_norm(uploader, "vision_model.post_layernorm", hidden, eps)
-                .await?,
+            post_layernorm: load_layer_norm(
+                &scope,
+                "post_layernorm",
+                hidden,
+                config.layer_norm_eps,
+            )?,
         })
     }
 
@@ -182,44 +180,24 @@ impl Vit {
     }
 }
 
-/// The fused projection; a checkpoint with `qkv_bias` false stores no bias for it.
-async fn load_qkv(
-    uploader: &mut Uploader<'_>,
-    name: &str,
-    config: &VisionConfig,
-) -> Result<Linear, UploadError> {
-    let hidden = config.hidden_size;
-    if config.qkv_bias {
-        return load_linear(uploader, name, 3 * hidden, hidden).await;
-    }
-    Ok(Linear {
-        weight: uploader
-            .matrix(&format!("{name}.weight"), &[3 * hidden, hidden])
-            .await?,
-        bias: None,
-    })
-}
-
 impl Block {
-    async fn load(
-        uploader: &mut Uploader<'_>,
-        config: &VisionConfig,
-        index: usize,
-    ) -> Result<Self, UploadError> {
+    fn load(scope: &Scope, config: &VisionConfig) -> Result<Self, WeightsError> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let eps = config.layer_norm_eps;
-        let name = format!("vision_model.encoder.layers.{index}");
-        let attention = format!("{name}.self_attn");
+        let attention = scope.pp("self_attn");
+        // A checkpoint with `qkv_bias` false stores no bias for q, k and v.
+        let load_qkv = if config.qkv_bias {
+            load_linear
+        } else {
+            load_unbiased
+        };
         Ok(Self {
-            layer_norm1: load_layer_norm(uploader, &format!("{name}.layer_norm1"), hidden, eps)
-                .await?,
-            qkv: load_qkv(uploader, &format!("{attention}.qkv"), config).await?,
-            projection: load_linear(uploader, &format!("{attention}.projection"), hidden, hidden)
-                .await?,
-            layer_norm2: load_layer_norm(uploader, &format!("{name}.layer_norm2"), hidden, eps)
-                .await?,
-            fc1: load_linear(uploader, &format!("{name}.mlp.fc1"), inner, hidden).await?,
-            fc2: load_linear(uploader, &format!("{name}.mlp.fc2"), hidden, inner).await?,
+            layer_norm1: load_layer_norm(scope, "layer_norm1", hidden, eps)?,
+            qkv: load_qkv(&attention, "qkv", 3 * hidden, hidden)?,
+            projection: load_linear(&attention, "projection", hidden, hidden)?,
+            layer_norm2: load_layer_norm(scope, "layer_norm2", hidden, eps)?,
+            fc1: load_linear(scope, "mlp.fc1", inner, hidden)?,
+            fc2: load_linear(scope, "mlp.fc2", hidden, inner)?,
         })
     }
 }

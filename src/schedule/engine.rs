@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::Error;
 use crate::generate::GenerationOptions;
@@ -10,46 +9,13 @@ use crate::gpu::{ActivationPool, Gpu, Tap};
 use crate::kernels::tune;
 use crate::model::Blip2Model;
 
-use super::encode::{Pixels, VisualEncoder};
-use super::images::max_images;
-use super::plan::outlines;
-use super::queue::{Queue, Request};
-use super::session::{Prompt, Session, Shape};
-
-/// How long the parts of the last call took.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Timings {
-    /// Image encoder.
-    pub vit: Duration,
-    /// Q-Former and projection.
-    pub qformer: Duration,
-    /// Prefill, first tokens included.
-    pub prefill: Duration,
-    /// All further steps.
-    pub decode: Duration,
-    /// Decode steps, each of all sequences that were active.
-    pub steps: usize,
-    /// Images encoded.
-    pub images: usize,
-    /// Tokens generated, of all texts.
-    pub tokens: usize,
-}
-
-impl std::fmt::Display for Timings {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "ViT {:.3} s, Q-Former {:.3} s, prefill {:.3} s, decode {:.3} s ({} steps, {:.1} ms each), {} tokens",
-            self.vit.as_secs_f64(),
-            self.qformer.as_secs_f64(),
-            self.prefill.as_secs_f64(),
-            self.decode.as_secs_f64(),
-            self.steps,
-            self.decode.as_secs_f64() * 1e3 / self.steps.max(1) as f64,
-            self.tokens,
-        )
-    }
-}
+use super::device_state::{DeviceState, Shape};
+use super::image_store::ImageStore;
+use super::programs::image::{ImageProgram, ImageSide, Keep};
+use super::programs::outline::outlines;
+use super::request::{Pixels, Request};
+use super::sequence::Prompt;
+use super::timings::Timings;
 
 /// What a batch of images and texts costs at least.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -60,15 +26,15 @@ pub struct BatchWork {
     pub step_bytes: f64,
 }
 
-/// A model and its recorded programs. [`Engine::queue`] runs requests through them.
+/// A model and its recorded programs. A [`Queue`](super::Queue) runs requests through them.
 #[derive(Debug)]
 pub struct Engine {
     pub(super) gpu: Gpu,
     pub(super) model: Blip2Model,
     pool: Arc<ActivationPool>,
     /// By batch size, a power of two.
-    pub(super) encoders: HashMap<usize, VisualEncoder>,
-    pub(super) session: Option<Session>,
+    encoders: HashMap<usize, ImageProgram>,
+    pub(super) state: Option<DeviceState>,
     pub(super) timings: Timings,
     /// Batch sizes whose kernels have been chosen.
     tuned: HashSet<usize>,
@@ -86,7 +52,7 @@ impl Engine {
             model,
             pool: Arc::default(),
             encoders: HashMap::new(),
-            session: None,
+            state: None,
             timings: Timings::default(),
             tuned: HashSet::new(),
         }
@@ -124,7 +90,7 @@ impl Engine {
     /// Most images that the device's limits allow at once.
     #[must_use]
     pub fn max_batch(&self) -> usize {
-        max_images(&self.gpu, &self.model.vit)
+        self.image_side().max_images(&self.gpu)
     }
 
     /// Whether image, prompt and new tokens fit the language model's positions.
@@ -179,17 +145,12 @@ impl Engine {
         })
     }
 
-    /// A queue that works on up to `batch` requests at once.
-    pub fn queue(&mut self, batch: usize) -> Queue<'_> {
-        Queue::new(self, batch)
-    }
-
     /// Runs one image and prompt with every stage kept: those of the image, then those of the decoder.
     ///
     /// # Errors
     /// A device that fails or has no room.
     pub async fn stages(&mut self, pixels: &Pixels, text: &[u32]) -> Result<Vec<Tap>, Error> {
-        let encoder = VisualEncoder::record(&self.gpu, &self.model, 1, &self.pool, true)?;
+        let encoder = self.record_encoder(1, Keep::Stages)?;
         let prompt = Prompt {
             visual_row: 0,
             visual_count: self.model.qformer.queries(),
@@ -204,35 +165,52 @@ impl Engine {
             images: 1,
         };
         let shape = shape.rounded(self.model.language_model.max_positions());
-        let mut session = self.new_session(shape)?;
-        let mut timings = Timings::default();
+        let mut state = self.new_state(shape)?;
+        let (mut timings, images) = (Timings::default(), &state.images);
+        let copy = |commands: &mut _| images.copy(commands, &encoder.results[0], &[0]);
         encoder
-            .run(
-                &self.gpu,
-                std::slice::from_ref(pixels),
-                &session.images,
-                &[0],
-                &mut timings,
-            )
+            .run(&self.gpu, &[pixels.as_slice()], &mut timings, copy)
             .await?;
-        let prefill = session.prefill_with_stages(&self.gpu, &self.model, &prompt)?;
+        let prefill = state.prefill_with_stages(&self.gpu, &self.model, &prompt)?;
         self.gpu.finish("running all stages").await?;
         let stages = encoder.taps().chain(prefill.program.taps());
         Ok(stages.cloned().collect())
     }
 
-    /// An empty session.
-    pub(super) fn new_session(&self, shape: Shape) -> Result<Session, Error> {
-        Ok(Session::new(&self.gpu, &self.model, shape, &self.pool)?)
+    /// An empty device state.
+    pub(super) fn new_state(&self, shape: Shape) -> Result<DeviceState, Error> {
+        Ok(DeviceState::new(&self.gpu, &self.model, shape, &self.pool)?)
     }
 
-    /// Sees to it that there is an encoder for `batch` images.
-    pub(super) fn record_encoder(&mut self, batch: usize) -> Result<(), Error> {
+    /// Encodes `images`, a power of two of them, into their places in `store`.
+    pub(super) async fn encode(
+        &mut self,
+        images: &[Pixels],
+        store: &ImageStore,
+        places: &[usize],
+        timings: &mut Timings,
+    ) -> Result<(), Error> {
+        let batch = images.len();
         if !self.encoders.contains_key(&batch) {
-            let encoder = VisualEncoder::record(&self.gpu, &self.model, batch, &self.pool, false)?;
+            let encoder = self.record_encoder(batch, Keep::Nothing)?;
             self.encoders.insert(batch, encoder);
         }
+        let encoder = &self.encoders[&batch];
+        let images: Vec<&[f32]> = images.iter().map(|image| image.as_slice()).collect();
+        let copy = |commands: &mut _| store.copy(commands, &encoder.results[0], places);
+        encoder.run(&self.gpu, &images, timings, copy).await?;
         Ok(())
+    }
+
+    fn record_encoder(&self, batch: usize, keep: Keep) -> Result<ImageProgram, Error> {
+        let side = self.image_side();
+        Ok(ImageProgram::record(
+            &self.gpu, side, batch, keep, &self.pool,
+        )?)
+    }
+
+    fn image_side(&self) -> ImageSide<'_> {
+        ImageSide::Generation(&self.model)
     }
 
     /// Positions of a request's image and text, and of the token that the decoder begins with where it has one.
@@ -248,7 +226,7 @@ impl Engine {
     /// Whether `request` is one that the device can be trusted with.
     pub(super) fn check_request(&self, request: &Request) -> Result<(), Error> {
         self.check_length(request.text.len(), &request.options)?;
-        let pixels = 3 * self.model.vit.image_size() * self.model.vit.image_size();
+        let pixels = self.image_side().pixel_count();
         let unknown = request
             .text
             .iter()

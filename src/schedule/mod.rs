@@ -1,29 +1,32 @@
 //! From requests to tokens: images through the encoder, prompts through prefill, decoding over the paged cache.
 //!
 //! ```text
-//! Request → Queue: waiting → ImageStore (query rows) → prefill → Job: active rows of the Session → Event
+//! Request → Queue: waiting → ImageStore (query rows) → prefill → SequenceGroup: active rows of the DeviceState → Event
 //! ```
 
-mod decode;
-mod encode;
+mod attention;
+mod decode_loop;
+mod device_state;
 mod engine;
-mod explain;
-mod images;
-mod job;
-mod matching;
+mod image_store;
+mod memory;
 mod pages;
-mod plan;
+mod programs;
 mod queue;
-mod search;
-mod session;
-mod stages;
-mod tails;
+mod request;
+mod retrieval;
+mod sequence;
+mod tables;
+mod timings;
 
-pub use encode::Pixels;
-pub use engine::{BatchWork, Engine, Timings};
-pub(crate) use explain::AttentionReader;
-pub use images::{EncodedImage, ImageEncoder, ImageShapes};
-pub use matching::{EncodedText, Matcher, RetrievalWorkload};
-pub use plan::{MemoryPlan, Workload};
-pub use queue::{Event, MAX_BATCH, Queue, Request};
-pub use search::{Hit, Search, SearchDirection, itc_score};
+pub(crate) use attention::AttentionReader;
+pub use device_state::MAX_BATCH;
+pub use engine::{BatchWork, Engine};
+pub use memory::{MemoryPlan, Workload};
+pub use queue::Queue;
+pub use request::{Event, Pixels, Request};
+pub use retrieval::{
+    EncodedImage, EncodedText, Hit, ImageEncoder, ImageShapes, Matcher, RetrievalWorkload, Search,
+    SearchDirection, itc_score,
+};
+pub use timings::Timings;

@@ -15,64 +15,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::Error;
-use crate::generate::{Generated, GenerationOptions};
+use crate::generate::Generated;
 use crate::gpu::GpuError;
 use crate::kernels::row_rules_words;
 
-use super::Timings;
-use super::decode::{Decoder, DeviceRows};
-use super::encode::Pixels;
+use super::decode_loop::{Decoder, DeviceRows};
+use super::device_state::{DeviceState, MAX_BATCH, MAX_PREFILL_ROWS, Shape};
 use super::engine::Engine;
-use super::job::{Job, cache_rows_of, sequences_of};
 use super::pages::PagePool;
-use super::session::{Prompt, Session, Shape};
-
-/// Input rows of one prefill, unless a single prompt has more: bounds the memory of its activations.
-pub(super) const MAX_PREFILL_ROWS: usize = 1024;
-
-/// Most requests at once, whatever is asked for.
-pub const MAX_BATCH: usize = 1024;
-
-/// One text to generate.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// Its image, preprocessed. Requests about the same image share the allocation, and the image is encoded once.
-    pub image: Pixels,
-    /// Prompt ids, with the special token that they begin (OPT) or end (T5) with.
-    pub text: Vec<u32>,
-    /// Ids that the score processors count as already said.
-    pub history: Vec<u32>,
-    /// How to choose tokens.
-    pub options: Arc<GenerationOptions>,
-}
-
-/// What a turn of the queue brings.
-#[derive(Debug)]
-pub enum Event {
-    /// A token was chosen, by greedy search or a draw (a beam search knows its texts only at the end).
-    Token {
-        /// Number of the request.
-        request: usize,
-        /// Number of the text, where several are drawn.
-        text: usize,
-        /// The token.
-        token: u32,
-    },
-    /// A request is finished.
-    Done {
-        /// Number of the request.
-        request: usize,
-        /// Its texts, best first.
-        texts: Vec<Generated>,
-    },
-    /// A request cannot be finished; the others can.
-    Failed {
-        /// Number of the request.
-        request: usize,
-        /// Why.
-        error: Error,
-    },
-}
+use super::request::{Event, Pixels, Request};
+use super::sequence::{Prompt, SequenceGroup, cache_rows_of, sequences_of};
+use super::timings::Timings;
 
 /// Requests on their way through one engine. Dropping it cancels them.
 #[derive(Debug)]
@@ -81,7 +34,7 @@ pub struct Queue<'e> {
     /// Requests decoded at once, and images encoded at once.
     batch: usize,
     waiting: VecDeque<(usize, Request)>,
-    active: Vec<Job>,
+    active: Vec<SequenceGroup>,
     pages: PagePool,
     device: DeviceRows,
     pushed: usize,
@@ -90,11 +43,11 @@ pub struct Queue<'e> {
 
 impl<'e> Queue<'e> {
     /// An empty queue that works on up to `batch` requests at once.
-    pub(super) fn new(engine: &'e mut Engine, batch: usize) -> Self {
-        // What an earlier queue has left in the session is nobody's.
-        let cache_rows = engine.session.as_mut().map_or(0, |session| {
-            session.images.clear();
-            session.shape.cache_rows
+    pub fn new(engine: &'e mut Engine, batch: usize) -> Self {
+        // What an earlier queue has left in the state is nobody's.
+        let cache_rows = engine.state.as_mut().map_or(0, |state| {
+            state.images.clear();
+            state.shape.cache_rows
         });
         Self {
             engine,
@@ -165,26 +118,26 @@ impl<'e> Queue<'e> {
         }
         let at_once = self.batch.min(self.waiting.len()).max(1);
         self.engine.tune(at_once.next_power_of_two()).await?;
-        let mut session = self.take_session()?;
-        // A turn that fails or is cancelled leaves no session: what the device still does with it is nobody's concern.
-        self.encode(&mut session).await?;
-        self.prefill(&mut session, &mut events).await?;
+        let mut state = self.take_state()?;
+        // A turn that fails or is cancelled leaves no state: what the device still does with it is nobody's concern.
+        self.encode(&mut state).await?;
+        self.prefill(&mut state, &mut events).await?;
         if !self.active.is_empty() {
             let Engine { gpu, model, .. } = &*self.engine;
             let mut decoder = Decoder {
                 gpu,
                 model,
-                session: &mut session,
+                state: &mut state,
                 timings: &mut self.timings,
             };
             let ended = decoder
                 .decode(&mut self.active, &mut self.device, &mut events)
                 .await?;
-            let mut jobs: Vec<Option<Job>> = self.active.drain(..).map(Some).collect();
-            self.end(&mut jobs, ended, &mut events);
-            self.active.extend(jobs.into_iter().flatten());
+            let mut groups: Vec<Option<SequenceGroup>> = self.active.drain(..).map(Some).collect();
+            self.end(&mut groups, ended, &mut events);
+            self.active.extend(groups.into_iter().flatten());
         }
-        self.engine.session = Some(session);
+        self.engine.state = Some(state);
         self.engine.timings = self.timings;
         Ok(events)
     }
@@ -207,38 +160,36 @@ impl<'e> Queue<'e> {
         Ok(all)
     }
 
-    /// The session, grown if the next request does not fit and nothing is in it.
-    fn take_session(&mut self) -> Result<Session, Error> {
+    /// The state, grown if the next request does not fit and nothing is in it.
+    fn take_state(&mut self) -> Result<DeviceState, Error> {
         let wanted = self.wanted_shape();
-        let session = self.engine.session.take();
-        match session {
-            Some(session) if !self.active.is_empty() || session.shape.covers(&wanted) => {
-                Ok(session)
-            }
+        let state = self.engine.state.take();
+        match state {
+            Some(state) if !self.active.is_empty() || state.shape.covers(&wanted) => Ok(state),
             old => {
                 let shape = old.map_or(wanted, |old| old.shape.joined(&wanted));
-                // The old session's memory has gone back before the new one asks for its own.
-                let session = self.engine.new_session(shape);
-                match session {
+                // The old state's memory has gone back before the new one asks for its own.
+                let state = self.engine.new_state(shape);
+                match state {
                     Err(Error::Gpu(GpuError::OutOfMemory { .. } | GpuError::TooLarge { .. }))
                         if self.batch > 1 =>
                     {
                         self.batch /= 2;
                         log::info!("no room for more than {} requests at once", self.batch);
-                        self.engine.session = None;
-                        self.take_session()
+                        self.engine.state = None;
+                        self.take_state()
                     }
-                    session => {
-                        let session = session?;
-                        self.pages = PagePool::new(session.shape.cache_rows);
-                        Ok(session)
+                    state => {
+                        let state = state?;
+                        self.pages = PagePool::new(state.shape.cache_rows);
+                        Ok(state)
                     }
                 }
             }
         }
     }
 
-    /// A session that fits a batch of what is waiting.
+    /// A state that fits a batch of what is waiting.
     fn wanted_shape(&self) -> Shape {
         let mut shape = Shape {
             rows: 1,
@@ -267,37 +218,37 @@ impl<'e> Queue<'e> {
     }
 
     /// Whether the next request may be admitted: there is room for it, and for enough others to make a batch of it.
-    fn has_room(&self, session: &Session) -> bool {
+    fn has_room(&self, state: &DeviceState) -> bool {
         let Some((_, next)) = self.waiting.front() else {
             return false;
         };
         let free = self.batch.saturating_sub(self.active.len());
-        self.active.is_empty() || (free >= self.batch.div_ceil(4) && self.fits(next, session))
+        self.active.is_empty() || (free >= self.batch.div_ceil(4) && self.fits(next, state))
     }
 
     /// Whether there are rows of the right size for `request`.
-    fn fits(&self, request: &Request, session: &Session) -> bool {
+    fn fits(&self, request: &Request, state: &DeviceState) -> bool {
         let used: usize = self
             .active
             .iter()
-            .map(|job| sequences_of(&job.options))
+            .map(|group| sequences_of(&group.options))
             .sum();
         let prompt = self.engine.prompt_length(request);
-        used + sequences_of(&request.options) <= session.shape.rows
-            && prompt + request.options.max_new_tokens <= session.shape.max_length
-            && row_rules_words(&request.options) <= session.shape.rules_stride
+        used + sequences_of(&request.options) <= state.shape.rows
+            && prompt + request.options.max_new_tokens <= state.shape.max_length
+            && row_rules_words(&request.options) <= state.shape.rules_stride
     }
 
     /// Encodes the next images, if the next request waits for one and could go on with it.
-    async fn encode(&mut self, session: &mut Session) -> Result<(), Error> {
-        if !self.has_room(session) {
+    async fn encode(&mut self, state: &mut DeviceState) -> Result<(), Error> {
+        if !self.has_room(state) {
             return Ok(());
         }
         let mut here: Vec<Pixels> = Vec::new();
         let mut new: Vec<Pixels> = Vec::new();
         for (_, request) in &self.waiting {
             let image = &request.image;
-            let is_new = session.images.row_of(image).is_none();
+            let is_new = state.images.row_of(image).is_none();
             if is_new && new.is_empty() && !here.is_empty() {
                 return Ok(()); // the next request can go on already
             }
@@ -313,15 +264,13 @@ impl<'e> Queue<'e> {
         while !rest.is_empty() {
             // Few different programs: full batches, then halves of them.
             let count = 1 << rest.len().ilog2();
-            let places = session.images.vacant(count, &here);
+            let places = state.images.vacant(count, &here);
             let (images, others) = rest.split_at(count);
-            self.engine.record_encoder(count)?;
-            let Engine { gpu, encoders, .. } = &*self.engine;
-            encoders[&count]
-                .run(gpu, images, &session.images, &places, &mut self.timings)
+            self.engine
+                .encode(images, &state.images, &places, &mut self.timings)
                 .await?;
             for (&place, image) in places.iter().zip(images) {
-                session.images.hold(place, image);
+                state.images.hold(place, image);
             }
             here.extend(images.iter().cloned());
             rest = others;
@@ -332,38 +281,38 @@ impl<'e> Queue<'e> {
     /// Admits and prefills the next requests whose images are there.
     async fn prefill(
         &mut self,
-        session: &mut Session,
+        state: &mut DeviceState,
         events: &mut Vec<Event>,
     ) -> Result<(), Error> {
-        if !self.has_room(session) {
+        if !self.has_room(state) {
             return Ok(());
         }
-        let mut jobs = self.admit(session)?;
-        if jobs.is_empty() {
+        let mut groups = self.admit(state)?;
+        if groups.is_empty() {
             return Ok(());
         }
         let Engine { gpu, model, .. } = &*self.engine;
         let mut decoder = Decoder {
             gpu,
             model,
-            session,
+            state,
             timings: &mut self.timings,
         };
-        let ended = decoder.prefill(&mut jobs, events).await?;
-        let mut jobs: Vec<Option<Job>> = jobs.into_iter().map(Some).collect();
-        self.end(&mut jobs, ended, events);
-        self.active.extend(jobs.into_iter().flatten());
+        let ended = decoder.prefill(&mut groups, events).await?;
+        let mut groups: Vec<Option<SequenceGroup>> = groups.into_iter().map(Some).collect();
+        self.end(&mut groups, ended, events);
+        self.active.extend(groups.into_iter().flatten());
         self.device.forget();
         Ok(())
     }
 
     /// Takes requests from the queue, in order, as long as there is room.
-    fn admit(&mut self, session: &mut Session) -> Result<Vec<Job>, Error> {
-        let mut admitted: Vec<Job> = Vec::new();
+    fn admit(&mut self, state: &mut DeviceState) -> Result<Vec<SequenceGroup>, Error> {
+        let mut admitted: Vec<SequenceGroup> = Vec::new();
         let mut rows: usize = self
             .active
             .iter()
-            .map(|job| sequences_of(&job.options))
+            .map(|group| sequences_of(&group.options))
             .sum();
         let mut prefill_rows = 0;
         while let Some((_, request)) = self.waiting.front() {
@@ -372,13 +321,13 @@ impl<'e> Queue<'e> {
             rows += sequences_of(options);
             prefill_rows += prompt;
             if self.active.len() + admitted.len() >= self.batch
-                || rows > session.shape.rows
-                || !self.fits(request, session)
+                || rows > state.shape.rows
+                || !self.fits(request, state)
                 || (prefill_rows > MAX_PREFILL_ROWS && !admitted.is_empty())
             {
                 break;
             }
-            let Some(visual_row) = session.images.row_of(&request.image) else {
+            let Some(visual_row) = state.images.row_of(&request.image) else {
                 break;
             };
             let Some(pages) = self.pages.take(cache_rows_of(prompt, options)) else {
@@ -393,25 +342,26 @@ impl<'e> Queue<'e> {
                 text: request.text,
                 decoder_start: self.engine.model.language_model.decoder_start(),
             };
-            let job = Job::new(number, prompt, request.history, request.options, pages)?;
-            admitted.push(job);
+            let group =
+                SequenceGroup::new(number, prompt, request.history, request.options, pages)?;
+            admitted.push(group);
         }
         Ok(admitted)
     }
 
-    /// Reports the jobs that have ended and takes their rows of the cache back.
+    /// Reports the groups that have ended and takes their rows of the cache back.
     fn end(
         &mut self,
-        jobs: &mut [Option<Job>],
+        groups: &mut [Option<SequenceGroup>],
         ended: Vec<(usize, Result<(), Error>)>,
         events: &mut Vec<Event>,
     ) {
         for (index, result) in ended {
-            let Some(job) = jobs[index].take() else {
+            let Some(group) = groups[index].take() else {
                 continue;
             };
-            let request = job.request;
-            let (texts, pages) = job.finish();
+            let request = group.request;
+            let (texts, pages) = group.finish();
             self.pages.give_back(pages);
             events.push(match result {
                 Ok(()) => {

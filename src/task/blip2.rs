@@ -11,9 +11,9 @@ use crate::model::config::Head;
 use crate::model::{Blip2Config, Blip2Model, RetrievalModel};
 use crate::schedule::{Engine, MemoryPlan, RetrievalWorkload, Timings, Workload};
 use crate::text::Tokenizer;
-use crate::weights::{Checkpoint, Uploader};
+use crate::weights::{Checkpoint, Outline, Tensors};
 
-use super::memory::Planner;
+use super::open::{self, Loaded};
 use super::prompt::Prompter;
 use super::run::DEFAULT_BATCH;
 use super::source::Source;
@@ -128,35 +128,27 @@ impl Blip2 {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let gpu = options.open_device(&source.checkpoint).await?;
-        let _phase = gpu.phase("load");
-        let mut ignore = |_, _| {};
-        let mut outline =
-            Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?.quantised(options.quant);
-        let planned = source.model(&mut outline).await?;
-        let planner = Planner::new(&gpu, &options, DEFAULT_BATCH, &outline);
         let generation = &source.generation;
-        let plan = |batch, weights| {
+        let work = options.work;
+        let plan = |gpu: &Gpu, model: &Blip2Model, batch, weights| {
             let work = Workload {
                 batch,
                 text: PLANNED_TEXT,
-                new_tokens: options.work.new_tokens.unwrap_or(generation.max_new_tokens),
-                beams: options.work.beams.unwrap_or(generation.num_beams),
+                new_tokens: work.new_tokens.unwrap_or(generation.max_new_tokens),
+                beams: work.beams.unwrap_or(generation.num_beams),
             };
-            MemoryPlan::of(&gpu, &planned, weights, &work)
+            MemoryPlan::of(gpu, model, weights, &work)
         };
-        let batch = planner.batch(&plan)?;
-        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress)
-            .quantised(options.quant)
-            .expecting(outline);
-        let loaded = async {
-            let model = source.model(&mut uploader).await?;
-            uploader.finish().await?;
-            Ok::<_, Error>(model)
-        };
-        let model = loaded
-            .await
-            .map_err(|error| planner.explain(error, batch, &plan))?;
+        let model = |tensors: &Tensors| source.model(tensors);
+        let loaded = open::load(
+            &source.checkpoint,
+            &options,
+            DEFAULT_BATCH,
+            model,
+            plan,
+            progress,
+        );
+        let Loaded { gpu, model, batch } = loaded.await?;
         Ok(Self {
             config: source.config,
             preprocessor: source.preprocessor,
@@ -211,7 +203,7 @@ impl Blip2 {
 #[derive(Debug)]
 pub struct Forecast<'g> {
     gpu: &'g Gpu,
-    model: Outline,
+    model: Outlined,
     /// Bytes of the weights as they would be loaded.
     weights: u64,
     /// Bytes of the weights in each format that they can have.
@@ -219,7 +211,7 @@ pub struct Forecast<'g> {
 }
 
 #[derive(Debug)]
-enum Outline {
+enum Outlined {
     Generative(Box<Blip2Model>),
     Retrieval(Box<RetrievalModel>),
 }
@@ -229,34 +221,31 @@ impl<'g> Forecast<'g> {
     ///
     /// # Errors
     /// A tensor that is missing or misshapen, or a failing device.
-    pub async fn new(
+    pub fn new(
         gpu: &'g Gpu,
         config: &Blip2Config,
         checkpoint: &Checkpoint,
         quant: Option<WeightFormat>,
     ) -> Result<Self, Error> {
-        let mut ignore = |_, _| {};
-        let mut outline = Uploader::outline(gpu, checkpoint, &mut ignore)?.quantised(quant);
         let side = config.vision.image_size;
-        let model = match &config.head {
+        let outline = Outline::new(gpu, checkpoint, quant, |tensors| match &config.head {
             Head::Generation(language) => {
-                let model = Blip2Model::load(&mut outline, config, language, side).await?;
-                Outline::Generative(Box::new(model))
+                let model = Blip2Model::load(tensors, config, language, side)?;
+                Ok(Outlined::Generative(Box::new(model)))
             }
             Head::Retrieval { embedding_size } => {
-                let width = *embedding_size;
-                let model = RetrievalModel::load(&mut outline, config, width, side).await?;
-                Outline::Retrieval(Box::new(model))
+                let model = RetrievalModel::load(tensors, config, *embedding_size, side)?;
+                Ok(Outlined::Retrieval(Box::new(model)))
             }
-        };
+        })?;
         Ok(Self {
             gpu,
-            model,
             weights: outline.device_bytes(),
             formats: WeightFormat::ALL
                 .into_iter()
                 .filter_map(|format| Some((format, outline.bytes_in(format)?)))
                 .collect(),
+            model: outline.into_model(),
         })
     }
 
@@ -283,7 +272,7 @@ impl<'g> Forecast<'g> {
             .and_then(known)
             .map_or(self.weights, |(_, bytes)| *bytes);
         match &self.model {
-            Outline::Generative(model) => {
+            Outlined::Generative(model) => {
                 let prompt = model.qformer.queries() + PLANNED_TEXT;
                 let work = Workload {
                     batch,
@@ -293,7 +282,7 @@ impl<'g> Forecast<'g> {
                 };
                 MemoryPlan::of(self.gpu, model, weights, &work)
             }
-            Outline::Retrieval(model) => {
+            Outlined::Retrieval(model) => {
                 let tokens = positions.min(model.text.max_positions());
                 let work = RetrievalWorkload {
                     batch,

@@ -9,9 +9,9 @@ use crate::gpu::Gpu;
 use crate::image::{Preprocessor, Rgb8Image};
 use crate::model::{Blip2Config, QFormer, Vit};
 use crate::schedule::{ImageEncoder, ImageShapes, MemoryPlan};
-use crate::weights::{Checkpoint, Uploader};
+use crate::weights::{Checkpoint, Tensors, WeightsError};
 
-use super::memory::Planner;
+use super::open::{self, Loaded};
 use super::source::{folder_of, run_size};
 use super::{ImageFeatures, OpenOptions};
 
@@ -29,13 +29,13 @@ pub struct ImageFeaturizer {
 }
 
 /// The image encoder and the Q-Former of a checkpoint, for images of `side` pixels.
-async fn image_side(
-    uploader: &mut Uploader<'_>,
+fn image_side(
+    tensors: &Tensors,
     config: &Blip2Config,
     side: usize,
-) -> Result<(Vit, QFormer), Error> {
-    let vit = Vit::load(uploader, &config.vision, side).await?;
-    let qformer = QFormer::load(uploader, &config.qformer, config.num_query_tokens).await?;
+) -> Result<(Vit, QFormer), WeightsError> {
+    let vit = Vit::load(tensors, &config.vision, side)?;
+    let qformer = QFormer::load(tensors, &config.qformer, config.num_query_tokens)?;
     Ok((vit, qformer))
 }
 
@@ -58,29 +58,16 @@ impl ImageFeaturizer {
             preprocessor = preprocessor.with_size(side as u32)?;
         }
         let checkpoint = Checkpoint::open(path)?;
-        let gpu = options.open_device(&checkpoint).await?;
-        let _phase = gpu.phase("load");
-        let mut ignore = |_, _| {};
-        let mut outline =
-            Uploader::outline(&gpu, &checkpoint, &mut ignore)?.quantised(options.quant);
-        let planned = image_side(&mut outline, &config, side).await?;
-        let planner = Planner::new(&gpu, &options, DEFAULT_BATCH, &outline);
-        let plan = |batch, weights| {
-            let (vit, qformer) = &planned;
-            Ok(MemoryPlan::of_images(&gpu, vit, qformer, weights, batch)?)
+        let plan = |gpu: &Gpu, (vit, qformer): &(Vit, QFormer), batch, weights| {
+            Ok(MemoryPlan::of_images(gpu, vit, qformer, weights, batch)?)
         };
-        let batch = planner.batch(&plan)?;
-        let mut uploader = Uploader::new(&gpu, &checkpoint, progress)
-            .quantised(options.quant)
-            .expecting(outline);
-        let loaded = async {
-            let model = image_side(&mut uploader, &config, side).await?;
-            uploader.finish().await?;
-            Ok::<_, Error>(model)
-        };
-        let (vit, qformer) = loaded
-            .await
-            .map_err(|error| planner.explain(error, batch, &plan))?;
+        let model = |tensors: &Tensors| image_side(tensors, &config, side);
+        let loaded = open::load(&checkpoint, &options, DEFAULT_BATCH, model, plan, progress);
+        let Loaded {
+            gpu,
+            model: (vit, qformer),
+            batch,
+        } = loaded.await?;
         Ok(Self {
             preprocessor,
             encoder: ImageEncoder::new(gpu, vit, qformer),

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::Error;
 use crate::gpu::{Gpu, GpuError, WeightFormat};
 use crate::schedule::MemoryPlan;
-use crate::weights::Uploader;
+use crate::weights::Outline;
 
 use super::OpenOptions;
 
@@ -237,12 +237,12 @@ pub(super) struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    /// For a model whose tensors `outline` has seen.
-    pub(super) fn new(
+    /// For the model of `outline`.
+    pub(super) fn new<M>(
         gpu: &'a Gpu,
         options: &OpenOptions,
         usual: usize,
-        outline: &Uploader<'_>,
+        outline: &Outline<'_, M>,
     ) -> Self {
         let formats = [WeightFormat::Q8, WeightFormat::Q4].into_iter();
         let formats = formats.filter_map(|format| Some((format, outline.bytes_in(format)?)));

@@ -5,6 +5,7 @@ mod caption;
 mod explain;
 mod features;
 mod memory;
+mod open;
 mod parity;
 mod prepare;
 mod preset;

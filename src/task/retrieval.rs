@@ -13,14 +13,14 @@ use crate::platform::parallel::*;
 use crate::Error;
 use crate::gpu::{Gpu, WeightFormat};
 use crate::image::{Preprocessor, Rgb8Image};
-use crate::model::Blip2Config;
+use crate::model::{Blip2Config, RetrievalModel};
 use crate::schedule::{
     EncodedImage, ImageShapes, Matcher, MemoryPlan, RetrievalWorkload, itc_score,
 };
 use crate::text::BertTokenizer;
-use crate::weights::{Checkpoint, Uploader};
+use crate::weights::{Checkpoint, Tensors};
 
-use super::memory::Planner;
+use super::open::{self, Loaded};
 use super::{Explanation, OpenOptions, Preset};
 use source::{RetrievalSource, image_fingerprint};
 
@@ -143,33 +143,24 @@ impl Retriever {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let gpu = options.open_device(&source.checkpoint).await?;
-        let _phase = gpu.phase("load");
-        let mut ignore = |_, _| {};
-        let mut outline =
-            Uploader::outline(&gpu, &source.checkpoint, &mut ignore)?.quantised(options.quant);
-        let planned = source.model(&mut outline).await?;
-        let planner = Planner::new(&gpu, &options, DEFAULT_BATCH, &outline);
-        let plan = |batch, weights| {
+        let plan = |gpu: &Gpu, model: &RetrievalModel, batch, weights| {
             let work = RetrievalWorkload {
                 batch,
                 texts: 1,
-                tokens: PLANNED_TOKENS.min(planned.text.max_positions()),
+                tokens: PLANNED_TOKENS.min(model.text.max_positions()),
             };
-            Ok(MemoryPlan::of_retrieval(&gpu, &planned, weights, &work)?)
+            Ok(MemoryPlan::of_retrieval(gpu, model, weights, &work)?)
         };
-        let batch = planner.batch(&plan)?;
-        let mut uploader = Uploader::new(&gpu, &source.checkpoint, progress)
-            .quantised(options.quant)
-            .expecting(outline);
-        let loaded = async {
-            let model = source.model(&mut uploader).await?;
-            uploader.finish().await?;
-            Ok::<_, Error>(model)
-        };
-        let model = loaded
-            .await
-            .map_err(|error| planner.explain(error, batch, &plan))?;
+        let model = |tensors: &Tensors| source.model(tensors);
+        let loaded = open::load(
+            &source.checkpoint,
+            &options,
+            DEFAULT_BATCH,
+            model,
+            plan,
+            progress,
+        );
+        let Loaded { gpu, model, batch } = loaded.await?;
         Ok(Self {
             config: source.config,
             preprocessor: source.preprocessor,

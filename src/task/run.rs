@@ -169,7 +169,7 @@ impl Blip2 {
                 self.engine.gpu().profiler(),
             ),
             prompter,
-            queue: self.engine.queue(batch),
+            queue: Queue::new(&mut self.engine, batch),
             items: Box::new(items.into_iter()),
             items_taken: 0,
             ended: false,

@@ -8,7 +8,7 @@ use crate::image::Preprocessor;
 use crate::model::config::{ConfigError, LanguageConfig};
 use crate::model::{Blip2Config, Blip2Model};
 use crate::text::{PromptMark, Tokenizer};
-use crate::weights::{Checkpoint, UploadError, Uploader};
+use crate::weights::{Checkpoint, Tensors, WeightsError};
 
 /// A generative checkpoint before it is on a device.
 #[derive(Debug)]
@@ -80,9 +80,7 @@ impl Source {
     fn checked(mut self, asked_size: Option<u32>) -> Result<Self, Error> {
         self.tokenizer
             .check_embedding_rows(self.language.vocab_size())?;
-        for spec in self.config.tensors() {
-            self.checkpoint.weight(&spec.name, &spec.shape)?;
-        }
+        self.config.tensors(Some(&self.checkpoint))?;
         let side = self.image_size as u32;
         // Not 1×1: a size by the shortest edge leaves other images than square ones oblong.
         if asked_size.is_some() || self.preprocessor.output_size(1, 2) != (side, side) {
@@ -91,12 +89,9 @@ impl Source {
         Ok(self)
     }
 
-    /// Uploads the model.
-    pub(super) async fn model(
-        &self,
-        uploader: &mut Uploader<'_>,
-    ) -> Result<Blip2Model, UploadError> {
-        Blip2Model::load(uploader, &self.config, &self.language, self.image_size).await
+    /// The model of the checkpoint's tensors.
+    pub(super) fn model(&self, tensors: &Tensors) -> Result<Blip2Model, WeightsError> {
+        Blip2Model::load(tensors, &self.config, &self.language, self.image_size)
     }
 }
 

@@ -9,11 +9,12 @@ mod checkpoint;
 mod dtype;
 mod error;
 mod names;
+mod outline;
 mod policy;
 mod pytorch;
 mod quant;
 mod quantised;
-mod transfer;
+mod tensors;
 mod upload;
 
 #[cfg(test)]
@@ -23,8 +24,9 @@ pub use checkpoint::{Checkpoint, TensorView};
 pub use dtype::{BadElement, Format, SourceFormat, convert_elements};
 pub use error::WeightsError;
 pub use names::{Weight, aliases, is_ignored_buffer};
+pub use outline::{Outline, Progress, UploadError};
 pub use policy::format_of;
 pub use pytorch::{PytorchFile, StridedView};
 pub use quant::{dequantise, quantise};
 pub use quantised::{QuantisedTensor, SCALES};
-pub use upload::{Progress, UploadError, Uploader};
+pub use tensors::{Component, Role, Scope, TensorSpec, Tensors, list_tensors};

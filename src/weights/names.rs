@@ -11,6 +11,7 @@ use super::checkpoint::{Checkpoint, TensorView};
 use super::dtype::{BadElement, Format, SourceFormat, check_f16, convert_elements};
 use super::error::WeightsError;
 use super::quantised::{QuantisedTensor, SCALES, quantised_format};
+use super::tensors::matrix_shape;
 
 /// T5's token embedding, and the names it has in its two stacks.
 const SHARED: &str = "language_model.shared.weight";
@@ -174,15 +175,9 @@ impl<'a> Weight<'a> {
         }
     }
 
-    /// The tensor as a matrix `[rows, columns]`: a vector is one row; a convolution kernel
-    /// `[out, in, height, width]` has a row an output channel; all else keeps its last dimension as columns.
+    /// The tensor as a matrix `[rows, columns]`: a vector is one row, a convolution kernel has a row an output channel.
     pub fn matrix(&self) -> [usize; 2] {
-        let columns = match self.shape.as_slice() {
-            [] => 1,
-            [_, kernel @ ..] if kernel.len() == 3 => kernel.iter().product(),
-            [.., last] => *last,
-        };
-        [self.elements() / columns.max(1), columns]
+        matrix_shape(&self.shape)
     }
 
     /// Converts `rows` of [`Weight::matrix`] into `target`, each row `stride` elements after the one before, the
@@ -393,29 +388,25 @@ impl Checkpoint {
         Some([self.find(&q)?, self.find(&v)?])
     }
 
-    /// The output matrix `[vocabulary, width]` of the language model; `None` where it is the token embedding, the
-    /// tensor `embedding` (tied: the file has none, or an equal one). `tied` is what the configuration says.
-    ///
-    /// As in transformers 5, an `lm_head` that differs from the embedding counts, whatever the configuration says.
+    /// Whether the language model has an output matrix of its own: of the two names the first, of `shape`, where it is not
+    /// the second, the token embedding. `tied` is what the configuration says; as in transformers 5, a stored matrix that differs from
+    /// the embedding counts whatever it says.
     ///
     /// # Errors
     /// As [`Checkpoint::weight`]; missing although the configuration says that it is not tied.
-    pub fn lm_head(
+    pub(super) fn has_output_matrix(
         &self,
-        embedding: &str,
+        [output, embedding]: [&str; 2],
         tied: bool,
         shape: &[usize],
-    ) -> Result<Option<Weight<'_>>, WeightsError> {
-        if tied && self.find(LM_HEAD).is_none() {
-            return Ok(None);
+    ) -> Result<bool, WeightsError> {
+        if tied && self.find(output).is_none() {
+            return Ok(false);
         }
-        let head = self.weight(LM_HEAD, shape)?;
+        let output = self.weight(output, shape)?;
         let embedding = self.weight(embedding, shape)?;
-        let equal = head
-            .views()
-            .zip(embedding.views())
-            .all(|(a, b)| a.dtype == b.dtype && a.bytes == b.bytes);
-        Ok((!equal).then_some(head))
+        let mut both = output.views().zip(embedding.views());
+        Ok(!both.all(|(a, b)| a.dtype == b.dtype && a.bytes == b.bytes))
     }
 
     /// The stored tensors that none of the `canonical` names stands for, sorted; ignored buffers and `lm_head`

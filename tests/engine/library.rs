@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use blip2_wgpu::generate::GenerationOverrides;
 use blip2_wgpu::gpu::{Gpu, GpuOptions};
 use blip2_wgpu::model::Blip2Model;
-use blip2_wgpu::schedule::{Engine, Pixels, Request};
-use blip2_wgpu::weights::{Checkpoint, Uploader};
+use blip2_wgpu::schedule::{Engine, Pixels, Queue, Request};
+use blip2_wgpu::weights::{Checkpoint, Outline};
 use blip2_wgpu::{Blip2, CaptionOptions, Error, OpenOptions, Preset, image};
 
 use crate::common::{beams, caption, data, device, images, is_alone, open, options};
@@ -78,11 +78,12 @@ fn requests_may_share_an_image() {
     let config = blip2_wgpu::model::Blip2Config::open(data("tiny")).expect("a config");
     let decoder = config.language_model().expect("generative").clone();
     let checkpoint = Checkpoint::open(data("tiny")).expect("weights");
+    let outline = Outline::new(&gpu, &checkpoint, None, |tensors| {
+        Blip2Model::load(tensors, &config, &decoder, 42)
+    });
     let mut progress = |_, _| {};
-    let mut uploader = Uploader::new(&gpu, &checkpoint, &mut progress);
-    let load = Blip2Model::load(&mut uploader, &config, &decoder, 42);
-    let model = pollster::block_on(load).expect("all tensors");
-    pollster::block_on(uploader.finish()).expect("room");
+    let filling = outline.expect("all tensors").fill(&mut progress);
+    let model = pollster::block_on(filling).expect("room");
     let mut engine = Engine::new(gpu.clone(), model);
 
     let preprocessor =
@@ -94,7 +95,7 @@ fn requests_may_share_an_image() {
         ..Default::default()
     });
     let mut tokens = |requests: &[(usize, &[u32])]| -> Vec<Vec<u32>> {
-        let mut queue = engine.queue(2);
+        let mut queue = Queue::new(&mut engine, 2);
         for (number, (image, text)) in requests.iter().enumerate() {
             let request = Request {
                 image: Arc::clone(&pixels[*image]),

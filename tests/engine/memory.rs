@@ -51,8 +51,7 @@ fn check(what: &str, planned: u64, gpu: &Gpu) {
 fn forecast(gpu: &Gpu, folder: &str, batch: usize, positions: usize, beams: usize) -> u64 {
     let config = Blip2Config::open(data(folder)).expect("a config");
     let checkpoint = Checkpoint::open(data(folder)).expect("weights");
-    let forecast =
-        pollster::block_on(Forecast::new(gpu, &config, &checkpoint, None)).expect("tensors");
+    let forecast = Forecast::new(gpu, &config, &checkpoint, None).expect("tensors");
     let plan = forecast
         .plan(None, batch, positions, beams)
         .expect("a plan");

@@ -8,8 +8,8 @@ use blip2_wgpu::generate::{EarlyStopping, Generated, GenerationOptions};
 use blip2_wgpu::gpu::{Disabled, GpuOptions};
 use blip2_wgpu::image::Preprocessor;
 use blip2_wgpu::model::{Blip2Config, Blip2Model};
-use blip2_wgpu::schedule::{Engine, Event, Pixels, Request};
-use blip2_wgpu::weights::{Checkpoint, Uploader};
+use blip2_wgpu::schedule::{Engine, Event, Pixels, Queue, Request};
+use blip2_wgpu::weights::{Checkpoint, Outline};
 
 use crate::common::{data, device, images};
 
@@ -34,11 +34,12 @@ fn load_on(options: &GpuOptions) -> Engine {
     let config = Blip2Config::open(data("tiny")).expect("a config");
     let decoder = config.language_model().expect("generative").clone();
     let checkpoint = Checkpoint::open(data("tiny")).expect("weights");
+    let outline = Outline::new(&gpu, &checkpoint, None, |tensors| {
+        Blip2Model::load(tensors, &config, &decoder, 42)
+    });
     let mut progress = |_, _| {};
-    let mut uploader = Uploader::new(&gpu, &checkpoint, &mut progress);
-    let model = Blip2Model::load(&mut uploader, &config, &decoder, 42);
-    let model = pollster::block_on(model).expect("all tensors");
-    pollster::block_on(uploader.finish()).expect("room");
+    let filling = outline.expect("all tensors").fill(&mut progress);
+    let model = pollster::block_on(filling).expect("room");
     Engine::new(gpu, model)
 }
 
@@ -169,7 +170,7 @@ fn run(
     order: &[usize],
     batch: usize,
 ) -> Vec<Vec<Generated>> {
-    let mut queue = engine.queue(batch);
+    let mut queue = Queue::new(engine, batch);
     let mut texts = vec![Vec::new(); requests.len()];
     let mut waiting = order.iter();
     loop {
@@ -211,7 +212,7 @@ fn assert_equal(ours: &[Vec<Generated>], expected: &[Vec<Generated>], what: &str
 /// The texts of `requests`, one at a time.
 fn alone(engine: &mut Engine, requests: &[Request]) -> Vec<Vec<Generated>> {
     let one = |request: &Request| {
-        let mut queue = engine.queue(1);
+        let mut queue = Queue::new(engine, 1);
         queue.push(request.clone()).expect("a good request");
         let texts = pollster::block_on(queue.finish()).expect("a text");
         texts.into_iter().next().expect("one request")
@@ -283,7 +284,7 @@ fn rows_go_to_the_next_request_as_texts_end() {
             }),
         })
         .collect();
-    let mut queue = engine.queue(8);
+    let mut queue = Queue::new(engine, 8);
     for request in &requests {
         queue.push(request.clone()).expect("a good request");
     }
@@ -312,7 +313,7 @@ fn what_cannot_be_served_is_refused_and_the_others_are_served() {
         history: Vec::new(),
         options: Arc::default(),
     };
-    let mut queue = engine.queue(4);
+    let mut queue = Queue::new(engine, 4);
     queue.push(good.clone()).expect("a good request");
     let refused = [
         Request {
@@ -354,7 +355,7 @@ fn a_queue_dropped_at_any_turn_leaves_the_next_one_right() {
     let order: Vec<usize> = (0..requests.len()).collect();
     let expected = run(engine, &requests, &order, 4);
     for turns in [0, 1, 2, 5] {
-        let mut queue = engine.queue(5);
+        let mut queue = Queue::new(engine, 5);
         for request in requests.iter().rev() {
             queue.push(request.clone()).expect("a good request");
         }
@@ -396,7 +397,7 @@ fn a_device_without_room_gets_fewer_requests_at_once() {
         let options = &request.options;
         options.num_beams.max(options.num_return_sequences) * options.max_new_tokens
     });
-    let mut queue = small.queue(16);
+    let mut queue = Queue::new(&mut small, 16);
     for _ in 0..16 {
         let request = hungry.expect("requests").clone();
         queue.push(request).expect("a good request");
@@ -410,7 +411,7 @@ fn a_device_without_room_gets_fewer_requests_at_once() {
         max_binding_bytes: Some(20 << 10),
         ..GpuOptions::default()
     });
-    let mut queue = tiny.queue(16);
+    let mut queue = Queue::new(&mut tiny, 16);
     queue
         .push(hungry.expect("requests").clone())
         .expect("a good request");

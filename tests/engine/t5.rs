@@ -8,10 +8,10 @@ use blip2_wgpu::generate::{GenerationOptions, GenerationOverrides};
 use blip2_wgpu::gpu::{Disabled, Gpu, GpuOptions};
 use blip2_wgpu::image::Preprocessor;
 use blip2_wgpu::model::{Blip2Config, Blip2Model};
-use blip2_wgpu::schedule::{Engine, Pixels, Request};
+use blip2_wgpu::schedule::{Engine, Pixels, Queue, Request};
 use blip2_wgpu::task::ParityReport;
 use blip2_wgpu::text::{PromptMark, Tokenizer};
-use blip2_wgpu::weights::{Checkpoint, Uploader};
+use blip2_wgpu::weights::{Checkpoint, Outline};
 use blip2_wgpu::{Blip2, CaptionOptions, OpenOptions, Preset, Question, VqaOptions};
 
 use crate::common::{beams, caption, data, device, images, options};
@@ -127,11 +127,12 @@ fn engine() -> (Engine, Vec<Pixels>) {
     let config = Blip2Config::open(folder()).expect("a config");
     let language = config.language_model().expect("generative").clone();
     let checkpoint = Checkpoint::open(folder()).expect("weights");
+    let outline = Outline::new(&gpu, &checkpoint, None, |tensors| {
+        Blip2Model::load(tensors, &config, &language, 42)
+    });
     let mut progress = |_, _| {};
-    let mut uploader = Uploader::new(&gpu, &checkpoint, &mut progress);
-    let model = Blip2Model::load(&mut uploader, &config, &language, 42);
-    let model = pollster::block_on(model).expect("all tensors");
-    pollster::block_on(uploader.finish()).expect("room");
+    let filling = outline.expect("all tensors").fill(&mut progress);
+    let model = pollster::block_on(filling).expect("room");
     let preprocessor = Preprocessor::from_files(&folder(), 42).expect("a preprocessor file");
     let pixels = images().map(|image| Arc::new(preprocessor.apply(&image).expect("pixels")));
     (Engine::new(gpu, model), pixels.to_vec())
@@ -190,13 +191,13 @@ fn a_request_gets_what_it_gets_alone() {
     let alone: Vec<_> = requests
         .iter()
         .map(|request| {
-            let mut queue = engine.queue(1);
+            let mut queue = Queue::new(&mut engine, 1);
             queue.push(request.clone()).expect("a request");
             pollster::block_on(queue.finish()).expect("texts").remove(0)
         })
         .collect();
     for batch in [3, 8] {
-        let mut queue = engine.queue(batch);
+        let mut queue = Queue::new(&mut engine, batch);
         for request in &requests {
             queue.push(request.clone()).expect("a request");
         }

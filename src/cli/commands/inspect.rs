@@ -6,10 +6,10 @@ use clap::builder::TypedValueParser;
 
 use crate::Error;
 use crate::gpu::Gpu;
+use crate::model::Blip2Config;
 use crate::model::config::LanguageConfig;
-use crate::model::{Blip2Config, Component};
 use crate::task::{Budget, Forecast, MemoryPlan};
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, Component, TensorSpec};
 
 use crate::cli::shared::Shared;
 use crate::cli::shared::hub::resolve;
@@ -47,15 +47,11 @@ pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, 
     let folder = resolve(&args.checkpoint, output)?;
     let config = Blip2Config::open(&folder)?;
     let checkpoint = Checkpoint::open(&folder)?;
-    let config = config.as_stored(&checkpoint)?;
-    let specs = config.tensors();
-    for spec in &specs {
-        checkpoint.weight(&spec.name, &spec.shape)?;
-    }
+    let specs = config.tensors(Some(&checkpoint))?;
     let unused = checkpoint.unused(specs.iter().map(|spec| spec.name.as_str()));
     let gpu = Gpu::open(&shared.gpu_options()?).await?;
     let quant = shared.quant();
-    let forecast = Forecast::new(&gpu, &config, &checkpoint, quant).await?;
+    let forecast = Forecast::new(&gpu, &config, &checkpoint, quant)?;
     let plan = |format, batch| forecast.plan(format, batch, args.positions, args.beams);
     let mut table = Vec::new();
     for format in forecast.formats() {
@@ -69,6 +65,7 @@ pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, 
         args,
         folder: &folder,
         config: &config,
+        tensors: &specs,
         checkpoint: &checkpoint,
         unused: &unused,
         gpu: &gpu,
@@ -89,6 +86,7 @@ struct View<'a> {
     args: &'a Args,
     folder: &'a Path,
     config: &'a Blip2Config,
+    tensors: &'a [TensorSpec],
     checkpoint: &'a Checkpoint,
     unused: &'a [&'a str],
     gpu: &'a Gpu,
@@ -101,10 +99,19 @@ struct View<'a> {
 impl View<'_> {
     /// Parameters of each component that the model has.
     fn components(&self) -> impl Iterator<Item = (Component, u64)> {
+        let parameters = |component| -> u64 {
+            let those = self.tensors.iter().filter(|it| it.component == component);
+            those.map(TensorSpec::elements).sum()
+        };
         Component::ALL
             .into_iter()
-            .map(|component| (component, self.config.parameters_of(component)))
+            .map(move |component| (component, parameters(component)))
             .filter(|(_, parameters)| *parameters > 0)
+    }
+
+    /// Parameters of the whole model.
+    fn parameters(&self) -> u64 {
+        self.tensors.iter().map(TensorSpec::elements).sum()
     }
 
     /// Whether every buffer of `plan` is one that the adapter allows, and there is room for all, as far as is known.
@@ -132,7 +139,7 @@ impl View<'_> {
         let mut line = serde_json::json!({
             "model": self.args.checkpoint.display().to_string(),
             "config": config,
-            "parameters": self.config.parameters(),
+            "parameters": self.parameters(),
             "components": components,
             "file_bytes": self.checkpoint.total_bytes(),
             "unused_tensors": self.unused,
@@ -182,7 +189,7 @@ impl View<'_> {
         for (component, parameters) in self.components() {
             row(component.name(), parameters);
         }
-        row("total", self.config.parameters());
+        row("total", self.parameters());
         self.print_plan(output);
         output.line(&format!(
             "\nfiles: {} bytes of tensors in {} file(s)",

@@ -125,6 +125,7 @@ impl Shared {
             disabled: Disabled::parse(&self.disable)?,
             checked: self.checked,
             cache_dir: cache_dir(),
+            shaders: std::env::var_os("BLIP2_WGPU_SHADERS").map(PathBuf::from),
             max_part_bytes: None,
             profiler: self.profiler.clone(),
             max_binding_bytes: None,

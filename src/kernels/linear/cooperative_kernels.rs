@@ -2,52 +2,43 @@
 //! of scalars.
 
 use crate::gpu::{Kernel, READ, WRITE, WeightFormat};
-use crate::kernels::weights::{F16_WEIGHTS, Q4_WEIGHTS, Q8_WEIGHTS};
+use crate::kernels::weights::of_format;
 
-use super::ACTIVATE;
+use super::Params;
 use super::cooperative::CooperativeTile;
-use super::passes::HALVES;
 
-const LINEAR: &str = include_str!("../../../shaders/linear.wgsl");
-const FRAGMENTS_16: &str = include_str!("../../../shaders/cooperative_16.wgsl");
-const FRAGMENTS_8: &str = include_str!("../../../shaders/cooperative_8.wgsl");
-const X: &str = include_str!("../../../shaders/cooperative_x.wgsl");
-const X_ROUNDED: &str = include_str!("../../../shaders/cooperative_x_rounded.wgsl");
-const F16: &str = include_str!("../../../shaders/cooperative_weights_f16.wgsl");
-const QUANTISED: &str = include_str!("../../../shaders/cooperative_weights_quantised.wgsl");
-const VECTORS: &str = include_str!("../../../shaders/cooperative_vectors.wgsl");
-const SCALARS: &str = include_str!("../../../shaders/cooperative_scalars.wgsl");
-const MATMUL: &str = include_str!("../../../shaders/matmul_cooperative.wgsl");
-
-/// One kernel a weight format, in the order of [`WeightFormat::ALL`].
-macro_rules! formats {
-    ($name:literal, $fragments:expr, $x:expr, $tile:expr) => {
+/// One kernel a weight format. f16 weights are multiplied as they lie, others are rounded first.
+macro_rules! by_format {
+    ($name:literal, $size:literal, $x:literal, $tile:literal) => {
         [
-            formats!($name, "", $fragments, $x, $tile, F16_WEIGHTS, F16),
-            formats!($name, "_q8", $fragments, $x, $tile, Q8_WEIGHTS, QUANTISED),
-            formats!($name, "_q4", $fragments, $x, $tile, Q4_WEIGHTS, QUANTISED),
+            by_format!($name, "", "f16", "f16", $size, $x, $tile),
+            by_format!($name, "_q8", "q8", "quantised", $size, $x, $tile),
+            by_format!($name, "_q4", "q4", "quantised", $size, $x, $tile),
         ]
     };
-    ($name:literal, $format:literal, $fragments:expr, $x:expr, $tile:expr, $weights:expr, $halves:expr) => {
-        Kernel {
-            name: concat!("matmul_cooperative_", $name, $format),
-            wgsl: &[
-                $fragments, ACTIVATE, $weights, LINEAR, HALVES, $x, $halves, $tile, MATMUL,
+    ($name:literal, $format:literal, $weights:literal, $halves:literal, $size:literal, $x:literal, $tile:literal) => {
+        Kernel::new::<Params>("linear/matmul_cooperative", &[READ, READ, READ, WRITE]).named(
+            concat!("matmul_cooperative_", $name, $format),
+            &[
+                ("size", $size),
+                ("weights", $weights),
+                ("weight_halves", $halves),
+                ("x", $x),
+                ("tile", $tile),
             ],
-            bindings: &[READ, READ, READ, WRITE],
-        }
+        )
     };
 }
 
-pub(super) static VECTORS_16: [Kernel; 3] = formats!("16", FRAGMENTS_16, X, VECTORS);
+pub(super) static VECTORS_16: [Kernel; 3] = by_format!("16", "16", "x", "vectors");
 pub(super) static VECTORS_16_ROUNDED: [Kernel; 3] =
-    formats!("16_rounded", FRAGMENTS_16, X_ROUNDED, VECTORS);
-pub(super) static VECTORS_8: [Kernel; 3] = formats!("8", FRAGMENTS_8, X, VECTORS);
+    by_format!("16_rounded", "16", "x_rounded", "vectors");
+pub(super) static VECTORS_8: [Kernel; 3] = by_format!("8", "8", "x", "vectors");
 pub(super) static VECTORS_8_ROUNDED: [Kernel; 3] =
-    formats!("8_rounded", FRAGMENTS_8, X_ROUNDED, VECTORS);
-pub(super) static SCALARS_8: [Kernel; 3] = formats!("8_scalars", FRAGMENTS_8, X, SCALARS);
+    by_format!("8_rounded", "8", "x_rounded", "vectors");
+pub(super) static SCALARS_8: [Kernel; 3] = by_format!("8_scalars", "8", "x", "scalars");
 pub(super) static SCALARS_8_ROUNDED: [Kernel; 3] =
-    formats!("8_scalars_rounded", FRAGMENTS_8, X_ROUNDED, SCALARS);
+    by_format!("8_scalars_rounded", "8", "x_rounded", "scalars");
 
 /// The kernel for `tile` and weights in `format`.
 pub(super) fn kernel(tile: CooperativeTile, format: WeightFormat) -> &'static Kernel {
@@ -59,10 +50,5 @@ pub(super) fn kernel(tile: CooperativeTile, format: WeightFormat) -> &'static Ke
         (_, false, false) => &SCALARS_8,
         (_, false, true) => &SCALARS_8_ROUNDED,
     };
-    let [f16, q8, q4] = kernels;
-    match format {
-        WeightFormat::F16 => f16,
-        WeightFormat::Q8 => q8,
-        WeightFormat::Q4 => q4,
-    }
+    of_format(kernels, format)
 }

@@ -1,42 +1,23 @@
 //! The dispatches that some products on cooperative matrices have before and after them.
 
-use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE};
-use crate::kernels::weights::F16_WEIGHTS;
+use crate::gpu::{Activation, Kernel, Operand, ProgramBuilder, READ, WRITE, params};
 use crate::kernels::{groups, word};
 
-use super::{ACTIVATE, Params};
+use super::Params;
 
-pub(super) const HALVES: &str = include_str!("../../../shaders/halves.wgsl");
+pub(crate) static ROUND_TO_F16: Kernel =
+    Kernel::new::<RoundParams>("linear/round_to_f16", &[READ, WRITE]);
 
-pub(crate) static ROUND_TO_F16: Kernel = Kernel {
-    name: "round_to_f16",
-    wgsl: &[
-        "enable f16;\n",
-        HALVES,
-        include_str!("../../../shaders/round_to_f16.wgsl"),
-    ],
-    bindings: &[READ, WRITE],
-};
-
-pub(crate) static ADD_RANGES: Kernel = Kernel {
-    name: "add_ranges",
-    wgsl: &[
-        ACTIVATE,
-        F16_WEIGHTS,
-        include_str!("../../../shaders/linear.wgsl"),
-        include_str!("../../../shaders/add_ranges.wgsl"),
-    ],
-    bindings: &[READ, READ, READ, WRITE],
-};
+pub(crate) static ADD_RANGES: Kernel =
+    Kernel::new::<Params>("linear/add_ranges", &[READ, READ, READ, WRITE]);
 
 /// Workgroups of `round_to_f16` at most.
 const MOST_GROUPS: usize = 4096;
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct RoundParams {
-    eights: u32,
-    pad: [u32; 3],
+params! {
+    struct RoundParams {
+        eights: u32,
+    }
 }
 
 /// `x` `[rows, columns]` as f16, two values in the place of one: an activation that only `matmul_cooperative` reads.
@@ -49,7 +30,6 @@ pub(super) fn round_to_f16(program: &mut ProgramBuilder, x: &Activation) -> Acti
         Vec::new(),
         &RoundParams {
             eights: word(eights),
-            pad: [0; 3],
         },
         vec![x.operand(), halves.operand()],
         [groups(eights, 256).min(word(MOST_GROUPS)), 1, 1],

@@ -358,7 +358,13 @@ fn each_width_of_subgroups_has_its_kernels() {
         variants.any(|variant| matches!(variant, Register { .. }))
     };
     assert!(all(Some((8, 8))).iter().all(has_registers));
-    for subgroups in [Some((32, 32)), Some((64, 64)), Some((32, 64)), None] {
+    for subgroups in [
+        Some((4, 4)),
+        Some((32, 32)),
+        Some((64, 64)),
+        Some((32, 64)),
+        None,
+    ] {
         assert!(!all(subgroups).iter().any(has_registers), "{subgroups:?}");
     }
     // Where the driver chooses between 32 and 64 lanes: workgroups of one, two and four of the widest.

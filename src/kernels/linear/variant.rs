@@ -1,73 +1,32 @@
 //! The kernels of linear layers, and which of them a device can run.
 
-use crate::gpu::{Capabilities, Kernel, READ, WRITE, WeightFormat};
-use crate::kernels::weights::{F16_WEIGHTS, Q4_WEIGHTS, Q8_WEIGHTS};
+use crate::gpu::{Access, Capabilities, Kernel, READ, WRITE, WeightFormat};
+use crate::kernels::weights::{by_format, of_format};
 
 use super::cooperative::{CooperativeTile, all_cooperative_tiles, cooperative_tiles};
 use super::cooperative_kernels;
-use super::{ACTIVATE, MATVEC_ROWS};
+use super::{MATVEC_ROWS, Params};
 
-/// A kernel of linear layers: one a weight format.
-struct Kernels([Kernel; 3]);
+const BINDINGS: &[Access] = &[READ, READ, READ, WRITE];
 
-impl Kernels {
-    fn of(&'static self, format: WeightFormat) -> &'static Kernel {
-        let [f16, q8, q4] = &self.0;
-        match format {
-            WeightFormat::F16 => f16,
-            WeightFormat::Q8 => q8,
-            WeightFormat::Q4 => q4,
-        }
-    }
-}
-
-/// The shader `$name.wgsl` with what is put before it: activations, how weights are read, parameters, bindings and the
-/// end of a sum; and what it shares with its likes.
-macro_rules! kernels {
-    ($name:literal $(, $shared:ident)*) => {
-        Kernels([
-            kernels!($name, "", F16_WEIGHTS; $($shared),*),
-            kernels!($name, "_q8", Q8_WEIGHTS; $($shared),*),
-            kernels!($name, "_q4", Q4_WEIGHTS; $($shared),*),
-        ])
-    };
-    ($name:literal, $format:literal, $weights:expr; $($shared:ident),*) => {
-        Kernel {
-            name: concat!($name, $format),
-            wgsl: &[
-                ACTIVATE,
-                $weights,
-                include_str!("../../../shaders/linear.wgsl"),
-                $($shared,)*
-                include_str!(concat!("../../../shaders/", $name, ".wgsl")),
-            ],
-            bindings: &[READ, READ, READ, WRITE],
-        }
-    };
-}
-
-/// Columns of the weight side by side.
-const COLUMNS: &str = include_str!("../../../shaders/columns.wgsl");
-/// The walk along K of the matrix–vector kernels.
-const MATVEC_SUMS: &str = include_str!("../../../shaders/matvec_sums.wgsl");
-
-static MATMUL_TILE: Kernels = kernels!("matmul_tile");
-static MATMUL_REGISTER: Kernels = kernels!("matmul_register", COLUMNS);
-static MATVEC: Kernels = kernels!("matvec", COLUMNS, MATVEC_SUMS);
-static MATVEC_SUBGROUP: Kernels = kernels!("matvec_subgroup", COLUMNS, MATVEC_SUMS);
+static MATMUL_TILE: [Kernel; 3] = by_format!(Params, "linear", "matmul_tile", BINDINGS);
+static MATMUL_REGISTER: [Kernel; 3] = by_format!(Params, "linear", "matmul_register", BINDINGS);
+static MATVEC: [Kernel; 3] = by_format!(Params, "linear", "matvec", BINDINGS);
+static MATVEC_SUBGROUP: [Kernel; 3] = by_format!(Params, "linear", "matvec_subgroup", BINDINGS);
 
 /// All of them.
+#[cfg(test)]
 pub(crate) static KERNELS: &[&[Kernel; 3]] = &[
-    &MATMUL_TILE.0,
+    &MATMUL_TILE,
     &cooperative_kernels::VECTORS_16,
     &cooperative_kernels::VECTORS_16_ROUNDED,
     &cooperative_kernels::VECTORS_8,
     &cooperative_kernels::VECTORS_8_ROUNDED,
     &cooperative_kernels::SCALARS_8,
     &cooperative_kernels::SCALARS_8_ROUNDED,
-    &MATMUL_REGISTER.0,
-    &MATVEC.0,
-    &MATVEC_SUBGROUP.0,
+    &MATMUL_REGISTER,
+    &MATVEC,
+    &MATVEC_SUBGROUP,
 ];
 
 /// A kernel for linear layers. [`candidates`] lists those that serve.
@@ -160,9 +119,10 @@ fn vector_candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVari
         columns,
     };
     match capabilities.subgroups {
-        Some((least, lanes)) if least == lanes && lanes <= NARROW_LANES => register(lanes)
-            .chain([subgroup(lanes, 1, 8), Vector])
-            .collect(),
+        Some((least, lanes)) if least == lanes && lanes <= NARROW_LANES => {
+            let registers = register_lanes(capabilities).into_iter().flat_map(register);
+            registers.chain([subgroup(lanes, 1, 8), Vector]).collect()
+        }
         Some((least, lanes)) if least == lanes => SPLITS
             .into_iter()
             .filter(|(splits, _)| splits * lanes <= capabilities.invocations)
@@ -190,6 +150,12 @@ pub(super) fn more_candidates(capabilities: &Capabilities) -> Vec<LinearVariant>
     tiles.map(LinearVariant::Cooperative).collect()
 }
 
+/// Lanes of the subgroups of a device that `matmul_register` serves: it hands round what eight lanes hold.
+fn register_lanes(capabilities: &Capabilities) -> Option<u32> {
+    let lanes = capabilities.fixed_subgroup_size()?;
+    (8..=NARROW_LANES).contains(&lanes).then_some(lanes)
+}
+
 fn has_wide_subgroups(capabilities: &Capabilities) -> bool {
     let is_wide = |(least, _)| least > NARROW_LANES;
     capabilities.subgroups.is_some_and(is_wide)
@@ -198,8 +164,7 @@ fn has_wide_subgroups(capabilities: &Capabilities) -> bool {
 fn matrix_candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVariant> {
     use LinearVariant::{Cooperative, Register};
     let register = |lanes| register_heights(rows).map(move |height| Register { lanes, height });
-    let fixed = capabilities.fixed_subgroup_size();
-    if let Some(lanes) = fixed.filter(|&lanes| lanes <= NARROW_LANES) {
+    if let Some(lanes) = register_lanes(capabilities) {
         return register(lanes).chain([SQUARE_TILE]).collect();
     }
     let cooperative = if has_wide_subgroups(capabilities) {
@@ -257,7 +222,7 @@ impl LinearVariant {
         let row_constant = ("ROWS", rows.next_power_of_two() as f64);
         match self {
             Self::Tile { rows, columns } => Shape {
-                kernel: MATMUL_TILE.of(format),
+                kernel: of_format(&MATMUL_TILE, format),
                 constants: vec![
                     ("TILE_ROWS", f64::from(rows)),
                     ("TILE_COLUMNS", f64::from(columns)),
@@ -273,7 +238,7 @@ impl LinearVariant {
                 tile_columns: tile.columns() as usize,
             },
             Self::Register { lanes, height } => Shape {
-                kernel: MATMUL_REGISTER.of(format),
+                kernel: of_format(&MATMUL_REGISTER, format),
                 constants: vec![
                     ("ROWS", f64::from(height)),
                     ("COLUMNS", 8.0),
@@ -283,7 +248,7 @@ impl LinearVariant {
                 tile_columns: 8 * lanes as usize,
             },
             Self::Vector => Shape {
-                kernel: MATVEC.of(format),
+                kernel: of_format(&MATVEC, format),
                 constants: vec![row_constant],
                 tile_rows: MATVEC_ROWS,
                 tile_columns: 8,
@@ -293,7 +258,7 @@ impl LinearVariant {
                 splits,
                 columns,
             } => Shape {
-                kernel: MATVEC_SUBGROUP.of(format),
+                kernel: of_format(&MATVEC_SUBGROUP, format),
                 constants: vec![
                     row_constant,
                     ("WORKGROUP_SIZE", f64::from(lanes * splits.max(1))),

@@ -13,7 +13,7 @@ use crate::kernels::{
 };
 use crate::model::config::QFormerConfig;
 use crate::model::layers::load_linear;
-use crate::weights::{UploadError, Uploader};
+use crate::weights::{Component, Scope, Tensors, WeightsError};
 
 use super::{QFormer, Residual, equal_lengths};
 
@@ -110,34 +110,6 @@ impl Texts {
 }
 
 impl TextBranch {
-    /// Uploads the tensors below `embeddings.` and the text mlps of the Q-Former's layers.
-    ///
-    /// # Errors
-    /// A missing or misshapen tensor, or no room on the device.
-    pub async fn load(
-        uploader: &mut Uploader<'_>,
-        config: &QFormerConfig,
-    ) -> Result<Self, UploadError> {
-        let hidden = config.hidden_size;
-        let words = [config.vocab_size, hidden];
-        let positions = [config.max_position_embeddings, hidden];
-        let word_embeddings = uploader
-            .matrix("embeddings.word_embeddings.weight", &words)
-            .await?;
-        let position_embeddings = uploader
-            .matrix("embeddings.position_embeddings.weight", &positions)
-            .await?;
-        let mut feed_forward = Vec::new();
-        for index in 0..config.num_hidden_layers {
-            feed_forward.push(FeedForward::load(uploader, config, index).await?);
-        }
-        Ok(Self {
-            word_embeddings,
-            position_embeddings,
-            feed_forward,
-        })
-    }
-
     /// Most tokens of a text.
     #[must_use]
     pub fn max_positions(&self) -> usize {
@@ -152,22 +124,41 @@ impl TextBranch {
 }
 
 impl FeedForward {
-    async fn load(
-        uploader: &mut Uploader<'_>,
-        config: &QFormerConfig,
-        index: usize,
-    ) -> Result<Self, UploadError> {
+    fn load(scope: &Scope, config: &QFormerConfig) -> Result<Self, WeightsError> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let layer = format!("qformer.encoder.layer.{index}");
-        let intermediate = format!("{layer}.intermediate.dense");
         Ok(Self {
-            intermediate: load_linear(uploader, &intermediate, inner, hidden).await?,
-            output: Residual::load(uploader, &format!("{layer}.output"), config, inner).await?,
+            intermediate: load_linear(scope, "intermediate.dense", inner, hidden)?,
+            output: Residual::load(&scope.pp("output"), config, inner)?,
         })
     }
 }
 
 impl QFormer {
+    /// [`QFormer::load`] with the text mlps of its layers and the tensors below `embeddings.`
+    ///
+    /// # Errors
+    /// A missing or misshapen tensor.
+    pub fn load_with_text(
+        tensors: &Tensors,
+        config: &QFormerConfig,
+        queries: usize,
+    ) -> Result<(Self, TextBranch), WeightsError> {
+        let mut feed_forward = Vec::new();
+        let qformer = Self::load_layers(tensors, config, queries, |layer| {
+            feed_forward.push(FeedForward::load(layer, config)?);
+            Ok(())
+        })?;
+        let embeddings = tensors.part(Component::TextEmbeddings, "embeddings");
+        let words = [config.vocab_size, config.hidden_size];
+        let positions = [config.max_position_embeddings, config.hidden_size];
+        let branch = TextBranch {
+            word_embeddings: embeddings.table("word_embeddings.weight", &words)?,
+            position_embeddings: embeddings.table("position_embeddings.weight", &positions)?,
+            feed_forward,
+        };
+        Ok((qformer, branch))
+    }
+
     /// Texts alone: the last hidden state `[batch · length, hidden]`.
     pub fn forward_text(
         &self,
@@ -244,7 +235,7 @@ impl QFormer {
                     offset: 0,
                 }),
                 // No token is a visual one: the queries have no positions and come in by themselves.
-                visual: &self.query_tokens,
+                visual: &self.query_tokens(),
             },
         );
         layer_norm(program, &embedded, &self.layernorm)

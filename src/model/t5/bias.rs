@@ -34,6 +34,11 @@ impl Buckets {
         first + (exact + further).min(count - 1)
     }
 
+    /// Distances that have a bias of their own.
+    pub(super) fn distances(self) -> usize {
+        2 * self.max_distance + 1
+    }
+
     /// The stored table `[buckets, heads]` as one by distance: `[heads, 2 · max_distance + 1]`, from −max_distance on.
     pub(super) fn by_distance(self, table: &[f32]) -> Vec<f32> {
         let heads = table.len() / self.count.max(1);

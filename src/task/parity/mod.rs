@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::Error;
 use crate::generate::GenerationOptions;
-use crate::schedule::{Pixels, Request};
+use crate::schedule::{Pixels, Queue, Request};
 
 use super::{Blip2, Preset};
 use dump::{Dump, GENERATION, Pictures};
@@ -187,7 +187,7 @@ impl Blip2 {
         for (num_beams, expected) in greedy.into_iter().chain(beams) {
             let options = self.reference_options(reference, num_beams);
             let history = self.prompter().history(text, Preset::Hf);
-            let mut queue = self.engine.queue(1);
+            let mut queue = Queue::new(&mut self.engine, 1);
             queue.push(Request {
                 image: Arc::clone(pixels),
                 text: text.to_vec(),

@@ -7,9 +7,9 @@ use crate::files::checksum::Checksum;
 use crate::gpu::WeightFormat;
 use crate::image::Preprocessor;
 use crate::model::config::Head;
-use crate::model::{Blip2Config, Component, RetrievalModel};
+use crate::model::{Blip2Config, RetrievalModel};
 use crate::text::BertTokenizer;
-use crate::weights::{Checkpoint, UploadError, Uploader};
+use crate::weights::{Checkpoint, Component, Tensors, WeightsError};
 
 use super::super::source::{folder_of, run_size};
 
@@ -70,9 +70,7 @@ impl RetrievalSource {
     fn checked(mut self, asked_size: Option<u32>) -> Result<Self, Error> {
         self.tokenizer
             .check_embedding_rows(self.config.qformer.vocab_size)?;
-        for spec in self.config.tensors() {
-            self.checkpoint.weight(&spec.name, &spec.shape)?;
-        }
+        self.config.tensors(Some(&self.checkpoint))?;
         let side = self.image_size as u32;
         // Not 1×1: a size by the shortest edge leaves other images than square ones oblong.
         if asked_size.is_some() || self.preprocessor.output_size(1, 2) != (side, side) {
@@ -81,12 +79,9 @@ impl RetrievalSource {
         Ok(self)
     }
 
-    /// Uploads the model.
-    pub(super) async fn model(
-        &self,
-        uploader: &mut Uploader<'_>,
-    ) -> Result<RetrievalModel, UploadError> {
-        RetrievalModel::load(uploader, &self.config, self.embedding_size, self.image_size).await
+    /// The model of the checkpoint's tensors.
+    pub(super) fn model(&self, tensors: &Tensors) -> Result<RetrievalModel, WeightsError> {
+        RetrievalModel::load(tensors, &self.config, self.embedding_size, self.image_size)
     }
 }
 
@@ -109,7 +104,7 @@ pub(super) fn image_fingerprint(
     if let Some(format) = quant.filter(|format| format.is_quantised()) {
         hash.add(format.name().as_bytes());
     }
-    for spec in config.tensors() {
+    for spec in config.tensors(None)? {
         let of_images = match spec.component {
             Component::Vision | Component::QueryTokens | Component::QFormer => true,
             Component::RetrievalHeads => spec.name.starts_with("vision_projection."),

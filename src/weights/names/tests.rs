@@ -168,43 +168,25 @@ fn position_ids_of_old_revisions_are_neither_used_nor_unused() {
 
 #[test]
 fn lm_head_is_tied_when_absent_or_equal() {
+    let names = [LM_HEAD, EMBED_TOKENS];
     let embedding = ramp(EMBED_TOKENS, &[3, 2], 0.0);
     let (_folder, checkpoint) = open(std::slice::from_ref(&embedding));
-    assert!(
-        checkpoint
-            .lm_head(EMBED_TOKENS, true, &[3, 2])
-            .unwrap()
-            .is_none()
-    );
-    assert!(matches!(
-        checkpoint.lm_head(EMBED_TOKENS, false, &[3, 2]),
-        Err(WeightsError::Missing { .. })
-    ));
+    let is_own = |tied| checkpoint.has_output_matrix(names, tied, &[3, 2]);
+    assert!(!is_own(true).unwrap());
+    assert!(matches!(is_own(false), Err(WeightsError::Missing { .. })));
     for head in [LM_HEAD, "lm_head.weight"] {
         let (_folder, checkpoint) = open(&[embedding.clone(), ramp(head, &[3, 2], 0.0)]);
-        assert!(
-            checkpoint
-                .lm_head(EMBED_TOKENS, true, &[3, 2])
-                .unwrap()
-                .is_none()
-        );
-        assert!(
-            checkpoint
-                .lm_head(EMBED_TOKENS, false, &[3, 2])
-                .unwrap()
-                .is_none()
-        );
+        for tied in [true, false] {
+            let is_own = checkpoint.has_output_matrix(names, tied, &[3, 2]);
+            assert!(!is_own.unwrap());
+        }
         assert!(checkpoint.unused([EMBED_TOKENS]).is_empty());
         let (_folder, checkpoint) = open(&[embedding.clone(), ramp(head, &[3, 2], 9.0)]);
-        let weight = checkpoint
-            .lm_head(EMBED_TOKENS, true, &[3, 2])
-            .unwrap()
-            .unwrap();
+        let is_own = |shape: &[usize]| checkpoint.has_output_matrix(names, true, shape);
+        assert!(is_own(&[3, 2]).unwrap());
+        assert!(matches!(is_own(&[4, 2]), Err(WeightsError::Shape { .. })));
+        let weight = checkpoint.weight(LM_HEAD, &[3, 2]).unwrap();
         assert_eq!(weight.to_f32().unwrap()[0], 9.0);
-        assert!(matches!(
-            checkpoint.lm_head(EMBED_TOKENS, true, &[4, 2]),
-            Err(WeightsError::Shape { .. })
-        ));
     }
 }
 

@@ -1,8 +1,0 @@
-// cooperative_x: x for matmul_cooperative, which it is put before: f32, rounded when it is read. cooperative_x_rounded.wgsl
-// can stand in its place.
-
-// Eight values of a row of x from column k on.
-fn x_halves_at(row: u32, k: u32) -> Halves {
-    let at = (row * params.in_features + k) / 4u;
-    return Halves(to_f16(x[at]), to_f16(x[at + 1u]));
-}

@@ -1,4 +1,5 @@
-//! The command line: the only place that prints, blocks, or exits, and that knows how flags are spelled.
+//! The command line: the only place that prints, blocks, or exits, and that knows how flags are
+//! spelled.
 
 mod commands;
 mod shared;
@@ -30,9 +31,9 @@ struct Cli {
     command: Command,
 }
 
-/// Runs the program on `arguments`, of which the first is its own name, and returns its exit code: 0 where all was done,
-/// 1 where something failed and the rest was done, 2 where the usage was wrong. Help, version and what the parser does
-/// not understand end the process at once.
+/// Runs the program on `arguments`, of which the first is its own name, and returns its exit code:
+/// 0 where all was done, 1 where something failed and the rest was done, 2 where the usage was
+/// wrong. Help, version and what the parser does not understand end the process at once.
 #[must_use]
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let mut cli = Cli::parse_from(arguments);

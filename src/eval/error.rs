@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// A file that cannot be measured with, or the two that do not fit each other. Names the file and the item in it.
+/// A file that cannot be measured with, or the two that do not fit each other. Names the file and
+/// the item in it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvalError {

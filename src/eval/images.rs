@@ -32,11 +32,13 @@ impl ImageFolder {
 
     /// The file of the image that the dataset places at one of `paths` or calls `id`.
     ///
-    /// Each path is tried as it is, without its folders but the last, and by its name alone; then any file below the
-    /// folder whose name ends in the id, as mmpretrain finds VQAv2's images. No path leads out of the folder.
+    /// Each path is tried as it is, without its folders but the last, and by its name alone; then
+    /// any file below the folder whose name ends in the id, as mmpretrain finds VQAv2's images. No
+    /// path leads out of the folder.
     ///
     /// # Errors
-    /// No such file, one outside the folder, or two with the id. The error names `listed_in` and the id.
+    /// No such file, one outside the folder, or two with the id. The error names `listed_in` and
+    /// the id.
     pub fn find(&self, paths: &[String], id: &Id, listed_in: &Path) -> Result<PathBuf, EvalError> {
         let mut outside = None;
         for path in paths {
@@ -95,7 +97,8 @@ impl ImageFolder {
 }
 
 impl ImageFolder {
-    /// Whether a path that a dataset gives stays in the folder. Links that somebody has put there may lead anywhere.
+    /// Whether a path that a dataset gives stays in the folder. Links that somebody has put there
+    /// may lead anywhere.
     fn holds(&self, file: &Path) -> bool {
         let plain = |rest: &Path| {
             let mut parts = rest.components();

@@ -1,5 +1,5 @@
-//! JSON files of datasets and results, read item by item, so that what is wrong is named with its id and a large file
-//! is never held as a tree.
+//! JSON files of datasets and results, read item by item, so that what is wrong is named with its
+//! id and a large file is never held as a tree.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -123,7 +123,8 @@ impl JsonFile {
             file: file.into(),
             found,
         };
-        // JSON begins with two ASCII characters: a zero byte among them tells UTF-16 (RFC 4627, section 3).
+        // JSON begins with two ASCII characters: a zero byte among them tells UTF-16 (RFC 4627,
+        // section 3).
         if matches!(
             bytes[..],
             [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, _, ..] | [_, 0, ..]

@@ -1,5 +1,5 @@
-//! Measuring: caption, question and retrieval metrics as the reference systems compute them, and the files they
-//! come in. No printing, no model.
+//! Measuring: caption, question and retrieval metrics as the reference systems compute them, and
+//! the files they come in. No printing, no model.
 
 mod caption;
 mod contractions;

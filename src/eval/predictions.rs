@@ -1,7 +1,8 @@
-//! Predictions as a run makes them: a file that each batch is appended to and synced, so that a run cut short goes on
-//! where it stopped, and files of several shards that join into one.
+//! Predictions as a run makes them: a file that each batch is appended to and synced, so that a run
+//! cut short goes on where it stopped, and files of several shards that join into one.
 //!
-//! The first line is `{"settings": {…}}`, what the run was asked; each other line an item of the official results.
+//! The first line is `{"settings": {…}}`, what the run was asked; each other line an item of the
+//! official results.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -73,9 +74,10 @@ pub struct Predictions {
 }
 
 impl Predictions {
-    /// Reads `file`, if there is one. Nothing is written before [`Self::begin`] or [`Self::add`], so that a run that
-    /// cannot start leaves no trace; settings of a file without predictions do not count. The setting `free` may be
-    /// another than the file's: predictions do not depend on it.
+    /// Reads `file`, if there is one. Nothing is written before [`Self::begin`] or [`Self::add`],
+    /// so that a run that cannot start leaves no trace; settings of a file without predictions do
+    /// not count. The setting `free` may be another than the file's: predictions do not depend on
+    /// it.
     ///
     /// # Errors
     /// A file that cannot be read, is damaged, or was made with other `settings`.
@@ -105,7 +107,8 @@ impl Predictions {
         })
     }
 
-    /// Makes the file ready for predictions: with this run's settings, and without what an interruption left of a line.
+    /// Makes the file ready for predictions: with this run's settings, and without what an
+    /// interruption left of a line.
     ///
     /// # Errors
     /// A file that cannot be written.
@@ -129,12 +132,13 @@ impl Predictions {
         Ok(())
     }
 
-    /// Joins the predictions in `parts` into `file`, which is made anew. The parts must be of one run's shards; where
-    /// the images lay may differ.
+    /// Joins the predictions in `parts` into `file`, which is made anew. The parts must be of one
+    /// run's shards; where the images lay may differ.
     ///
     /// # Errors
-    /// A part that cannot be read or is damaged, parts made with different settings, an item that two parts have
-    /// different predictions for; a file that holds another run's predictions or cannot be written.
+    /// A part that cannot be read or is damaged, parts made with different settings, an item that
+    /// two parts have different predictions for; a file that holds another run's predictions or
+    /// cannot be written.
     pub fn merge(file: &Path, fields: ResultFields, parts: &[PathBuf]) -> Result<Self, EvalError> {
         let free = Some(OF_THE_MACHINE);
         let mut settings: Option<Map<String, Value>> = None;
@@ -261,7 +265,8 @@ impl Predictions {
         Ok(())
     }
 
-    /// The official results of the items `ids`, those without a prediction left out; `fields` is what they call them.
+    /// The official results of the items `ids`, those without a prediction left out; `fields` is
+    /// what they call them.
     #[must_use]
     pub fn official<'a>(
         &self,

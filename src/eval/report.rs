@@ -1,4 +1,5 @@
-//! A run on one page: figures beside the published ones, and what was predicted for which picture, the worst first.
+//! A run on one page: figures beside the published ones, and what was predicted for which picture,
+//! the worst first.
 
 use std::fmt::Write;
 

@@ -1,5 +1,6 @@
-//! Whether a caption of the demo world is exactly true: parsed back into facts and compared with the scene's. The grammar
-//! and what its sentences state are those of `weights-tools/scenes/language.py`.
+//! Whether a caption of the demo world is exactly true: parsed back into facts and compared with
+//! the scene's. The grammar and what its sentences state are those of
+//! `weights-tools/scenes/language.py`.
 
 use std::path::Path;
 
@@ -87,8 +88,8 @@ enum Statement<'t> {
 }
 
 impl Scene {
-    /// Whether `caption` is a sentence of the world's grammar and all that it states is so. An inventory must name every
-    /// object once and no other.
+    /// Whether `caption` is a sentence of the world's grammar and all that it states is so. An
+    /// inventory must name every object once and no other.
     #[must_use]
     pub fn is_true(&self, caption: &str) -> bool {
         let words: Vec<_> = caption.split_whitespace().collect();

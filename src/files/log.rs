@@ -1,7 +1,8 @@
-//! A file of lines that a run appends to, and that a later run goes on with after a kill at any moment.
+//! A file of lines that a run appends to, and that a later run goes on with after a kill at any
+//! moment.
 //!
-//! A log is only ever appended to, a whole line at a time, so that whatever ends a run leaves whole lines and at most
-//! one torn one behind them, which the next run drops.
+//! A log is only ever appended to, a whole line at a time, so that whatever ends a run leaves whole
+//! lines and at most one torn one behind them, which the next run drops.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -21,7 +22,8 @@ pub(crate) struct Extent {
 
 #[cfg(feature = "cli")]
 impl Extent {
-    /// Reads all lines. A newline between double quotes ends none where they are `quoted`, as in comma-separated values.
+    /// Reads all lines. A newline between double quotes ends none where they are `quoted`, as in
+    /// comma-separated values.
     pub(crate) fn of(mut bytes: impl io::BufRead, quoted: bool) -> io::Result<Self> {
         let (mut whole, mut length, mut inside) = (0, 0, false);
         loop {
@@ -63,7 +65,8 @@ impl Log {
         })
     }
 
-    /// Adds whole lines by one write: a kill tears at most the last of them, and readers see each as a whole.
+    /// Adds whole lines by one write: a kill tears at most the last of them, and readers see each
+    /// as a whole.
     pub(crate) fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         self.file.write_all(lines)
     }
@@ -74,8 +77,8 @@ impl Log {
         self.file.sync_data()
     }
 
-    /// The same where the last time is `interval` ago: what a power cut may cost. (A killed process loses nothing that
-    /// it has written.)
+    /// The same where the last time is `interval` ago: what a power cut may cost. (A killed process
+    /// loses nothing that it has written.)
     #[cfg(feature = "cli")]
     pub(crate) fn sync_every(&mut self, interval: std::time::Duration) -> io::Result<()> {
         if self.synced.elapsed() < interval {

@@ -1,4 +1,5 @@
-//! Files as this program writes them: whole or not at all, resumable, and in formats that other programs read.
+//! Files as this program writes them: whole or not at all, resumable, and in formats that other
+//! programs read.
 
 #[cfg(feature = "cli")]
 pub(crate) mod arrays;

@@ -1,4 +1,5 @@
-//! One file from the hub: continued where it broke off, and compared with its hash before it counts.
+//! One file from the hub: continued where it broke off, and compared with its hash before it
+//! counts.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -17,8 +18,8 @@ const CHUNK: usize = 1 << 20;
 /// Digits of a SHA-256.
 const SHA256_DIGITS: usize = 64;
 
-/// Fetches the file of `context` into `blob`, by way of a file `blob.incomplete`, which a later call continues. `progress` is told the
-/// bytes that are there.
+/// Fetches the file of `context` into `blob`, by way of a file `blob.incomplete`, which a later
+/// call continues. `progress` is told the bytes that are there.
 pub(super) fn fetch(
     agent: &Agent,
     settings: &HubSettings,
@@ -63,8 +64,8 @@ enum End {
 }
 
 impl Download<'_> {
-    /// Requests what is missing until it is there. Only requests that gain nothing count against the patience; to get
-    /// again what was there before is no gain.
+    /// Requests what is missing until it is there. Only requests that gain nothing count against
+    /// the patience; to get again what was there before is no gain.
     fn run(&mut self) -> Result<(), HubError> {
         let mut failures = 0;
         let mut most = self.length();
@@ -170,7 +171,8 @@ impl Download<'_> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Ok(End::Broken(error.to_string())),
             };
-            // More than was listed is no part of the file; what is there is then compared with its hash.
+            // More than was listed is no part of the file; what is there is then compared with its
+            // hash.
             let room = usize::try_from(self.size - have).unwrap_or(usize::MAX);
             let bytes = &chunk[..count.min(room)];
             target

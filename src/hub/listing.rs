@@ -99,7 +99,8 @@ pub struct RemoteFile {
     pub name: String,
     /// Bytes.
     pub size: u64,
-    /// Its name in the cache, and what it must hash to: SHA-256 of a large file (64 digits), git's SHA-1 of a small one (40).
+    /// Its name in the cache, and what it must hash to: SHA-256 of a large file (64 digits), git's
+    /// SHA-1 of a small one (40).
     pub hash: String,
 }
 
@@ -129,8 +130,8 @@ impl Listing {
         self.files.iter().map(|file| file.size).sum()
     }
 
-    /// Compares the shards that `index` names, a file of the listing, with those that are listed. That they are too few
-    /// is said before they are fetched.
+    /// Compares the shards that `index` names, a file of the listing, with those that are listed.
+    /// That they are too few is said before they are fetched.
     ///
     /// # Errors
     /// A problem with it, for people: it is no index, or names what is not listed.
@@ -298,7 +299,8 @@ fn read(answer: Answer, repo: &RepoName, revision: &str, url: &str) -> Result<Li
     })
 }
 
-/// Those of a repository's files that make a checkpoint: weights in one format, and what goes with them.
+/// Those of a repository's files that make a checkpoint: weights in one format, and what goes with
+/// them.
 fn wanted<'n>(names: &[&'n str]) -> Result<Vec<&'n str>, &'static str> {
     if !names.contains(&"config.json") {
         return Err("no config.json");

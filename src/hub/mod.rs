@@ -1,7 +1,9 @@
-//! Checkpoints from the Hugging Face Hub: listed, fetched into the cache that Python's `huggingface_hub` uses too, verified.
+//! Checkpoints from the Hugging Face Hub: listed, fetched into the cache that Python's
+//! `huggingface_hub` uses too, verified.
 //!
-//! The protocol is small: a JSON listing of a repository at a revision, and a file a URL, which may lead to another host
-//! and can be fetched from any byte on. `ureq` speaks HTTP. Blocking: for a program, or a thread of its own.
+//! The protocol is small: a JSON listing of a repository at a revision, and a file a URL, which may
+//! lead to another host and can be fetched from any byte on. `ureq` speaks HTTP. Blocking: for a
+//! program, or a thread of its own.
 
 mod cache;
 mod denied;
@@ -41,7 +43,8 @@ impl Hub {
     pub fn new(settings: HubSettings) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
-            // The token is for the hub; where files are kept elsewhere, the address itself is the permission.
+            // The token is for the hub; where files are kept elsewhere, the address itself is the
+            // permission.
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
             .timeout_connect(Some(PATIENCE))
             .timeout_recv_response(Some(PATIENCE))
@@ -82,11 +85,13 @@ impl Hub {
         listing::fetch(&self.agent, &self.settings, repo, revision)
     }
 
-    /// Fetches what the cache lacks of a listing and returns the checkpoint's folder. What is broken off stays and is
-    /// continued by the next call; a file that another process is fetching is waited for. `progress` is told the bytes that are there, and all of them.
+    /// Fetches what the cache lacks of a listing and returns the checkpoint's folder. What is
+    /// broken off stays and is continued by the next call; a file that another process is fetching
+    /// is waited for. `progress` is told the bytes that are there, and all of them.
     ///
     /// # Errors
-    /// As [`Hub::list`]; shards that the repository lacks; a file whose size or hash is another than the listing's; no room.
+    /// As [`Hub::list`]; shards that the repository lacks; a file whose size or hash is another
+    /// than the listing's; no room.
     pub fn pull(
         &self,
         listing: &Listing,

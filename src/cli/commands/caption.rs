@@ -31,8 +31,8 @@ pub struct Args {
     images: Vec<std::ffi::OsString>,
     #[command(flatten)]
     run: RunArgs,
-    /// Write each caption to a file beside its image, as trainers read them; --sidecar alone is --sidecar=txt.
-    /// Files that are there stay, unless --overwrite
+    /// Write each caption to a file beside its image, as trainers read them; --sidecar alone is
+    /// --sidecar=txt. Files that are there stay, unless --overwrite
     #[arg(
         long,
         value_name = "EXTENSION",

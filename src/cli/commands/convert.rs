@@ -35,7 +35,8 @@ pub struct Args {
     /// The vision transformer where IN has none: LAVIS's eva_vit_g.pth
     #[arg(long, value_name = "FILE")]
     vit: Option<PathBuf>,
-    /// The language model where IN has none: a Hugging Face folder, or a name on the hub such as facebook/opt-2.7b
+    /// The language model where IN has none: a Hugging Face folder, or a name on the hub such as
+    /// facebook/opt-2.7b
     #[arg(long, value_name = "DIR|NAME")]
     llm: Option<PathBuf>,
     /// The model's config.json (Hugging Face's) where the sizes are not a published model's
@@ -106,7 +107,8 @@ pub fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error>
     Ok(true)
 }
 
-/// Has Ctrl-C, or the end of the terminal or system, remove what is written so far. Without that the next conversion does.
+/// Has Ctrl-C, or the end of the terminal or system, remove what is written so far. Without that
+/// the next conversion does.
 #[cfg(unix)]
 fn remove_when_stopped(out: &Path) {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};

@@ -11,7 +11,7 @@ use crate::cli::shared::Shared;
 use crate::cli::shared::generation::{BatchSize, parse_batch_size};
 use crate::cli::shared::inputs::images_of;
 use crate::cli::shared::output::{Output, load_progress};
-use crate::cli::shared::retrieval::{decode_all, encode_texts, image_size, texts_of};
+use crate::cli::shared::retrieval::{decode_all, encode_texts, image_size, texts_given};
 
 /// Writes features of images or texts to a file.
 #[derive(Debug, clap::Args)]
@@ -42,8 +42,8 @@ struct ImageArgs {
     /// Image files, folders (with all below them), globs, or - for stdin
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<std::ffi::OsString>,
-    /// itc: queries in the common space [queries, width]; qformer: the Q-Former's output [queries, hidden]; vit: the
-    /// image encoder's tokens [tokens, width]
+    /// itc: queries in the common space [queries, width]; qformer: the Q-Former's output [queries,
+    /// hidden]; vit: the image encoder's tokens [tokens, width]
     #[arg(long, value_enum, default_value_t)]
     kind: Kind,
     /// Side of the images in pixels, if not the checkpoint's
@@ -73,7 +73,8 @@ struct TextArgs {
 
 #[derive(Debug, clap::Args)]
 struct OutputArgs {
-    /// Where to: FILE.safetensors (tensor `features`, names in its metadata) or FILE.npy (names in FILE.names.json)
+    /// Where to: FILE.safetensors (tensor `features`, names in its metadata) or FILE.npy (names in
+    /// FILE.names.json)
     #[arg(long, value_name = "FILE", value_parser = parse_out)]
     out: PathBuf,
     /// Whose defaults to follow: image size, how images are opened, how texts are cleaned and cut
@@ -296,13 +297,7 @@ async fn images(shared: &Shared, args: &ImageArgs, output: &Output) -> Result<bo
 }
 
 async fn texts(shared: &Shared, args: &TextArgs, output: &Output) -> Result<bool, Error> {
-    let mut all_done = true;
-    let mut texts = args.text.clone();
-    if let Some(file) = &args.texts {
-        let (more, done) = texts_of(file, output);
-        all_done &= done;
-        texts.extend(more);
-    }
+    let (texts, mut all_done) = texts_given(&args.text, args.texts.as_deref(), output);
     if texts.is_empty() {
         return Ok(false);
     }

@@ -79,7 +79,8 @@ pub struct VqaArgs {
 
 #[derive(Debug, clap::Args)]
 struct IncompleteArgs {
-    /// Results that are missing or empty are no failure (the missing are left out, the empty count as wrong)
+    /// Results that are missing or empty are no failure (the missing are left out, the empty count
+    /// as wrong)
     #[arg(long)]
     allow_incomplete: bool,
     /// Write each item's own scores to this file, a JSON object a line
@@ -92,7 +93,8 @@ pub struct RetrievalArgs {
     /// Scores of images × texts: a .npy of float32 or float64
     #[arg(long, value_name = "FILE.npy")]
     scores: PathBuf,
-    /// Scores of the other direction, where re-ranking made them differ: images × texts, or texts × images as LAVIS has it
+    /// Scores of the other direction, where re-ranking made them differ: images × texts, or texts ×
+    /// images as LAVIS has it
     #[arg(long, value_name = "FILE.npy")]
     scores_t2i: Option<PathBuf>,
     /// What the rows of --scores-t2i are, where its shape does not tell (texts: LAVIS's matrix)
@@ -271,8 +273,8 @@ fn matrix(
     }
 }
 
-/// Names what is wrong with the results; `false` if that counts as a failure. What is allowed to be incomplete is a
-/// warning.
+/// Names what is wrong with the results; `false` if that counts as a failure. What is allowed to be
+/// incomplete is a warning.
 fn report(joined: &Joined<'_>, args: &IncompleteArgs, output: &Output) -> bool {
     let mut failures: Vec<&EvalError> = joined.unknown.iter().collect();
     let mut allowed: Vec<&EvalError> = Vec::new();

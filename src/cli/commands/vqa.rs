@@ -31,8 +31,8 @@ use crate::task::{Ask, VqaOptions, check_vqa_options};
                   A results file has a line for each image and question, in the order they were given; see caption --help."
 )]
 pub struct Args {
-    /// An image and the questions about it. With --question: images only (files, folders with all below them, globs,
-    /// or - for stdin)
+    /// An image and the questions about it. With --question: images only (files, folders with all
+    /// below them, globs, or - for stdin)
     #[arg(
         required_unless_present = "pairs",
         conflicts_with = "pairs",
@@ -42,8 +42,8 @@ pub struct Args {
     /// A question to ask about every image; may be given several times
     #[arg(long = "question", value_name = "TEXT", conflicts_with = "pairs")]
     questions: Vec<String>,
-    /// A file (or - for stdin) with {"image": PATH, "question": TEXT} a line; paths are looked for beside the file,
-    /// then from the working directory
+    /// A file (or - for stdin) with {"image": PATH, "question": TEXT} a line; paths are looked for
+    /// beside the file, then from the working directory
     #[arg(long, value_name = "FILE.jsonl")]
     pairs: Option<PathBuf>,
     #[command(flatten)]
@@ -156,7 +156,8 @@ fn ask(question: String, options: &Arc<VqaOptions>) -> Ask {
     }
 }
 
-/// The questions among the arguments, after the image; ends the program where there are none or they are files.
+/// The questions among the arguments, after the image; ends the program where there are none or
+/// they are files.
 fn questions_of(arguments: &[OsString]) -> Vec<String> {
     if arguments.is_empty() {
         wrong_usage(

@@ -37,7 +37,8 @@ pub struct Destination {
     pub sidecar: Option<PathBuf>,
 }
 
-/// Takes items in whatever order they are finished and delivers them in the order they were given in.
+/// Takes items in whatever order they are finished and delivers them in the order they were given
+/// in.
 pub struct Delivery<'a> {
     output: &'a Output,
     /// For each item.
@@ -56,7 +57,8 @@ pub struct Delivery<'a> {
 }
 
 impl<'a> Delivery<'a> {
-    /// For as many items as there are `destinations`; `summary` is what was known before any was done.
+    /// For as many items as there are `destinations`; `summary` is what was known before any was
+    /// done.
     pub fn new(
         output: &'a Output,
         destinations: Vec<Destination>,
@@ -78,7 +80,8 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Shows a piece of the first text of item `index`, before it is finished. Only the item that is next is shown so.
+    /// Shows a piece of the first text of item `index`, before it is finished. Only the item that
+    /// is next is shown so.
     pub fn piece(&mut self, index: usize, intro: &str, piece: &str) {
         if self.output.json || index != self.outcomes.awaited() {
             return;
@@ -154,7 +157,8 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Puts all lines on the disk, whatever ended the run, and says what was done; the command's outcome.
+    /// Puts all lines on the disk, whatever ended the run, and says what was done; the command's
+    /// outcome.
     ///
     /// # Errors
     /// What ended the run.

@@ -1,9 +1,10 @@
 //! How the command line spells what the library's errors name.
 //!
-//! The library knows parameters, in backticks: `max_new_tokens`, `batch_size`. Python's arguments have these names too.
-//! Only here do they become flags.
+//! The library knows parameters, in backticks: `max_new_tokens`, `batch_size`. Python's arguments
+//! have these names too. Only here do they become flags.
 
-/// What the library says, and what the user of the command line reads. A phrase stands before the name in it.
+/// What the library says, and what the user of the command line reads. A phrase stands before the
+/// name in it.
 const SPELLINGS: [(&str, &str); 22] = [
     (
         "pass `model`, a BLIP-2 folder in the Hugging Face layout",

@@ -9,7 +9,8 @@ use crate::task::{CaptionOptions, Preset, VqaOptions, Work};
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Generation")]
 pub struct GenerationArgs {
-    /// Text that the model continues; for vqa with {} where the question goes (once: anything else is an error)
+    /// Text that the model continues; for vqa with {} where the question goes (once: anything else
+    /// is an error)
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
     /// Most tokens to generate, the prompt not counted
@@ -167,7 +168,8 @@ impl GenerationArgs {
 
     /// The flags that were given.
     fn overrides(&self) -> GenerationOverrides {
-        // Beams and sampling exclude each other: whichever is asked for wins over a preset's or checkpoint's other.
+        // Beams and sampling exclude each other: whichever is asked for wins over a preset's or
+        // checkpoint's other.
         let beams = self.beams.or(self.sample.then_some(1));
         let sample = if self.sample {
             Some(true)

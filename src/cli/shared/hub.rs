@@ -25,8 +25,8 @@ pub fn fetch(hub: &Hub, listing: &Listing, output: &Output) -> Result<PathBuf, E
     Ok(hub.pull(listing, &mut progress)?)
 }
 
-/// The folder that `--model` means: the path itself if there is something, or if it is no name; else the checkpoint of that
-/// name, from the cache or, after saying how large it is, from the hub.
+/// The folder that `--model` means: the path itself if there is something, or if it is no name;
+/// else the checkpoint of that name, from the cache or, after saying how large it is, from the hub.
 pub fn resolve(model: &Path, output: &Output) -> Result<PathBuf, Error> {
     let name = model.to_str().filter(|_| !model.exists());
     let Some(repo) = name.and_then(|name| RepoName::parse(name).ok()) else {

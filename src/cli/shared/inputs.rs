@@ -9,8 +9,8 @@ use crate::task;
 
 use super::output::Output;
 
-/// File name extensions, in lower case, that mark an image in a folder. A file that is named itself is
-/// taken whatever it is called.
+/// File name extensions, in lower case, that mark an image in a folder. A file that is named itself
+/// is taken whatever it is called.
 pub const EXTENSIONS: [&str; 16] = [
     "bmp", "dib", "gif", "jfif", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm", "ppm", "qoi",
     "tif", "tiff", "webp",
@@ -22,7 +22,8 @@ pub const STDIN_NAME: &str = "-";
 /// One image to work on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageInput {
-    /// What results and errors call it: the path as text (bytes that are not UTF-8 replaced), or `-`.
+    /// What results and errors call it: the path as text (bytes that are not UTF-8 replaced), or
+    /// `-`.
     pub name: String,
     /// Where its bytes are.
     pub source: ImageSource,
@@ -112,8 +113,8 @@ pub enum InputError {
 
 /// The images that the arguments stand for, in the order of the arguments.
 ///
-/// Folders give their images at any depth, sorted by path; patterns give their matches sorted, folders
-/// among them expanded. The same image given twice is there twice.
+/// Folders give their images at any depth, sorted by path; patterns give their matches sorted,
+/// folders among them expanded. The same image given twice is there twice.
 ///
 /// Those that failed are reported, and how many they are is returned.
 pub fn images_of(arguments: &[OsString], output: &Output) -> (Vec<ImageInput>, usize) {
@@ -210,8 +211,8 @@ impl Found {
         files.into_iter().for_each(|file| self.add_file(file));
     }
 
-    /// Walks a folder. Linked files count; linked folders are not entered, so that a link to a folder
-    /// above cannot make the walk endless.
+    /// Walks a folder. Linked files count; linked folders are not entered, so that a link to a
+    /// folder above cannot make the walk endless.
     fn collect_images(&mut self, folder: &Path, files: &mut Vec<PathBuf>) {
         let entries = match std::fs::read_dir(folder) {
             Ok(entries) => entries,

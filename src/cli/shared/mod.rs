@@ -26,8 +26,8 @@ use output::{Output, load_progress};
 /// Flags that every command takes.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Shared {
-    /// Checkpoint: a folder in the Hugging Face layout, a name on the hub (OWNER/NAME), or demo (the default), the
-    /// model in this program
+    /// Checkpoint: a folder in the Hugging Face layout, a name on the hub (OWNER/NAME), or demo
+    /// (the default), the model in this program
     #[arg(
         long,
         global = true,
@@ -54,7 +54,8 @@ pub struct Shared {
         env = "BLIP2_WGPU_DISABLE"
     )]
     disable: String,
-    /// Store weights in 8 or 4 bits a value on the device (in the folder, for convert); left out, as the checkpoint has them
+    /// Store weights in 8 or 4 bits a value on the device (in the folder, for convert); left out,
+    /// as the checkpoint has them
     #[arg(
         long,
         global = true,
@@ -62,8 +63,8 @@ pub struct Shared {
         env = "BLIP2_WGPU_QUANT"
     )]
     quant: Option<Quant>,
-    /// Bytes of device memory that may be used, such as 6GB; what does not fit is refused before it is loaded (by default
-    /// all that is free, where that can be known: on a CPU device)
+    /// Bytes of device memory that may be used, such as 6GB; what does not fit is refused before it
+    /// is loaded (by default all that is free, where that can be known: on a CPU device)
     #[arg(
         long,
         global = true,
@@ -132,8 +133,8 @@ impl Shared {
         })
     }
 
-    /// The checkpoint's path, once the flags of the device are known to be right: wrong usage comes before anything a
-    /// file could fail with.
+    /// The checkpoint's path, once the flags of the device are known to be right: wrong usage comes
+    /// before anything a file could fail with.
     pub fn check(&self) -> Result<Option<&Path>, Error> {
         let checkpoint = self.checkpoint()?;
         self.gpu_options()?;

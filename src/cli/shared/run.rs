@@ -1,4 +1,5 @@
-//! A run of captions or answers: what is left to do is run, shown and kept in the order of the input.
+//! A run of captions or answers: what is left to do is run, shown and kept in the order of the
+//! input.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -140,8 +141,8 @@ impl Run<'_> {
         EarlierResults::open(out, Columns::new(self.kind.keys, &fields), record)
     }
 
-    /// Leaves the items that lack a line in `results` or a text beside their image, each once, and says what is to be
-    /// kept of each. Those that cannot be kept are reported.
+    /// Leaves the items that lack a line in `results` or a text beside their image, each once, and
+    /// says what is to be kept of each. Those that cannot be kept are reported.
     fn leave_missing(
         &mut self,
         results: Option<&EarlierResults>,

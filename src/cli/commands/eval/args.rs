@@ -7,9 +7,9 @@ use clap::builder::TypedValueParser;
 
 use crate::eval::{Shard, VqaRules};
 use crate::kernels::MAX_KEPT;
-use crate::task::Preset;
 
-use crate::cli::shared::generation::{BatchSize, GenerationArgs, parse_batch_size};
+use crate::cli::shared::generation::GenerationArgs;
+use crate::cli::shared::retrieval::EncodeArgs;
 
 /// The flag that says how much of a dataset is run.
 pub const LIMIT: &str = "--limit";
@@ -54,7 +54,8 @@ const MERGE_HELP: &str = "Example: on two machines eval caption … --shard 1/2 
 /// Where the dataset is and where the run goes.
 #[derive(Debug, clap::Args)]
 pub struct DataArgs {
-    /// Folder of the images; they are found by the paths in the annotations or by the ids in their names
+    /// Folder of the images; they are found by the paths in the annotations or by the ids in their
+    /// names
     #[arg(long, value_name = "DIR")]
     pub images: PathBuf,
     /// Folder for the results; made where there is none
@@ -149,15 +150,8 @@ pub struct RankingArgs {
     /// Rank by the contrastive scores alone
     #[arg(long)]
     pub itc_only: bool,
-    /// Whose defaults to follow: image size, how images are opened, how texts are cleaned and cut
-    #[arg(long, value_enum, default_value_t)]
-    pub preset: Preset,
-    /// Side of the images in pixels, if not the checkpoint's
-    #[arg(long, value_name = "PIXELS")]
-    pub image_size: Option<u32>,
-    /// Images at a time
-    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_batch_size)]
-    pub batch_size: BatchSize,
+    #[command(flatten)]
+    pub encode: EncodeArgs,
 }
 
 #[derive(Debug, clap::Args)]

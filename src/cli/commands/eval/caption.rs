@@ -105,7 +105,8 @@ impl Dataset for CaptionData {
             });
         }
         evaluation.report_empty(said.iter().copied());
-        // A test split has no captions at all: there is nothing to measure, but something to hand in.
+        // A test split has no captions at all: there is nothing to measure, but something to hand
+        // in.
         if !self.texts.is_empty() {
             evaluation.report_unjudged(&unjudged);
         }

@@ -1,5 +1,5 @@
-//! What every evaluation does: goes on with the predictions of earlier runs, runs what lacks one, and writes results in the
-//! official format, metrics and a report.
+//! What every evaluation does: goes on with the predictions of earlier runs, runs what lacks one,
+//! and writes results in the official format, metrics and a report.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -98,8 +98,8 @@ pub struct Evaluation<'a> {
 }
 
 impl<'a> Evaluation<'a> {
-    /// Opens the images' folder and what earlier runs have predicted. `truths` are the files that say what is asked,
-    /// each with what it is; `given` are the flags that predictions depend on.
+    /// Opens the images' folder and what earlier runs have predicted. `truths` are the files that
+    /// say what is asked, each with what it is; `given` are the flags that predictions depend on.
     pub fn open<D: Dataset>(
         shared: &Shared,
         (args, part): (&'a DataArgs, PartArgs),
@@ -172,8 +172,8 @@ impl<'a> Evaluation<'a> {
         text.filter(|_| self.part.has(index))
     }
 
-    /// Runs all jobs and keeps each prediction as it comes; `false` if any failed. Jobs about one image should follow
-    /// each other: it is encoded once then.
+    /// Runs all jobs and keeps each prediction as it comes; `false` if any failed. Jobs about one
+    /// image should follow each other: it is encoded once then.
     pub async fn predict(
         &mut self,
         shared: &Shared,
@@ -317,7 +317,8 @@ impl<'a> Evaluation<'a> {
         unknown.is_empty()
     }
 
-    /// Says which of the predictions `(id, text)` are empty. They are scored like any other, so as wrong.
+    /// Says which of the predictions `(id, text)` are empty. They are scored like any other, so as
+    /// wrong.
     pub fn report_empty<'p>(&self, said: impl Iterator<Item = (&'p Id, &'p str)>) {
         let empty = self.predictions.empty(said);
         scores::name_each(&empty, &|line| self.output.warning(line));
@@ -364,8 +365,8 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// What a run's predictions depend on; a run is gone on with only if all of it is the same. Names are noted for readers,
-/// contents are compared.
+/// What a run's predictions depend on; a run is gone on with only if all of it is the same. Names
+/// are noted for readers, contents are compared.
 fn settings(
     task: &str,
     shared: &Shared,

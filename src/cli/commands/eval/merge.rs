@@ -60,7 +60,8 @@ fn truth(args: &MergeArgs, whole: &Path) -> Result<TruthArgs, EvalError> {
     Ok(TruthArgs { annotations, split })
 }
 
-/// The predictions files of the parts' folders, but for `whole`, what an earlier merge has left beside them.
+/// The predictions files of the parts' folders, but for `whole`, what an earlier merge has left
+/// beside them.
 fn parts(folders: &[PathBuf], whole: &Path) -> Result<Vec<PathBuf>, EvalError> {
     let mut parts = Vec::new();
     for folder in folders {

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use crate::Error;
 use crate::cli::shared::Shared;
 use crate::cli::shared::output::{Output, digits};
-use crate::cli::shared::retrieval::image_size;
 use crate::cli::shared::scores::retrieval_scores_json;
 use crate::eval::{
     CaptionData, EvalError, Figure, Id, ListedImage, Predictions, RECALL_AT, ReportItem,
@@ -39,7 +38,7 @@ pub async fn run(shared: &Shared, args: &RetrievalArgs, output: &Output) -> Resu
     let Ranking { data, ids } = &dataset;
     check_texts(data)?;
     let ranking = &args.ranking;
-    let size = image_size(ranking.image_size, ranking.preset);
+    let size = ranking.encode.image_size();
     let whole = PartArgs {
         limit: args.limit,
         shard: None,
@@ -70,7 +69,7 @@ pub async fn run(shared: &Shared, args: &RetrievalArgs, output: &Output) -> Resu
         .collect();
     if !wanted.is_empty() && !files.is_empty() {
         let mut model = shared
-            .open_retriever(size, ranking.batch_size.0, output)
+            .open_retriever(size, ranking.encode.batch_size.0, output)
             .await?;
         let mut ranker = Ranker {
             model: &mut model,
@@ -93,7 +92,7 @@ fn given(ranking: &RankingArgs) -> BTreeMap<String, String> {
         ("--topk".to_owned(), ranking.topk.to_string()),
         (
             "--preset".to_owned(),
-            format!("{:?}", ranking.preset).to_lowercase(),
+            format!("{:?}", ranking.encode.preset).to_lowercase(),
         ),
         ("--itc-only".to_owned(), ranking.itc_only.to_string()),
     ])
@@ -326,8 +325,8 @@ impl Ranker<'_> {
             source: GallerySource::Path(file.clone()),
         });
         let images = images.collect();
-        let batch_size = self.model.batch_size(self.ranking.batch_size.0);
-        let policy = self.ranking.preset.decode_policy();
+        let batch_size = self.model.batch_size(self.ranking.encode.batch_size.0);
+        let policy = self.ranking.encode.preset.decode_policy();
         let output = self.output;
         Gallery::encode(
             self.model,
@@ -349,7 +348,7 @@ impl Ranker<'_> {
             let texts: Vec<&str> = texts.iter().map(|text| text.text.as_str()).collect();
             features.extend(
                 self.model
-                    .encode_texts(&texts, self.ranking.preset, TextUse::Retrieve)
+                    .encode_texts(&texts, self.ranking.encode.preset, TextUse::Retrieve)
                     .await?,
             );
         }
@@ -366,7 +365,7 @@ impl Ranker<'_> {
             direction,
             top_k: self.ranking.topk,
             rerank: !self.ranking.itc_only,
-            batch_size: self.ranking.batch_size.0,
+            batch_size: self.ranking.encode.batch_size.0,
         };
         self.model
             .retrieve(gallery, texts, &options, &mut |_, _| {})
@@ -374,7 +373,8 @@ impl Ranker<'_> {
     }
 }
 
-/// A query's finds as they are kept: the place of the first true one among all candidates, and the best few.
+/// A query's finds as they are kept: the place of the first true one among all candidates, and the
+/// best few.
 fn record(rank: Option<usize>, finds: impl Iterator<Item = (Value, f32)>) -> Value {
     let best = finds
         .take(KEPT)

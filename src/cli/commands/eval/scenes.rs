@@ -106,8 +106,8 @@ pub async fn run(shared: &Shared, args: &ScenesArgs, output: &Output) -> Result<
         .all(|outcome| outcome.all_well))
 }
 
-/// Percent of the captions in `results` that are exactly true: of all, of the scenes with a combination that training never
-/// shows, and by number of objects.
+/// Percent of the captions in `results` that are exactly true: of all, of the scenes with a
+/// combination that training never shows, and by number of objects.
 fn exactly_true(scenes: &[Scene], results: &Path) -> Result<Map<String, Value>, Error> {
     let results = Results::read_captions(results)?;
     let captions: HashMap<&Id, &str> = results

@@ -133,7 +133,8 @@ impl Dataset for Questions {
         let all_known = evaluation.report_unknown(self);
         let (judged, unjudged): (Vec<_>, Vec<_>) =
             (answered.iter().copied()).partition(|(_, question, _)| question.truth.is_some());
-        // A test split has no answers at all: there is nothing to measure, but something to hand in.
+        // A test split has no answers at all: there is nothing to measure, but something to hand
+        // in.
         let measured = !judged.is_empty();
         if measured {
             let without = unjudged.iter().map(|(id, ..)| {
@@ -215,7 +216,8 @@ fn read(args: &QuestionArgs) -> Result<QuestionData, EvalError> {
     }
 }
 
-/// The questions' indices, those about one image together, images in the order in which they are first asked about.
+/// The questions' indices, those about one image together, images in the order in which they are
+/// first asked about.
 fn by_image(questions: &[(Id, ListedQuestion)]) -> Vec<usize> {
     let mut first = HashMap::new();
     let image = |question: &ListedQuestion| (question.image.clone(), question.image_id.clone());

@@ -112,7 +112,8 @@ impl Explainer {
         });
     }
 
-    /// Explains all texts, image by image; an image that fails is reported, and the outcome is then `false`.
+    /// Explains all texts, image by image; an image that fails is reported, and the outcome is then
+    /// `false`.
     ///
     /// # Errors
     /// [`Error::Output`] where the file cannot be written.
@@ -183,10 +184,12 @@ pub struct Report {
 }
 
 impl Report {
-    /// Starts the file for so many images, so that one that cannot be written is known before any work is done.
+    /// Starts the file for so many images, so that one that cannot be written is known before any
+    /// work is done.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a picture of several images, [`Error::Output`] where the file cannot be written.
+    /// [`Error::Usage`] for a picture of several images, [`Error::Output`] where the file cannot be
+    /// written.
     pub fn create(file: &ExplainFile, images: usize) -> Result<Self, Error> {
         let path = &file.path;
         if file.format == Format::Png && images > 1 {

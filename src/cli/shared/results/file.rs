@@ -11,7 +11,8 @@ use super::{Format, OutArgs, OutFile, ResultsError, RunRecord, failed};
 use crate::files::atomic;
 use crate::files::log::Log;
 
-/// The longest that a line waits before it is on the disk and not only with the system, as long as lines come.
+/// The longest that a line waits before it is on the disk and not only with the system, as long as
+/// lines come.
 const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A results file that was checked and locked, but in which nothing has changed yet.
@@ -33,8 +34,8 @@ impl EarlierResults {
     /// The file of `--out`, if that was given.
     ///
     /// # Errors
-    /// A file that is not one of this command's results, that was begun with other options, that another run is
-    /// writing to, or that cannot be read or written.
+    /// A file that is not one of this command's results, that was begun with other options, that
+    /// another run is writing to, or that cannot be read or written.
     pub fn open(
         args: &OutArgs,
         columns: Columns,
@@ -110,13 +111,15 @@ impl EarlierResults {
         warnings.filter(|_| !self.anew).collect()
     }
 
-    /// Makes the file ready for new lines: drops what a kill has torn, or all where it is to start anew.
+    /// Makes the file ready for new lines: drops what a kill has torn, or all where it is to start
+    /// anew.
     ///
     /// # Errors
     /// What the system refuses.
     pub fn begin(mut self) -> Result<ResultsFile, ResultsError> {
         if self.anew {
-            // First the lines go, then the record changes: at no moment does a record stand by lines of another run.
+            // First the lines go, then the record changes: at no moment does a record stand by
+            // lines of another run.
             let header = self.format.header(&self.columns);
             atomic::write(&self.path, &header).map_err(failed(&self.path, "written"))?;
             self.existing.extent.whole = header.len() as u64;

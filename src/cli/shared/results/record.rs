@@ -43,7 +43,8 @@ impl RunRecord {
         }
     }
 
-    /// Each thing that an `earlier` run had otherwise; empty if results of both may stand in one file.
+    /// Each thing that an `earlier` run had otherwise; empty if results of both may stand in one
+    /// file.
     pub fn differences(&self, earlier: &Self) -> String {
         let mut differences = Vec::new();
         if self.command != earlier.command {
@@ -87,8 +88,8 @@ impl RunRecord {
 
 /// The record's file, open and locked: one run at a time writes to the results beside it.
 ///
-/// The lock is on this file and not on the results, for where locks are compulsory (Windows) nobody could read the
-/// results of a run that goes on.
+/// The lock is on this file and not on the results, for where locks are compulsory (Windows) nobody
+/// could read the results of a run that goes on.
 #[derive(Debug)]
 pub struct LockedRecord {
     path: PathBuf,
@@ -115,7 +116,8 @@ impl LockedRecord {
         }
     }
 
-    /// Writes `record` in place: it changes only where no line stands that an old one could be wrong about.
+    /// Writes `record` in place: it changes only where no line stands that an old one could be
+    /// wrong about.
     pub fn write(&mut self, record: &RunRecord) -> Result<(), ResultsError> {
         let json = serde_json::to_string_pretty(record).unwrap_or_default() + "\n";
         let file = &mut self.file;
@@ -143,8 +145,9 @@ const MODEL_FILES: [&str; 8] = [
     "vocab.txt",
 ];
 
-/// A number that tells whether the checkpoint `model` (`None`: the demo model) is another than before: its small files,
-/// and lengths and samples of its weights. Files that cannot be read count as absent: opening the model names them.
+/// A number that tells whether the checkpoint `model` (`None`: the demo model) is another than
+/// before: its small files, and lengths and samples of its weights. Files that cannot be read count
+/// as absent: opening the model names them.
 pub fn model_fingerprint(model: Option<&Path>) -> String {
     let mut hash = Fnv1a::new();
     match model {
@@ -189,7 +192,8 @@ fn model_files(path: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The 64-bit FNV-1a hash (draft-eastlake-fnv): enough to notice a change that nobody makes on purpose.
+/// The 64-bit FNV-1a hash (draft-eastlake-fnv): enough to notice a change that nobody makes on
+/// purpose.
 struct Fnv1a(u64);
 
 impl Fnv1a {

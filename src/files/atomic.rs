@@ -85,7 +85,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Writes `path` whole and sees to it that it is on the disk.
-#[cfg(feature = "eval")]
+#[cfg(feature = "cli")]
 pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes)?;

@@ -5,13 +5,13 @@
 //! lines and at most one torn one behind them, which the next run drops.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::platform::Instant;
 
 /// How much of a file is whole lines.
-#[cfg(feature = "cli")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Extent {
     /// Bytes of its whole lines.
@@ -20,11 +20,10 @@ pub(crate) struct Extent {
     pub torn: u64,
 }
 
-#[cfg(feature = "cli")]
 impl Extent {
     /// Reads all lines. A newline between double quotes ends none where they are `quoted`, as in
     /// comma-separated values.
-    pub(crate) fn of(mut bytes: impl io::BufRead, quoted: bool) -> io::Result<Self> {
+    pub(crate) fn of(mut bytes: impl BufRead, quoted: bool) -> io::Result<Self> {
         let (mut whole, mut length, mut inside) = (0, 0, false);
         loop {
             let buffer = bytes.fill_buf()?;
@@ -79,8 +78,7 @@ impl Log {
 
     /// The same where the last time is `interval` ago: what a power cut may cost. (A killed process
     /// loses nothing that it has written.)
-    #[cfg(feature = "cli")]
-    pub(crate) fn sync_every(&mut self, interval: std::time::Duration) -> io::Result<()> {
+    pub(crate) fn sync_every(&mut self, interval: Duration) -> io::Result<()> {
         if self.synced.elapsed() < interval {
             return Ok(());
         }
@@ -88,7 +86,7 @@ impl Log {
     }
 }
 
-#[cfg(all(test, feature = "cli"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -5,9 +5,9 @@
 pub(crate) mod arrays;
 pub(crate) mod atomic;
 pub(crate) mod checksum;
-#[cfg(feature = "eval")]
+#[cfg(feature = "cli")]
 pub(crate) mod log;
 #[cfg(feature = "eval")]
 pub(crate) mod npy;
-#[cfg(feature = "eval")]
+#[cfg(feature = "cli")]
 pub(crate) mod page;

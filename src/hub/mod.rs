@@ -18,7 +18,8 @@ use std::time::Duration;
 use ureq::Agent;
 use ureq::config::RedirectAuthHeaders;
 
-pub use cache::{Cache, CacheState};
+use cache::Cache;
+pub use cache::CacheState;
 use denied::RequestContext;
 pub use error::HubError;
 pub use listing::{Listing, RemoteFile, RepoName};

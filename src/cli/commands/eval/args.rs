@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::TypedValueParser;
 
-use crate::eval::{Shard, VqaRules};
+use crate::eval::VqaRules;
+
+use super::predictions::Shard;
 use crate::kernels::MAX_KEPT;
 
 use crate::cli::shared::generation::GenerationArgs;

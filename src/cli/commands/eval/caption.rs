@@ -9,13 +9,13 @@ use crate::Error;
 use crate::cli::shared::Shared;
 use crate::cli::shared::output::Output;
 use crate::cli::shared::scores::caption_scores_json;
-use crate::eval::{
-    CaptionData, CaptionPair, EvalError, Figure, Id, ReportItem, ResultFields, score_captions,
-};
+use crate::eval::{CaptionData, CaptionPair, EvalError, Id, score_captions};
 use crate::task::{Ask, check_caption_options};
 
 use super::args::{TextArgs, TruthArgs};
 use super::evaluation::{Dataset, Evaluation, Job, Measured, Outcome, owned};
+use super::predictions::ResultFields;
+use super::report::{Figure, ReportItem};
 
 /// mmpretrain's figures for blip2-opt-2.7b, zero-shot, on COCO's Karpathy split.
 const PUBLISHED: [(&str, f64); 2] = [("Bleu_4", 0.3290), ("CIDEr", 1.1110)];

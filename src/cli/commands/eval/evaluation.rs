@@ -16,14 +16,14 @@ use crate::cli::shared::results::model_fingerprint;
 use crate::cli::shared::run::{check, run_items};
 use crate::cli::shared::scores;
 use crate::cli::shared::{DEMO, Shared};
-use crate::eval::{
-    CaptionData, EvalError, Figure, Id, ImageFolder, Predictions, Report, ReportItem, ResultFields,
-    thumbnail, write_whole,
-};
+use crate::eval::{CaptionData, EvalError, Id};
 use crate::image::{DecodePolicy, decode_file};
 use crate::task::{Answer, Ask, ImageSource, Item, ItemEvent, RunOptions};
 
 use super::args::{DataArgs, LIMIT, PartArgs};
+use super::image_folder::ImageFolder;
+use super::predictions::{Predictions, ResultFields, write_whole};
+use super::report::{Figure, Report, ReportItem, thumbnail};
 
 /// The longest that a prediction waits for the disk.
 const WRITE_EVERY: Duration = Duration::from_secs(1);

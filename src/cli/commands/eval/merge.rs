@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::Error;
-use crate::eval::{CaptionData, EvalError, Predictions};
+use crate::eval::{CaptionData, EvalError};
 
 use super::args::{MergeArgs, TruthArgs};
 use super::evaluation::{Evaluation, Outcome, hash_of, make_folder};
+use super::predictions::Predictions;
 use super::retrieval::Ranking;
 use super::vqa::Questions;
 use crate::cli::shared::output::Output;

@@ -3,8 +3,12 @@
 mod args;
 mod caption;
 mod evaluation;
+mod image_folder;
 mod merge;
+mod predictions;
+mod report;
 mod retrieval;
+mod scene;
 mod scenes;
 mod vqa;
 

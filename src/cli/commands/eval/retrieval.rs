@@ -11,8 +11,7 @@ use crate::cli::shared::Shared;
 use crate::cli::shared::output::{Output, digits};
 use crate::cli::shared::scores::retrieval_scores_json;
 use crate::eval::{
-    CaptionData, EvalError, Figure, Id, ListedImage, Predictions, RECALL_AT, ReportItem,
-    ResultFields, RetrievalScores, retrieval_ceiling,
+    CaptionData, EvalError, Id, ListedImage, RECALL_AT, RetrievalScores, retrieval_ceiling,
 };
 use crate::task::{
     Direction, Gallery, GalleryEvent, GalleryImage, GallerySource, RetrieveOptions, Retrieved,
@@ -21,6 +20,8 @@ use crate::task::{
 
 use super::args::{PartArgs, RankingArgs, RetrievalArgs, TruthArgs};
 use super::evaluation::{Dataset, Evaluation, Measured, Outcome, owned};
+use super::predictions::{Predictions, ResultFields};
+use super::report::{Figure, ReportItem};
 
 /// mmpretrain's figure for blip2 on COCO.
 const PUBLISHED: f64 = 85.40;

@@ -11,11 +11,12 @@ use crate::cli::shared::Shared;
 use crate::cli::shared::generation::GenerationArgs;
 use crate::cli::shared::output::Output;
 use crate::cli::shared::scores;
-use crate::eval::{Id, Results, Scene, read_scenes};
+use crate::eval::{Id, Results};
 
 use super::args::{
     DataArgs, PartArgs, QuestionArgs, RankingArgs, RetrievalArgs, ScenesArgs, TextArgs, TruthArgs,
 };
+use super::scene::{Scene, read_scenes};
 use super::{caption, retrieval, vqa};
 
 /// The flags' defaults, by clap's own hand.

@@ -11,13 +11,16 @@ use crate::cli::shared::Shared;
 use crate::cli::shared::output::Output;
 use crate::cli::shared::scores::vqa_scores_json;
 use crate::eval::{
-    EvalError, Figure, Id, ImageFolder, ListedQuestion, QuestionData, ReportItem, ResultFields,
-    VqaRules, VqaScores, score_gqa, score_vqa,
+    EvalError, Id, ListedQuestion, QuestionData, VqaRules, VqaScores, id_in_name, score_gqa,
+    score_vqa,
 };
 use crate::task::{Ask, VqaOptions, check_vqa_options};
 
 use super::args::{QuestionArgs, TextArgs};
 use super::evaluation::{Dataset, Evaluation, Job, Measured, Outcome, thumbnail_of};
+use super::image_folder::ImageFolder;
+use super::predictions::ResultFields;
+use super::report::{Figure, ReportItem};
 
 /// mmpretrain's figure for blip2-opt-2.7b, zero-shot.
 const PUBLISHED: f64 = 53.50;
@@ -236,7 +239,7 @@ fn image_of(
     let paths: Vec<String> = question.image.iter().cloned().collect();
     let id = match (&question.image_id, &question.image) {
         (Some(id), _) => id.clone(),
-        (None, Some(path)) => crate::eval::id_in_name(path),
+        (None, Some(path)) => id_in_name(path),
         (None, None) => Id::new(""),
     };
     folder.find(&paths, &id, file)

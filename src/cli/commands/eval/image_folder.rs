@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::datasets::id_in_name;
-use super::{EvalError, Id};
+use crate::eval::{EvalError, Id, id_in_name};
 
 /// A folder of images, found by the names that dataset files give them or by the ids in their own.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{EvalError, Id};
+use crate::eval::{EvalError, Id};
 
 const COLORS: [&str; 10] = [
     "red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "white", "black",

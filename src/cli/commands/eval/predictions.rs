@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{EvalError, Id};
+use crate::eval::{EvalError, Id};
 use crate::files::atomic;
 use crate::files::log::Log;
 
@@ -216,12 +216,6 @@ impl Predictions {
     #[must_use]
     pub fn get(&self, id: &Id) -> Option<&Value> {
         self.by_id.get(id)
-    }
-
-    /// Where they are kept.
-    #[must_use]
-    pub fn file(&self) -> &Path {
-        &self.file
     }
 
     /// Predictions for items that are not among `ids`, which were read from `truth`.

@@ -4,7 +4,7 @@ use crate::Error;
 use crate::task::{ImageFeatures, PairScore, Retriever, TextFeatures, TextUse};
 
 use crate::cli::shared::Shared;
-use crate::cli::shared::explain::{ExplainFile, Page, Part, Report, parse_file};
+use crate::cli::shared::explain::{ExplainFile, ExplainWriter, Page, Part, parse_file};
 use crate::cli::shared::inputs::images_of;
 use crate::cli::shared::output::{Output, digits};
 use crate::cli::shared::retrieval::{EncodeArgs, decode_all, encode_texts, texts_given};
@@ -42,7 +42,7 @@ pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, 
         return Ok(false);
     }
     let report = args.explain.as_ref();
-    let report = report.map(|file| Report::create(file, inputs.len()));
+    let report = report.map(|file| ExplainWriter::create(file, inputs.len()));
     let mut report = report.transpose()?;
     let size = args.encode.image_size();
     let mut model = shared
@@ -92,7 +92,7 @@ pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, 
         bar.inc(inputs.len() as u64);
     }
     bar.finish_and_clear();
-    if let Some(Err(error)) = report.map(Report::finish) {
+    if let Some(Err(error)) = report.map(ExplainWriter::finish) {
         all_done = output.fail(&error);
     }
     model.gpu().save_pipelines();

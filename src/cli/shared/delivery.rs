@@ -183,7 +183,7 @@ impl<'a> Delivery<'a> {
 
 /// What a command writes about its items.
 #[derive(Debug)]
-pub struct Kind {
+pub struct ItemKind {
     /// The subcommand.
     pub command: &'static str,
     /// An item, several, and what is done with them, for people.
@@ -198,7 +198,7 @@ pub struct Kind {
 }
 
 /// A text an image.
-pub const CAPTIONS: Kind = Kind {
+pub const CAPTIONS: ItemKind = ItemKind {
     command: "caption",
     item: "image",
     items: "images",
@@ -209,7 +209,7 @@ pub const CAPTIONS: Kind = Kind {
 };
 
 /// A text a question.
-pub const ANSWERS: Kind = Kind {
+pub const ANSWERS: ItemKind = ItemKind {
     command: "vqa",
     item: "question",
     items: "questions",
@@ -222,7 +222,7 @@ pub const ANSWERS: Kind = Kind {
 /// What a run did; its text is a line.
 #[derive(Debug, Clone, Copy)]
 pub struct Summary {
-    pub kind: &'static Kind,
+    pub kind: &'static ItemKind,
     pub finished: usize,
     pub seconds: f64,
     /// Items whose results are all there from an earlier run.
@@ -234,7 +234,7 @@ pub struct Summary {
 
 impl Summary {
     /// Before anything is done.
-    pub fn new(kind: &'static Kind) -> Self {
+    pub fn new(kind: &'static ItemKind) -> Self {
         Self {
             kind,
             finished: 0,
@@ -248,7 +248,7 @@ impl Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Kind {
+        let ItemKind {
             item,
             items,
             finished,

@@ -10,7 +10,7 @@ use crate::Error;
 use crate::task::{Answer, Ask, Blip2, Item, ItemEvent, RunOptions, Text, Texts};
 
 use super::Shared;
-use super::delivery::{Delivery, Destination, Finished, Kind, Summary};
+use super::delivery::{Delivery, Destination, Finished, ItemKind, Summary};
 use super::explain::{ExplainFile, Explainer, parse_file};
 use super::generation::GenerationArgs;
 use super::inputs::ImageInput;
@@ -40,7 +40,7 @@ pub struct Run<'a> {
     pub shared: &'a Shared,
     pub output: &'a Output,
     pub args: &'a RunArgs,
-    pub kind: &'static Kind,
+    pub kind: &'static ItemKind,
     /// Side of the images in pixels, if not the checkpoint's.
     pub image_size: Option<u32>,
     pub images: Vec<ImageInput>,

@@ -20,10 +20,10 @@ pub const LIMIT: &str = "--limit";
 pub enum Command {
     /// Caption a dataset's images: BLEU, CIDEr, ROUGE-L
     #[command(after_help = CAPTION_HELP)]
-    Caption(Box<TextArgs<TruthArgs>>),
+    Caption(Box<PredictArgs<TruthArgs>>),
     /// Answer a dataset's questions: accuracy by the rules of the VQA tool, LAVIS or mmpretrain
     #[command(after_help = VQA_HELP)]
-    Vqa(Box<TextArgs<QuestionArgs>>),
+    Vqa(Box<PredictArgs<QuestionArgs>>),
     /// Find texts for a dataset's images and images for its texts: Recall at 1, 5 and 10
     #[command(after_help = RETRIEVAL_HELP)]
     Retrieval(Box<RetrievalArgs>),
@@ -106,7 +106,7 @@ pub struct PartArgs {
 
 /// A run that writes texts.
 #[derive(Debug, clap::Args)]
-pub struct TextArgs<T: clap::Args> {
+pub struct PredictArgs<T: clap::Args> {
     #[command(flatten)]
     pub data: DataArgs,
     #[command(flatten)]

@@ -12,7 +12,7 @@ use crate::cli::shared::scores::caption_scores_json;
 use crate::eval::{CaptionData, CaptionPair, EvalError, Id, score_captions};
 use crate::task::{Ask, check_caption_options};
 
-use super::args::{TextArgs, TruthArgs};
+use super::args::{PredictArgs, TruthArgs};
 use super::evaluation::{Dataset, Evaluation, Job, Measured, Outcome, owned};
 use super::predictions::ResultFields;
 use super::report::{Figure, ReportItem};
@@ -24,7 +24,7 @@ const PUBLISHED_FOR: &str = "COCO captions, blip2-opt-2.7b zero-shot, as mmpretr
 /// Captions what is not captioned yet, then measures.
 pub async fn run(
     shared: &Shared,
-    args: &TextArgs<TruthArgs>,
+    args: &PredictArgs<TruthArgs>,
     output: &Output,
 ) -> Result<Outcome, Error> {
     let checkpoint = shared.check()?;

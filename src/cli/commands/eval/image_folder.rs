@@ -58,7 +58,7 @@ impl ImageFolder {
         let wrong = |problem: String| EvalError::item(listed_in, format!("image {id}"), problem);
         if let Some(file) = outside {
             return Err(wrong(format!(
-                "lies at {}, which is not in {}; pass the folder that has it as `images`, or correct the file's name",
+                "lies at {}, which is not in {}; pass the folder that has it as --images, or correct the file's name",
                 file.display(),
                 self.folder.display()
             )));
@@ -84,7 +84,7 @@ impl ImageFolder {
                     .unwrap_or_default();
                 Err(wrong(
                     format!(
-                        "{named} is not in {}; check `images`",
+                        "{named} is not in {}; check --images",
                         self.folder.display()
                     )
                     .trim_start()

@@ -10,8 +10,8 @@ use crate::eval::{CaptionData, EvalError};
 use super::args::{MergeArgs, TruthArgs};
 use super::evaluation::{Evaluation, Outcome, hash_of, make_folder};
 use super::predictions::Predictions;
-use super::retrieval::Ranking;
-use super::vqa::Questions;
+use super::retrieval::RetrievalDataset;
+use super::vqa::VqaDataset;
 use crate::cli::shared::output::Output;
 
 /// Joins the predictions of all parts and measures them.
@@ -36,10 +36,10 @@ pub fn merge(args: &MergeArgs, output: &Output) -> Result<Outcome, Error> {
             let truth = truth(args, &whole)?;
             Evaluation::merge::<CaptionData>(data, &truth, settings, joined, output)
         }
-        Some("vqa") => Evaluation::merge::<Questions>(data, &args.truth, settings, joined, output),
+        Some("vqa") => Evaluation::merge::<VqaDataset>(data, &args.truth, settings, joined, output),
         Some("retrieval") => {
             let truth = truth(args, &whole)?;
-            Evaluation::merge::<Ranking>(data, &truth, settings, joined, output)
+            Evaluation::merge::<RetrievalDataset>(data, &truth, settings, joined, output)
         }
         _ => {
             let file = parts.first().cloned().unwrap_or(whole);

@@ -58,6 +58,7 @@ impl ResultFields {
 const FOR_READERS: [&str; 3] = ["model", "annotations", "questions"];
 /// Where the images lie may differ from machine to machine, and so between the parts of one run.
 const OF_THE_MACHINE: &str = "images";
+
 /// Predictions by item, in memory and in a file.
 #[derive(Debug)]
 pub struct Predictions {
@@ -93,7 +94,7 @@ impl Predictions {
         };
         let (written, by_id, whole) = parse(file, fields, &bytes)?;
         if let (Some(written), false) = (&written, by_id.is_empty()) {
-            let remedy = "use the same, or another `out`";
+            let remedy = "use the same, or another --out";
             check_settings(file, written, settings, free, remedy)?;
         }
         Ok(Self {
@@ -189,7 +190,7 @@ impl Predictions {
             && !by_id.is_empty()
         {
             // The result of an earlier merge goes; another run's predictions may have taken days.
-            check_settings(file, &earlier, &settings, free, "give another `out`")?;
+            check_settings(file, &earlier, &settings, free, "give another --out")?;
         }
         write_whole(file, &(settings_line(&settings) + &text))?;
         Self::open(file, fields, &settings, None)

@@ -35,8 +35,8 @@ const KEPT: usize = 10;
 /// Ranks for the queries that are not ranked yet, then measures.
 pub async fn run(shared: &Shared, args: &RetrievalArgs, output: &Output) -> Result<Outcome, Error> {
     shared.check()?;
-    let dataset = Ranking::read(&args.truth, args.limit)?;
-    let Ranking { data, ids } = &dataset;
+    let dataset = RetrievalDataset::read(&args.truth, args.limit)?;
+    let RetrievalDataset { data, ids } = &dataset;
     check_texts(data)?;
     let ranking = &args.ranking;
     let size = ranking.encode.image_size();
@@ -48,7 +48,7 @@ pub async fn run(shared: &Shared, args: &RetrievalArgs, output: &Output) -> Resu
         limit: None, // the data is cut to it
         shard: args.shard,
     };
-    let mut evaluation = Evaluation::open::<Ranking>(
+    let mut evaluation = Evaluation::open::<RetrievalDataset>(
         shared,
         (&args.data, part),
         &[("annotations", Some(&args.truth.annotations))],
@@ -127,13 +127,13 @@ fn check_texts(data: &CaptionData) -> Result<(), EvalError> {
 }
 
 /// Images and texts that ask for each other.
-pub struct Ranking {
+pub struct RetrievalDataset {
     data: CaptionData,
     /// What predictions call the queries: the images', then the texts'.
     ids: Vec<Id>,
 }
 
-impl Dataset for Ranking {
+impl Dataset for RetrievalDataset {
     type Truth = TruthArgs;
     const TASK: &'static str = "retrieval";
     const FIELDS: ResultFields = ResultFields::RANKED;

@@ -14,7 +14,8 @@ use crate::cli::shared::scores;
 use crate::eval::{Id, Results};
 
 use super::args::{
-    DataArgs, PartArgs, QuestionArgs, RankingArgs, RetrievalArgs, ScenesArgs, TextArgs, TruthArgs,
+    DataArgs, PartArgs, PredictArgs, QuestionArgs, RankingArgs, RetrievalArgs, ScenesArgs,
+    TruthArgs,
 };
 use super::scene::{Scene, read_scenes};
 use super::{caption, retrieval, vqa};
@@ -49,7 +50,7 @@ pub async fn run(shared: &Shared, args: &ScenesArgs, output: &Output) -> Result<
     };
     let part = |limit| PartArgs { limit, shard: None };
 
-    let captions = TextArgs {
+    let captions = PredictArgs {
         data: data("caption"),
         truth: truth("captions_*.json"),
         part: part(args.limit),
@@ -59,7 +60,7 @@ pub async fn run(shared: &Shared, args: &ScenesArgs, output: &Output) -> Result<
     let results = captions.data.out.join("results.json");
     let captions = caption::run(shared, &captions, output).await?;
     let truth_of_captions = exactly_true(&read_scenes(&file("facts_*.json"))?, &results)?;
-    let questions = TextArgs {
+    let questions = PredictArgs {
         data: data("vqa"),
         truth: QuestionArgs {
             annotations: Some(file("vqa_*_annotations.json")),

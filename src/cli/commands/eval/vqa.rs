@@ -16,7 +16,7 @@ use crate::eval::{
 };
 use crate::task::{Ask, VqaOptions, check_vqa_options};
 
-use super::args::{QuestionArgs, TextArgs};
+use super::args::{PredictArgs, QuestionArgs};
 use super::evaluation::{Dataset, Evaluation, Job, Measured, Outcome, thumbnail_of};
 use super::image_folder::ImageFolder;
 use super::predictions::ResultFields;
@@ -29,7 +29,7 @@ const PUBLISHED_FOR: &str = "VQAv2, blip2-opt-2.7b zero-shot, as mmpretrain repo
 /// Answers what is not answered yet, then measures.
 pub async fn run(
     shared: &Shared,
-    args: &TextArgs<QuestionArgs>,
+    args: &PredictArgs<QuestionArgs>,
     output: &Output,
 ) -> Result<Outcome, Error> {
     let checkpoint = shared.check()?;
@@ -40,8 +40,8 @@ pub async fn run(
     if let Some(path) = checkpoint {
         check_vqa_options(path, &options)?;
     }
-    let data = Questions::read(&args.truth, None)?;
-    let mut evaluation = Evaluation::open::<Questions>(
+    let data = VqaDataset::read(&args.truth, None)?;
+    let mut evaluation = Evaluation::open::<VqaDataset>(
         shared,
         (&args.data, args.part),
         &[
@@ -59,13 +59,13 @@ pub async fn run(
     Ok(evaluation.finish(&data)?.and(all_well))
 }
 
-/// Questions, and whose rules to judge answers by.
-pub struct Questions {
+/// VqaDataset, and whose rules to judge answers by.
+pub struct VqaDataset {
     data: QuestionData,
     rules: VqaRules,
 }
 
-impl Questions {
+impl VqaDataset {
     /// The jobs of the questions that lack an answer, and whether each of them can be asked.
     fn jobs(&self, evaluation: &Evaluation<'_>, options: &Arc<VqaOptions>) -> (Vec<Job>, bool) {
         let output = evaluation.output;
@@ -105,7 +105,7 @@ impl Questions {
     }
 }
 
-impl Dataset for Questions {
+impl Dataset for VqaDataset {
     type Truth = QuestionArgs;
     const TASK: &'static str = "vqa";
     const FIELDS: ResultFields = ResultFields::ANSWER;

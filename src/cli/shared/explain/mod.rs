@@ -81,15 +81,15 @@ struct Written {
 
 /// Explains what a run wrote once it is over: before that, the model is busy.
 pub struct Explainer {
-    report: Report,
+    report: ExplainWriter,
     written: Vec<Written>,
 }
 
 impl Explainer {
-    /// Starts the file, as [`Report::create`].
+    /// Starts the file, as [`ExplainWriter::create`].
     pub fn create(file: &ExplainFile, images: usize) -> Result<Self, Error> {
         Ok(Self {
-            report: Report::create(file, images)?,
+            report: ExplainWriter::create(file, images)?,
             written: Vec::new(),
         })
     }
@@ -175,7 +175,7 @@ impl Explainer {
 }
 
 /// The file being written.
-pub struct Report {
+pub struct ExplainWriter {
     file: ExplainFile,
     part: AtomicFile,
     pages: usize,
@@ -183,7 +183,7 @@ pub struct Report {
     canvas: png::Canvas,
 }
 
-impl Report {
+impl ExplainWriter {
     /// Starts the file for so many images, so that one that cannot be written is known before any
     /// work is done.
     ///

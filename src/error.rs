@@ -123,7 +123,7 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
-    /// Options of the command line that do not go together.
+    /// Options that do not go together.
     #[error("{problem}")]
     Usage {
         /// What is wrong, and what to do.
@@ -182,7 +182,7 @@ impl Error {
         }
     }
 
-    /// Whether the command line itself was wrong (exit code 2), rather than a file or the machine.
+    /// Whether what was asked is wrong in itself, rather than a file or the machine.
     #[must_use]
     pub fn is_usage(&self) -> bool {
         if let Self::Shared(error) = self {

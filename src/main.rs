@@ -1,5 +1,7 @@
 //! The command line program; see [`blip2_wgpu::cli`].
 
-fn main() -> std::process::ExitCode {
-    blip2_wgpu::cli::run()
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(blip2_wgpu::cli::run(std::env::args_os()))
 }

@@ -11,12 +11,6 @@ pub(crate) use web_time::Instant;
 /// Parallel iterators; on one thread they run in place.
 pub(crate) use rayon::prelude as parallel;
 
-/// Threads that work side by side.
-#[cfg(feature = "convert")]
-pub(crate) fn threads() -> usize {
-    rayon::current_num_threads()
-}
-
 /// Number of the calling thread among those that [`spawn`] uses.
 pub(crate) fn worker_index() -> Option<usize> {
     rayon::current_thread_index()

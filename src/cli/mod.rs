@@ -1,9 +1,10 @@
-//! The command line: the only place that prints, blocks, or exits, and that knows how flags are spelled.
+//! The command line: the only place that prints, blocks, or exits, and that knows how flags are
+//! spelled.
 
 mod commands;
 mod shared;
 
-use std::process::ExitCode;
+use std::ffi::OsString;
 
 use clap::Parser;
 
@@ -30,10 +31,12 @@ struct Cli {
     command: Command,
 }
 
-/// Runs the program on the process's arguments.
+/// Runs the program on `arguments`, of which the first is its own name, and returns its exit code:
+/// 0 where all was done, 1 where something failed and the rest was done, 2 where the usage was
+/// wrong. Help, version and what the parser does not understand end the process at once.
 #[must_use]
-pub fn run() -> ExitCode {
-    let mut cli = Cli::parse(); // wrong usage exits with 2 here
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let mut cli = Cli::parse_from(arguments);
     let output = Output::new(&cli.shared);
     let mut profile = None;
     let result = pollster::block_on(async {
@@ -46,11 +49,11 @@ pub fn run() -> ExitCode {
     // The devices are gone by now, and all their times have come back.
     let shown = profile.is_none_or(|profile| profile.end(&output));
     match result.map(|all_well| all_well && shown) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(FAILED),
+        Ok(true) => 0,
+        Ok(false) => FAILED,
         Err(error) => {
             output.error(&error);
-            ExitCode::from(if error.is_usage() { 2 } else { FAILED })
+            if error.is_usage() { 2 } else { FAILED }
         }
     }
 }

@@ -1,7 +1,9 @@
-//! BLEU, CIDEr and ROUGE-L of captions, to the letter of pycocoevalcap 1.2 (SPEC of the COCO caption challenge).
+//! BLEU, CIDEr and ROUGE-L of captions, to the letter of pycocoevalcap 1.2 (SPEC of the COCO
+//! caption challenge).
 //!
-//! BLEU: Papineni et al. 2002, corpus level, closest reference length. CIDEr: Vedantam et al. 2015, its -D variant.
-//! ROUGE-L: Lin 2004, with the best precision and the best recall over the references.
+//! BLEU: Papineni et al. 2002, corpus level, closest reference length. CIDEr: Vedantam et al. 2015,
+//! its -D variant. ROUGE-L: Lin 2004, with the best precision and the best recall over the
+//! references.
 
 use std::collections::HashMap;
 
@@ -127,7 +129,8 @@ struct Sentence {
 
 impl Sentence {
     fn new(tokens: &[String], words: &mut Words) -> Self {
-        // pycocoevalcap splits here at any white space, and a fraction's token (3 1/2) has some in it.
+        // pycocoevalcap splits here at any white space, and a fraction's token (3 1/2) has some in
+        // it.
         let numbers: Vec<u32> = tokens
             .iter()
             .flat_map(|token| token.split_whitespace())

@@ -1,5 +1,6 @@
-//! The contractions that VQA scoring writes with their apostrophes. The evaluation tool has 120 in a table; they follow
-//! from a few rules. Its keys with a capital never match a lower-cased word and are left out.
+//! The contractions that VQA scoring writes with their apostrophes. The evaluation tool has 120 in
+//! a table; they follow from a few rules. Its keys with a capital never match a lower-cased word
+//! and are left out.
 
 /// Words whose final t gets an apostrophe before it.
 const NEGATED: &str = "aint arent cant couldnt didnt doesnt dont hadnt hasnt havent isnt mightnt mustnt neednt oughtnt shant shouldnt \

@@ -1,8 +1,8 @@
 //! Datasets of captioned images: COCO's and Karpathy's layouts, for captions and for retrieval.
 //!
-//! Layouts are told apart by what is in the file: `{"images", "annotations"}` (COCO), a list of `{"image", "caption"}`
-//! (LAVIS's Karpathy splits), `{"images": [{"sentences"}]}` (Karpathy's own, for Flickr30k). COCO's test files have
-//! images alone.
+//! Layouts are told apart by what is in the file: `{"images", "annotations"}` (COCO), a list of
+//! `{"image", "caption"}` (LAVIS's Karpathy splits), `{"images": [{"sentences"}]}` (Karpathy's own,
+//! for Flickr30k). COCO's test files have images alone.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -21,7 +21,8 @@ const LAYOUTS: &str = "COCO captions ({\"images\": […], \"annotations\": […]
 pub struct ListedImage {
     /// Its id: the file's own, or the number at the end of the image's name.
     pub id: Id,
-    /// Where it may lie below the image folder, the likeliest first; empty where only the id is known.
+    /// Where it may lie below the image folder, the likeliest first; empty where only the id is
+    /// known.
     pub paths: Vec<String>,
 }
 
@@ -46,10 +47,12 @@ pub struct CaptionData {
 }
 
 impl CaptionData {
-    /// Reads any of the layouts; of Karpathy's dataset files, which hold all splits, the images of `split`.
+    /// Reads any of the layouts; of Karpathy's dataset files, which hold all splits, the images of
+    /// `split`.
     ///
     /// # Errors
-    /// A file that is none of them; a missing or wrong field or an id given twice, named with its item.
+    /// A file that is none of them; a missing or wrong field or an id given twice, named with its
+    /// item.
     pub fn read(file: &Path, split: &str) -> Result<Self, EvalError> {
         let json = JsonFile::read(file)?;
         let mut data = Self {
@@ -91,17 +94,13 @@ impl CaptionData {
 
     fn read_coco(&mut self, json: &JsonFile, top: &Object<'_>) -> Result<(), EvalError> {
         let mut by_id = HashMap::new();
-        for (index, raw) in json
-            .section(top, "images", LAYOUTS)?
-            .into_iter()
-            .enumerate()
-        {
-            let item = json.item(raw, "images", index, "id")?;
+        for item in json.items(top, "images", LAYOUTS, "id")? {
+            let item = item?;
             let image = ListedImage {
                 id: item.id("id")?,
                 paths: coco_paths(&item)?,
             };
-            if by_id.insert(image.id.clone(), index).is_some() {
+            if by_id.insert(image.id.clone(), self.images.len()).is_some() {
                 return Err(item.error(
                     "has the id of another image; each may be there once, so take one out",
                 ));
@@ -109,12 +108,11 @@ impl CaptionData {
             self.images.push(image);
         }
         let mut seen = HashSet::new();
-        let annotations = match top.has("annotations") {
-            true => json.section(top, "annotations", LAYOUTS)?,
-            false => Vec::new(),
-        };
-        for (index, raw) in annotations.into_iter().enumerate() {
-            let item = json.item(raw, "annotations", index, "id")?;
+        if !top.has("annotations") {
+            return Ok(());
+        }
+        for item in json.items(top, "annotations", LAYOUTS, "id")? {
+            let item = item?;
             if !seen.insert(item.id("id")?) {
                 return Err(item.error(
                     "has the id of another annotation; each may be there once, so take one out",
@@ -187,12 +185,8 @@ impl CaptionData {
         split: &str,
     ) -> Result<(), EvalError> {
         let mut ids = HashSet::new();
-        for (index, raw) in json
-            .section(top, "images", LAYOUTS)?
-            .into_iter()
-            .enumerate()
-        {
-            let item = json.item(raw, "images", index, "filename")?;
+        for item in json.items(top, "images", LAYOUTS, "filename")? {
+            let item = item?;
             if item.string("split")? != split {
                 continue;
             }
@@ -222,7 +216,8 @@ impl CaptionData {
     }
 }
 
-/// Whether images are listed as COCO's test files have them: with ids, and neither in splits nor with captions.
+/// Whether images are listed as COCO's test files have them: with ids, and neither in splits nor
+/// with captions.
 fn is_coco(json: &JsonFile, top: &Object<'_>) -> Result<bool, EvalError> {
     let images = json.section(top, "images", LAYOUTS)?;
     let Some(first) = images.first() else {
@@ -233,7 +228,8 @@ fn is_coco(json: &JsonFile, top: &Object<'_>) -> Result<bool, EvalError> {
     Ok(has("id") && !has("split") && !has("sentences"))
 }
 
-/// Where COCO's image may lie: by its file name, and by the folder and name in its address, as mmpretrain looks for it.
+/// Where COCO's image may lie: by its file name, and by the folder and name in its address, as
+/// mmpretrain looks for it.
 fn coco_paths(item: &Item<'_>) -> Result<Vec<String>, EvalError> {
     let name = item.optional_string("file_name")?.map(str::to_owned);
     let address = item.optional_string("coco_url")?.and_then(|url| {
@@ -244,8 +240,8 @@ fn coco_paths(item: &Item<'_>) -> Result<Vec<String>, EvalError> {
     Ok(name.into_iter().chain(address).collect())
 }
 
-/// An image's id from its file name: the number at the end (`val2014/COCO_val2014_000000391895.jpg` is 391895), else
-/// the name itself.
+/// An image's id from its file name: the number at the end (`val2014/COCO_val2014_000000391895.jpg`
+/// is 391895), else the name itself.
 #[must_use]
 pub fn id_in_name(path: &str) -> Id {
     let name = path.rsplit(['/', '\\']).next().unwrap_or(path);

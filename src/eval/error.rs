@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// A file that cannot be measured with, or the two that do not fit each other. Names the file and the item in it.
+/// A file that cannot be measured with, or the two that do not fit each other. Names the file and
+/// the item in it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvalError {
@@ -90,19 +91,19 @@ pub enum EvalError {
 
 impl EvalError {
     /// An [`EvalError::Read`].
-    pub(super) fn read(file: &Path) -> impl FnOnce(std::io::Error) -> Self {
+    pub fn read(file: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let file = file.into();
         move |cause| Self::Read { file, cause }
     }
 
     /// An [`EvalError::Write`].
-    pub(super) fn write(file: &Path) -> impl FnOnce(std::io::Error) -> Self {
+    pub fn write(file: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let file = file.into();
         move |cause| Self::Write { file, cause }
     }
 
     /// An [`EvalError::Item`].
-    pub(super) fn item(file: &Path, item: impl Into<String>, problem: impl Into<String>) -> Self {
+    pub fn item(file: &Path, item: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Item {
             file: file.into(),
             item: item.into(),

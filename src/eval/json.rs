@@ -1,5 +1,5 @@
-//! JSON files of datasets and results, read item by item, so that what is wrong is named with its id and a large file
-//! is never held as a tree.
+//! JSON files of datasets and results, read item by item, so that what is wrong is named with its
+//! id and a large file is never held as a tree.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -123,7 +123,8 @@ impl JsonFile {
             file: file.into(),
             found,
         };
-        // JSON begins with two ASCII characters: a zero byte among them tells UTF-16 (RFC 4627, section 3).
+        // JSON begins with two ASCII characters: a zero byte among them tells UTF-16 (RFC 4627,
+        // section 3).
         if matches!(
             bytes[..],
             [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, _, ..] | [_, 0, ..]
@@ -193,6 +194,19 @@ impl JsonFile {
             return Err(self.layout(format!("its \"{name}\" is no list"), expected));
         }
         self.parse(section.get())
+    }
+
+    /// The items of a section, objects; `id_field` is the field to call them by.
+    pub(super) fn items<'a>(
+        &'a self,
+        top: &Object<'a>,
+        section: &'a str,
+        expected: &'static str,
+        id_field: &'a str,
+    ) -> Result<impl Iterator<Item = Result<Item<'a>, EvalError>>, EvalError> {
+        let items = self.section(top, section, expected)?.into_iter();
+        let item = move |(index, raw)| self.item(raw, section, index, id_field);
+        Ok(items.enumerate().map(item))
     }
 
     fn parse<'a, T: serde::Deserialize<'a>>(&self, text: &'a str) -> Result<T, EvalError> {

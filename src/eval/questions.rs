@@ -1,4 +1,5 @@
-//! Datasets of questions about images: VQAv2's pair of files, LAVIS's and mmpretrain's lists, and GQA.
+//! Datasets of questions about images: VQAv2's pair of files, LAVIS's and mmpretrain's lists, and
+//! GQA.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -31,7 +32,8 @@ pub struct ListedQuestion {
 pub struct QuestionData {
     /// Where the answers, or else the questions, were read.
     pub file: PathBuf,
-    /// Whether an answer is right or wrong as a whole, as in GQA, and not by how many people gave it.
+    /// Whether an answer is right or wrong as a whole, as in GQA, and not by how many people gave
+    /// it.
     pub gqa: bool,
     /// The questions by id.
     pub questions: Vec<(Id, ListedQuestion)>,
@@ -41,7 +43,8 @@ impl QuestionData {
     /// Reads a file of annotations, of questions, or of both in one.
     ///
     /// # Errors
-    /// A file of another layout; a missing or wrong field or an id given twice, named with its item.
+    /// A file of another layout; a missing or wrong field or an id given twice, named with its
+    /// item.
     pub fn read(file: &Path) -> Result<Self, EvalError> {
         let json = JsonFile::read(file)?;
         let mut data = Self {
@@ -122,12 +125,8 @@ impl QuestionData {
     }
 
     fn read_annotations(&mut self, json: &JsonFile, top: &Object<'_>) -> Result<(), EvalError> {
-        for (index, raw) in json
-            .section(top, "annotations", LAYOUTS)?
-            .into_iter()
-            .enumerate()
-        {
-            let item = json.item(raw, "annotations", index, "question_id")?;
+        for item in json.items(top, "annotations", LAYOUTS, "question_id")? {
+            let item = item?;
             let question = ListedQuestion {
                 image_id: Some(item.id("image_id")?),
                 truth: Some(GroundTruth {
@@ -144,12 +143,8 @@ impl QuestionData {
     }
 
     fn read_questions(&mut self, json: &JsonFile, top: &Object<'_>) -> Result<(), EvalError> {
-        for (index, raw) in json
-            .section(top, "questions", LAYOUTS)?
-            .into_iter()
-            .enumerate()
-        {
-            let item = json.item(raw, "questions", index, "question_id")?;
+        for item in json.items(top, "questions", LAYOUTS, "question_id")? {
+            let item = item?;
             let question = ListedQuestion {
                 text: item.string("question")?.to_owned(),
                 image_id: Some(item.id("image_id")?),
@@ -160,7 +155,8 @@ impl QuestionData {
         Ok(())
     }
 
-    /// LAVIS's and mmpretrain's lists: GQA's have one answer, VQAv2's a list of them or, for a test split, none.
+    /// LAVIS's and mmpretrain's lists: GQA's have one answer, VQAv2's a list of them or, for a test
+    /// split, none.
     fn read_list(&mut self, json: &JsonFile, items: &[&RawValue]) -> Result<(), EvalError> {
         let mut kind = None;
         for (index, raw) in items.iter().enumerate() {

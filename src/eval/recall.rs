@@ -31,11 +31,12 @@ pub struct RetrievalScores {
     pub text_ranks: Vec<usize>,
 }
 
-/// Recall from scores of all pairs, `image_of_text[t]` being the image that text t belongs to. Re-ranking scores each
-/// direction by itself; then `text_to_image` (`[images, texts]` too) holds the other direction's scores.
+/// Recall from scores of all pairs, `image_of_text[t]` being the image that text t belongs to.
+/// Re-ranking scores each direction by itself; then `text_to_image` (`[images, texts]` too) holds
+/// the other direction's scores.
 ///
-/// Of equal scores the higher index comes first, as in LAVIS's reversed sort. `None` where sizes do not fit, or an
-/// image has no text.
+/// Of equal scores the higher index comes first, as in LAVIS's reversed sort. `None` where sizes do
+/// not fit, or an image has no text.
 #[must_use]
 pub fn score_retrieval(
     scores: &ScoreMatrix,
@@ -63,8 +64,8 @@ pub fn score_retrieval(
 }
 
 impl RetrievalScores {
-    /// Recall from the place of each image's best text and of each text's image, from 0; `usize::MAX` where it was not
-    /// found at all. A direction without queries has recall 0.
+    /// Recall from the place of each image's best text and of each text's image, from 0;
+    /// `usize::MAX` where it was not found at all. A direction without queries has recall 0.
     #[must_use]
     pub fn from_ranks(image_ranks: Vec<usize>, text_ranks: Vec<usize>) -> Self {
         let (image_to_text, text_to_image) = (recall(&image_ranks), recall(&text_ranks));
@@ -78,10 +79,12 @@ impl RetrievalScores {
     }
 }
 
-/// What a model can reach at most that gives equal texts equal scores, where images share texts; `None` where none do.
+/// What a model can reach at most that gives equal texts equal scores, where images share texts;
+/// `None` where none do.
 ///
-/// Such a model puts all texts first that read like one of the image's own, in a random order, and all images first that
-/// have the text: the figures are the mean over these orders. `texts[t]` belongs to image `image_of_text[t]`.
+/// Such a model puts all texts first that read like one of the image's own, in a random order, and
+/// all images first that have the text: the figures are the mean over these orders. `texts[t]`
+/// belongs to image `image_of_text[t]`.
 #[must_use]
 pub fn retrieval_ceiling(image_of_text: &[usize], texts: &[&str]) -> Option<RetrievalScores> {
     let mut places: HashMap<&str, Vec<usize>> = HashMap::new();

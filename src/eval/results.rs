@@ -32,7 +32,8 @@ pub struct Joined<'a> {
 }
 
 impl Results {
-    /// Reads `[{"image_id", "caption"}]`, or such objects a line, as this program's runs write them.
+    /// Reads `[{"image_id", "caption"}]`, or such objects a line, as this program's runs write
+    /// them.
     ///
     /// # Errors
     /// Another layout; a missing or wrong field or an image given twice, named with its item.
@@ -45,7 +46,8 @@ impl Results {
         )
     }
 
-    /// Reads `[{"question_id", "answer"}]`, LAVIS's `pred_ans` for GQA, or GQA's own `[{"questionId", "prediction"}]`.
+    /// Reads `[{"question_id", "answer"}]`, LAVIS's `pred_ans` for GQA, or GQA's own
+    /// `[{"questionId", "prediction"}]`.
     ///
     /// # Errors
     /// As [`Results::read_captions`].

@@ -36,7 +36,8 @@ impl ScoreMatrix {
         self.texts
     }
 
-    /// The score of an image and a text. Out of range is a caller's mistake and gives negative infinity.
+    /// The score of an image and a text. Out of range is a caller's mistake and gives negative
+    /// infinity.
     #[must_use]
     pub fn get(&self, image: usize, text: usize) -> f32 {
         let index = image * self.texts + text;
@@ -58,7 +59,8 @@ impl ScoreMatrix {
         }
     }
 
-    /// Reads a two-dimensional float32 or float64 array, in C or Fortran order, of either byte order.
+    /// Reads a two-dimensional float32 or float64 array, in C or Fortran order, of either byte
+    /// order.
     ///
     /// # Errors
     /// A file that is no such array, or a score that is not a number.

@@ -1,7 +1,8 @@
-//! VQA and GQA accuracy by the rules of the VQA evaluation tool, LAVIS and mmpretrain, which differ.
+//! VQA and GQA accuracy by the rules of the VQA evaluation tool, LAVIS and mmpretrain, which
+//! differ.
 //!
-//! Antol et al. 2015: an answer is right as far as three of ten people gave it. All three leave details of their code
-//! in the figure; those are kept and said where they are.
+//! Antol et al. 2015: an answer is right as far as three of ten people gave it. All three leave
+//! details of their code in the figure; those are kept and said where they are.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,8 @@ use super::contractions::with_apostrophes;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum VqaRules {
-    /// The VQA evaluation tool (GT-Vision-Lab/VQA): where all answers are the same word for word, nothing is normalised
+    /// The VQA evaluation tool (GT-Vision-Lab/VQA): where all answers are the same word for word,
+    /// nothing is normalised
     #[default]
     Vqa,
     /// LAVIS: the prediction always normalised, the true answers never fully
@@ -61,7 +63,8 @@ pub fn score_vqa<'a>(
     tables(accuracies)
 }
 
-/// Scores GQA: the prediction is the answer or it is not. LAVIS and mmpretrain normalise alike here.
+/// Scores GQA: the prediction is the answer or it is not. LAVIS and mmpretrain normalise alike
+/// here.
 #[must_use]
 pub fn score_gqa<'a>(answers: impl IntoIterator<Item = (&'a str, &'a GroundTruth)>) -> VqaScores {
     let normal = |text: &str| digits_and_articles(&punctuation(text));
@@ -158,8 +161,9 @@ fn all_equal(answers: &[String]) -> bool {
     answers.windows(2).all(|pair| pair[0] == pair[1])
 }
 
-/// Mean over the people of how right the prediction is by the other people's answers. Each is one by its place in the
-/// list; the tools take equal entries for one person, which the published files' answer ids rule out.
+/// Mean over the people of how right the prediction is by the other people's answers. Each is one
+/// by its place in the list; the tools take equal entries for one person, which the published
+/// files' answer ids rule out.
 fn leave_one_out(prediction: &str, answers: &[String]) -> f64 {
     let matches = answers
         .iter()
@@ -172,7 +176,8 @@ fn leave_one_out(prediction: &str, answers: &[String]) -> f64 {
     accuracies.sum::<f64>() / answers.len().max(1) as f64
 }
 
-/// An answer as it is compared: line breaks, punctuation, number words, articles and contractions made alike.
+/// An answer as it is compared: line breaks, punctuation, number words, articles and contractions
+/// made alike.
 #[must_use]
 pub fn normalize_answer(answer: &str) -> String {
     digits_and_articles(&punctuation(&trimmed(answer)))
@@ -184,11 +189,12 @@ fn trimmed(answer: &str) -> String {
 
 /// Punctuation that is taken out, in this order.
 const PUNCTUATION: &str = ";/[]\"{}()=+\\_-><@`,?!";
-/// Most periods taken out: the tools pass a flag where the count belongs, and the flag's value is 32.
+/// Most periods taken out: the tools pass a flag where the count belongs, and the flag's value is
+/// 32.
 const MOST_PERIODS: usize = 32;
 
-/// A mark beside a space anywhere, or any with a comma between digits in the text, is deleted; others become spaces.
-/// Periods go unless a digit follows.
+/// A mark beside a space anywhere, or any with a comma between digits in the text, is deleted;
+/// others become spaces. Periods go unless a digit follows.
 fn punctuation(text: &str) -> String {
     let characters: Vec<char> = text.chars().collect();
     let digit = |c: char| c.is_numeric();

@@ -1,5 +1,5 @@
-//! Rows of f32 to a file that other programs read: safetensors or NumPy's npy. Written beside its place row by row, and
-//! renamed when it is whole.
+//! Rows of f32 to a file that other programs read: safetensors or NumPy's npy. Written beside its
+//! place row by row, and renamed when it is whole.
 
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -55,7 +55,8 @@ impl ArrayWriter {
         let header_room = match format {
             ArrayFormat::Npy => npy::HEADER,
             ArrayFormat::Safetensors => {
-                // A name is escaped twice: JSON within JSON. An escaped control character has seven bytes there.
+                // A name is escaped twice: JSON within JSON. An escaped control character has seven
+                // bytes there.
                 let names: usize = names.map(|name| 7 * name.len() + 8).sum();
                 8 + (names as u64 + 1024).next_multiple_of(8)
             }
@@ -101,7 +102,8 @@ impl ArrayWriter {
         self.rows
     }
 
-    /// Writes the header for rows of `shape` with these names and `metadata`, and puts the file into its place.
+    /// Writes the header for rows of `shape` with these names and `metadata`, and puts the file
+    /// into its place.
     pub(crate) fn finish(
         self,
         shape: &[usize],

@@ -1,4 +1,5 @@
-//! A file that appears under its name when it is whole, or not at all: written beside its place, then renamed.
+//! A file that appears under its name when it is whole, or not at all: written beside its place,
+//! then renamed.
 
 use std::fs::OpenOptions;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -21,7 +22,8 @@ impl AtomicFile {
         if path.file_name().is_none() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        // Opened as any file is: with the permissions that the user's files get, and the system's own errors.
+        // Opened as any file is: with the permissions that the user's files get, and the system's
+        // own errors.
         let open = |part: &Path| {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create_new(true).open(part)
@@ -37,8 +39,8 @@ impl AtomicFile {
         })
     }
 
-    /// Gives the file its name, in place of any older one. Whatever ends the process, the old file or the new one is
-    /// there; a power cut may cost both.
+    /// Gives the file its name, in place of any older one. Whatever ends the process, the old file
+    /// or the new one is there; a power cut may cost both.
     ///
     /// # Errors
     /// A part of it could not be written, or it cannot be renamed.
@@ -83,7 +85,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Writes `path` whole and sees to it that it is on the disk.
-#[cfg(feature = "eval")]
+#[cfg(feature = "cli")]
 pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes)?;

@@ -1,6 +1,8 @@
-//! A fast checksum for telling whether something changed; no protection against anyone who means harm.
+//! A fast checksum for telling whether something changed; no protection against anyone who means
+//! harm.
 
-/// Sums 8 bytes a step as rustc's FxHash does (rotate, xor, multiply), from a start that is not zero.
+/// Sums 8 bytes a step as rustc's FxHash does (rotate, xor, multiply), from a start that is not
+/// zero.
 #[derive(Debug, Clone)]
 pub(crate) struct Checksum(u64);
 
@@ -29,7 +31,8 @@ impl Checksum {
         self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(MULTIPLIER);
     }
 
-    /// The sum so far; its high bits depend on all that was added, so they are mixed into the low ones.
+    /// The sum so far; its high bits depend on all that was added, so they are mixed into the low
+    /// ones.
     pub(crate) fn value(&self) -> u64 {
         self.0 ^ (self.0 >> 32)
     }

@@ -1,16 +1,17 @@
-//! A file of lines that a run appends to, and that a later run goes on with after a kill at any moment.
+//! A file of lines that a run appends to, and that a later run goes on with after a kill at any
+//! moment.
 //!
-//! A log is only ever appended to, a whole line at a time, so that whatever ends a run leaves whole lines and at most
-//! one torn one behind them, which the next run drops.
+//! A log is only ever appended to, a whole line at a time, so that whatever ends a run leaves whole
+//! lines and at most one torn one behind them, which the next run drops.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::platform::Instant;
 
 /// How much of a file is whole lines.
-#[cfg(feature = "cli")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Extent {
     /// Bytes of its whole lines.
@@ -19,10 +20,10 @@ pub(crate) struct Extent {
     pub torn: u64,
 }
 
-#[cfg(feature = "cli")]
 impl Extent {
-    /// Reads all lines. A newline between double quotes ends none where they are `quoted`, as in comma-separated values.
-    pub(crate) fn of(mut bytes: impl io::BufRead, quoted: bool) -> io::Result<Self> {
+    /// Reads all lines. A newline between double quotes ends none where they are `quoted`, as in
+    /// comma-separated values.
+    pub(crate) fn of(mut bytes: impl BufRead, quoted: bool) -> io::Result<Self> {
         let (mut whole, mut length, mut inside) = (0, 0, false);
         loop {
             let buffer = bytes.fill_buf()?;
@@ -63,7 +64,8 @@ impl Log {
         })
     }
 
-    /// Adds whole lines by one write: a kill tears at most the last of them, and readers see each as a whole.
+    /// Adds whole lines by one write: a kill tears at most the last of them, and readers see each
+    /// as a whole.
     pub(crate) fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         self.file.write_all(lines)
     }
@@ -74,10 +76,9 @@ impl Log {
         self.file.sync_data()
     }
 
-    /// The same where the last time is `interval` ago: what a power cut may cost. (A killed process loses nothing that
-    /// it has written.)
-    #[cfg(feature = "cli")]
-    pub(crate) fn sync_every(&mut self, interval: std::time::Duration) -> io::Result<()> {
+    /// The same where the last time is `interval` ago: what a power cut may cost. (A killed process
+    /// loses nothing that it has written.)
+    pub(crate) fn sync_every(&mut self, interval: Duration) -> io::Result<()> {
         if self.synced.elapsed() < interval {
             return Ok(());
         }
@@ -85,7 +86,7 @@ impl Log {
     }
 }
 
-#[cfg(all(test, feature = "cli"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -1,12 +1,13 @@
-//! Files as this program writes them: whole or not at all, resumable, and in formats that other programs read.
+//! Files as this program writes them: whole or not at all, resumable, and in formats that other
+//! programs read.
 
 #[cfg(feature = "cli")]
 pub(crate) mod arrays;
 pub(crate) mod atomic;
 pub(crate) mod checksum;
-#[cfg(feature = "eval")]
+#[cfg(feature = "cli")]
 pub(crate) mod log;
 #[cfg(feature = "eval")]
 pub(crate) mod npy;
-#[cfg(feature = "eval")]
+#[cfg(feature = "cli")]
 pub(crate) mod page;

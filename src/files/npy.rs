@@ -1,10 +1,12 @@
 //! NumPy's `.npy` files (numpy.lib.format).
 
-/// Bytes of a header that [`header`] writes: the least that the format's alignment of 64 allows for any shape of ours.
+/// Bytes of a header that [`header`] writes: the least that the format's alignment of 64 allows for
+/// any shape of ours.
 #[cfg(feature = "cli")]
 pub(crate) const HEADER: u64 = 128;
 
-/// The header of an f32 array, version 1.0 of the format: padded with spaces to a line of [`HEADER`] bytes.
+/// The header of an f32 array, version 1.0 of the format: padded with spaces to a line of
+/// [`HEADER`] bytes.
 #[cfg(feature = "cli")]
 pub(crate) fn header(shape: &[usize]) -> Vec<u8> {
     let sizes: String = shape.iter().map(|size| format!("{size}, ")).collect();
@@ -27,7 +29,8 @@ pub(crate) struct Matrix {
 }
 
 impl Matrix {
-    /// Reads a two-dimensional float32 or float64 array of either byte order, format versions 1 to 3.
+    /// Reads a two-dimensional float32 or float64 array of either byte order, format versions 1 to
+    /// 3.
     ///
     /// # Errors
     /// What is wrong with the file, for people.

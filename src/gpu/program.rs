@@ -70,7 +70,7 @@ impl Program {
         self.activation_bytes
     }
 
-    /// The stages kept by [`ProgramBuilder::with_taps`], in order.
+    /// The stages kept by [`with_taps`](super::ProgramBuilder::with_taps), in order.
     #[must_use]
     pub fn taps(&self) -> &[Tap] {
         &self.taps

@@ -1,5 +1,5 @@
-//! The cache that `huggingface_hub` shares between programs: `blobs/HASH` holds a file, `snapshots/COMMIT/NAME` is a
-//! link to it, `refs/REVISION` holds the commit.
+//! The cache that `huggingface_hub` shares between programs: `blobs/HASH` holds a file,
+//! `snapshots/COMMIT/NAME` is a link to it, `refs/REVISION` holds the commit.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -41,9 +41,9 @@ impl Cache {
         Ok(folder.join(hash))
     }
 
-    /// Waits until no other process works on a file, and keeps others waiting until the lock is dropped. The
-    /// lock is where `huggingface_hub` has its own, so that Python's programs wait, too. That it waits it says once in
-    /// all calls with one `told`.
+    /// Waits until no other process works on a file, and keeps others waiting until the lock is
+    /// dropped. The lock is where `huggingface_hub` has its own, so that Python's programs wait,
+    /// too. That it waits it says once in all calls with one `told`.
     pub(super) fn lock(
         &self,
         repo: &RepoName,
@@ -102,7 +102,8 @@ impl Cache {
         }
         let blob = self.blob_path(&listing.repo, &file.hash);
         let target = Path::new("../../blobs").join(&file.hash);
-        // Where links are not allowed (Windows without developer mode) Python keeps the file itself there.
+        // Where links are not allowed (Windows without developer mode) Python keeps the file itself
+        // there.
         symlink(&target, &link)
             .or_else(|_| std::fs::hard_link(&blob, &link))
             .or_else(|_| std::fs::copy(&blob, &link).map(|_| ()))
@@ -126,7 +127,8 @@ impl Cache {
         Ok(repo.join("snapshots").join(&listing.commit))
     }
 
-    /// Notes which of the files that a checkpoint may have this one has not, so that [`Self::held`] need not ask the hub.
+    /// Notes which of the files that a checkpoint may have this one has not, so that
+    /// [`Self::state`] need not ask the hub.
     fn note_absent(&self, listing: &Listing) {
         let notes = self
             .repo(&listing.repo)
@@ -147,20 +149,20 @@ impl Cache {
     }
 
     /// What there is of a revision.
-    pub(super) fn held(&self, repo: &RepoName, revision: &str) -> Held {
+    pub(super) fn state(&self, repo: &RepoName, revision: &str) -> CacheState {
         let repo = self.repo(repo);
         let commit = std::fs::read_to_string(repo.join("refs").join(revision));
         let commit = commit.unwrap_or_else(|_| revision.to_owned());
         let commit = commit.trim().to_owned();
         if commit.is_empty() || !commit.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Held::Nothing;
+            return CacheState::Nothing;
         }
         let folder = repo.join("snapshots").join(&commit);
         let has = |name: &str| folder.join(name).is_file();
         if !folder.is_dir() {
-            return Held::Nothing;
+            return CacheState::Nothing;
         }
-        let part = |lacks| Held::Part {
+        let part = |lacks| CacheState::Part {
             commit: commit.clone(),
             lacks,
         };
@@ -176,12 +178,12 @@ impl Cache {
             .filter(|name| !has(name) && !notes.join(name).exists());
         let unknown: Vec<_> = unknown.collect();
         if unknown.is_empty() {
-            return Held::Whole { folder };
+            return CacheState::Whole { folder };
         }
         let tokenizer =
             has("tokenizer.json") || has("vocab.txt") || has("vocab.json") && has("merges.txt");
         match tokenizer {
-            true => Held::Usable {
+            true => CacheState::Usable {
                 folder,
                 commit,
                 unknown,
@@ -193,7 +195,7 @@ impl Cache {
 
 /// What the cache has of a checkpoint at a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Held {
+pub enum CacheState {
     /// No file.
     Nothing,
     /// Some files, but not all that any checkpoint needs.
@@ -203,7 +205,8 @@ pub enum Held {
         /// A part that is missing.
         lacks: &'static str,
     },
-    /// Configuration, weights and tokenizer, as another program fetched them. Whether the hub has more is not known.
+    /// Configuration, weights and tokenizer, as another program fetched them. Whether the hub has
+    /// more is not known.
     Usable {
         /// The checkpoint's folder.
         folder: PathBuf,

@@ -11,9 +11,9 @@ const MOST_WORDS: usize = 200;
 /// What the hub says of a token that it does not know.
 const UNKNOWN_TOKEN: &str = "Invalid credentials in Authorization header";
 
-/// Who asked for what.
+/// A request, as far as it explains a refusal.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asked<'a> {
+pub(super) struct RequestContext<'a> {
     /// The address.
     pub url: &'a str,
     /// The repository's page.
@@ -24,7 +24,7 @@ pub(super) struct Asked<'a> {
     pub file: bool,
 }
 
-impl Asked<'_> {
+impl RequestContext<'_> {
     /// What an answer that is no success means.
     pub(super) fn denied(self, answer: &Response<Body>) -> HubError {
         let header = |name| {
@@ -118,9 +118,9 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn says(asked: Asked, answer: (u16, &str, &str), parts: &[&str], not: &[&str]) {
-        let text = asked.explain(answer.0, answer.1, answer.2).to_string();
-        let start = format!("{}: the hub answers {}: ", asked.url, answer.0);
+    fn says(context: RequestContext, answer: (u16, &str, &str), parts: &[&str], not: &[&str]) {
+        let text = context.explain(answer.0, answer.1, answer.2).to_string();
+        let start = format!("{}: the hub answers {}: ", context.url, answer.0);
         assert!(text.starts_with(&start), "{text}");
         for part in parts {
             assert!(text.contains(part), "{part:?} is missing: {text}");
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn the_hubs_codes_tell_what_a_status_means() {
         let page = "https://hub/a/b";
-        let asked = |with_token, file| Asked {
+        let context = |with_token, file| RequestContext {
             url: "https://hub/x",
             page,
             with_token,
@@ -143,13 +143,13 @@ mod tests {
         for status in [401, 403] {
             let gated = (status, "GatedRepo", "Access to model a/b is restricted.");
             says(
-                asked(false, true),
+                context(false, true),
                 gated,
                 &[&terms, "no token was sent", "set HF_TOKEN", "\"Access to"],
                 &["check the name", "no such"],
             );
             says(
-                asked(true, true),
+                context(true, true),
                 gated,
                 &[
                     &terms,
@@ -162,20 +162,20 @@ mod tests {
         let refused = (401, "", UNKNOWN_TOKEN);
         for file in [false, true] {
             says(
-                asked(true, file),
+                context(true, file),
                 refused,
                 &["the token was refused", "valid"],
                 &["no such repository"],
             );
         }
         says(
-            asked(false, true),
+            context(false, true),
             (401, "", ""),
             &["is listed", "no token was sent", page],
             &["check the name", "it says"],
         );
         says(
-            asked(false, false),
+            context(false, false),
             (401, "RepoNotFound", "Repository not found"),
             &[
                 "no such repository",
@@ -186,25 +186,31 @@ mod tests {
             &["refused"],
         );
         says(
-            asked(true, false),
+            context(true, false),
             (404, "RepoNotFound", ""),
             &["no such repository, or a private one", "HF_TOKEN may read"],
             &["`revision`"],
         );
         says(
-            asked(false, false),
+            context(false, false),
             (404, "RevisionNotFound", "Invalid rev id: v9"),
             &["no such revision", "`revision`", "\"Invalid rev id: v9\""],
             &["name", "token"],
         );
         says(
-            asked(true, true),
+            context(true, true),
             (404, "EntryNotFound", ""),
             &["no such file"],
             &["name", "token"],
         );
-        says(asked(true, true), (429, "", ""), &["wait"], &["set HF"]);
+        says(context(true, true), (429, "", ""), &["wait"], &["set HF"]);
         let long = "long ".repeat(1000);
-        assert!(asked(true, true).explain(418, "", &long).to_string().len() < 500);
+        assert!(
+            context(true, true)
+                .explain(418, "", &long)
+                .to_string()
+                .len()
+                < 500
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! One file from the hub: continued where it broke off, and compared with its hash before it counts.
+//! One file from the hub: continued where it broke off, and compared with its hash before it
+//! counts.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -8,7 +9,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use ureq::Agent;
 
-use super::denied::Asked;
+use super::denied::RequestContext;
 use super::{HubError, HubSettings, RemoteFile};
 
 /// Bytes read at a time.
@@ -17,12 +18,12 @@ const CHUNK: usize = 1 << 20;
 /// Digits of a SHA-256.
 const SHA256_DIGITS: usize = 64;
 
-/// Fetches the file `asked` for into `blob`, by way of a file `blob.incomplete`, which a later call continues. `progress` is told the
-/// bytes that are there.
+/// Fetches the file of `context` into `blob`, by way of a file `blob.incomplete`, which a later
+/// call continues. `progress` is told the bytes that are there.
 pub(super) fn fetch(
     agent: &Agent,
     settings: &HubSettings,
-    asked: Asked,
+    context: RequestContext,
     file: &RemoteFile,
     blob: &Path,
     progress: &mut dyn FnMut(u64),
@@ -32,21 +33,21 @@ pub(super) fn fetch(
     let mut download = Download {
         agent,
         settings,
-        asked,
+        context,
         size: file.size,
         path: path.into(),
         progress,
     };
     download.run()?;
     let path = download.path;
-    verify(&path, asked.url, file)?;
+    verify(&path, context.url, file)?;
     std::fs::rename(&path, blob).map_err(HubError::cache(blob))
 }
 
 struct Download<'a> {
     agent: &'a Agent,
     settings: &'a HubSettings,
-    asked: Asked<'a>,
+    context: RequestContext<'a>,
     size: u64,
     path: PathBuf,
     progress: &'a mut dyn FnMut(u64),
@@ -63,8 +64,8 @@ enum End {
 }
 
 impl Download<'_> {
-    /// Requests what is missing until it is there. Only requests that gain nothing count against the patience; to get
-    /// again what was there before is no gain.
+    /// Requests what is missing until it is there. Only requests that gain nothing count against
+    /// the patience; to get again what was there before is no gain.
     fn run(&mut self) -> Result<(), HubError> {
         let mut failures = 0;
         let mut most = self.length();
@@ -82,7 +83,7 @@ impl Download<'_> {
                 _ => self.settings.retries,
             };
             if failures > patience {
-                let url = self.asked.url.into();
+                let url = self.context.url.into();
                 return Err(match end {
                     End::Broken(problem) => HubError::Connection { url, problem },
                     End::Short | End::Whole => HubError::Short {
@@ -112,7 +113,7 @@ impl Download<'_> {
             self.open(self.size)?; // an empty file must be made
             return Ok(End::Whole);
         }
-        let mut request = self.agent.get(self.asked.url);
+        let mut request = self.agent.get(self.context.url);
         if let Some(token) = &self.settings.token {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
@@ -139,7 +140,7 @@ impl Download<'_> {
             status @ (408 | 429 | 500..) => {
                 return Ok(End::Broken(format!("the hub answers {status}")));
             }
-            _ => return Err(self.asked.denied(&answer)),
+            _ => return Err(self.context.denied(&answer)),
         }
         let mut target = self.open(have)?;
         self.receive(answer.body_mut().as_reader(), &mut target, have)
@@ -170,7 +171,8 @@ impl Download<'_> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Ok(End::Broken(error.to_string())),
             };
-            // More than was listed is no part of the file; what is there is then compared with its hash.
+            // More than was listed is no part of the file; what is there is then compared with its
+            // hash.
             let room = usize::try_from(self.size - have).unwrap_or(usize::MAX);
             let bytes = &chunk[..count.min(room)];
             target

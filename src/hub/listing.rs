@@ -7,7 +7,7 @@ use std::io::Read;
 use serde::Deserialize;
 use ureq::Agent;
 
-use super::denied::Asked;
+use super::denied::RequestContext;
 use super::{HubError, HubSettings};
 
 /// A listing has a few KB a file.
@@ -99,7 +99,8 @@ pub struct RemoteFile {
     pub name: String,
     /// Bytes.
     pub size: u64,
-    /// Its name in the cache, and what it must hash to: SHA-256 of a large file (64 digits), git's SHA-1 of a small one (40).
+    /// Its name in the cache, and what it must hash to: SHA-256 of a large file (64 digits), git's
+    /// SHA-1 of a small one (40).
     pub hash: String,
 }
 
@@ -129,8 +130,8 @@ impl Listing {
         self.files.iter().map(|file| file.size).sum()
     }
 
-    /// Compares the shards that `index` names, a file of the listing, with those that are listed. That they are too few
-    /// is said before they are fetched.
+    /// Compares the shards that `index` names, a file of the listing, with those that are listed.
+    /// That they are too few is said before they are fetched.
     ///
     /// # Errors
     /// A problem with it, for people: it is no index, or names what is not listed.
@@ -225,13 +226,13 @@ pub(super) fn fetch(
         .call()
         .map_err(|error| connection(error.to_string()))?;
     if !answer.status().is_success() {
-        let asked = Asked {
+        let context = RequestContext {
             url: &url,
             page: &settings.page(repo),
             with_token: settings.token.is_some(),
             file: false,
         };
-        return Err(asked.denied(&answer));
+        return Err(context.denied(&answer));
     }
     let mut text = Vec::new();
     let body = answer
@@ -294,7 +295,8 @@ fn read(answer: Answer, repo: &RepoName, revision: &str, url: &str) -> Result<Li
     })
 }
 
-/// Those of a repository's files that make a checkpoint: weights in one format, and what goes with them.
+/// Those of a repository's files that make a checkpoint: weights in one format, and what goes with
+/// them.
 fn wanted<'n>(names: &[&'n str]) -> Result<Vec<&'n str>, &'static str> {
     if !names.contains(&"config.json") {
         return Err("no config.json");

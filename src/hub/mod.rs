@@ -1,7 +1,9 @@
-//! Checkpoints from the Hugging Face Hub: listed, fetched into the cache that Python's `huggingface_hub` uses too, verified.
+//! Checkpoints from the Hugging Face Hub: listed, fetched into the cache that Python's
+//! `huggingface_hub` uses too, verified.
 //!
-//! The protocol is small: a JSON listing of a repository at a revision, and a file a URL, which may lead to another host
-//! and can be fetched from any byte on. `ureq` speaks HTTP. Blocking: for a program, or a thread of its own.
+//! The protocol is small: a JSON listing of a repository at a revision, and a file a URL, which may
+//! lead to another host and can be fetched from any byte on. `ureq` speaks HTTP. Blocking: for a
+//! program, or a thread of its own.
 
 mod cache;
 mod denied;
@@ -16,8 +18,9 @@ use std::time::Duration;
 use ureq::Agent;
 use ureq::config::RedirectAuthHeaders;
 
-pub use cache::{Cache, Held};
-use denied::Asked;
+use cache::Cache;
+pub use cache::CacheState;
+use denied::RequestContext;
 pub use error::HubError;
 pub use listing::{Listing, RemoteFile, RepoName};
 pub use settings::HubSettings;
@@ -41,7 +44,8 @@ impl Hub {
     pub fn new(settings: HubSettings) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
-            // The token is for the hub; where files are kept elsewhere, the address itself is the permission.
+            // The token is for the hub; where files are kept elsewhere, the address itself is the
+            // permission.
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
             .timeout_connect(Some(PATIENCE))
             .timeout_recv_response(Some(PATIENCE))
@@ -62,8 +66,8 @@ impl Hub {
     }
 
     /// What the cache has of a checkpoint at a revision; no network is used.
-    pub fn held(&self, repo: &RepoName, revision: &str) -> Held {
-        self.cache.held(repo, revision)
+    pub fn state(&self, repo: &RepoName, revision: &str) -> CacheState {
+        self.cache.state(repo, revision)
     }
 
     /// The files of a checkpoint at a revision that this program has use for.
@@ -73,8 +77,8 @@ impl Hub {
     pub fn list(&self, repo: &RepoName, revision: &str) -> Result<Listing, HubError> {
         if self.settings.offline {
             let repo = repo.clone();
-            return Err(match self.held(&repo, revision) {
-                Held::Part { lacks, .. } => HubError::OfflinePart { repo, lacks },
+            return Err(match self.state(&repo, revision) {
+                CacheState::Part { lacks, .. } => HubError::OfflinePart { repo, lacks },
                 _ => HubError::Offline { repo },
             });
         }
@@ -82,11 +86,13 @@ impl Hub {
         listing::fetch(&self.agent, &self.settings, repo, revision)
     }
 
-    /// Fetches what the cache lacks of a listing and returns the checkpoint's folder. What is broken off stays and is
-    /// continued by the next call; a file that another process is fetching is waited for. `progress` is told the bytes that are there, and all of them.
+    /// Fetches what the cache lacks of a listing and returns the checkpoint's folder. What is
+    /// broken off stays and is continued by the next call; a file that another process is fetching
+    /// is waited for. `progress` is told the bytes that are there, and all of them.
     ///
     /// # Errors
-    /// As [`Hub::list`]; shards that the repository lacks; a file whose size or hash is another than the listing's; no room.
+    /// As [`Hub::list`]; shards that the repository lacks; a file whose size or hash is another
+    /// than the listing's; no room.
     pub fn pull(
         &self,
         listing: &Listing,
@@ -149,13 +155,13 @@ impl Hub {
             });
         }
         self.settings.check()?;
-        let asked = Asked {
+        let context = RequestContext {
             url: &self.url(listing, file),
             page: &self.settings.page(&listing.repo),
             with_token: self.settings.token.is_some(),
             file: true,
         };
-        download::fetch(&self.agent, &self.settings, asked, file, blob, progress)
+        download::fetch(&self.agent, &self.settings, context, file, blob, progress)
     }
 
     /// Bytes of a listing that the cache lacks.

@@ -1,4 +1,5 @@
-//! Where the hub is, who asks, and where the cache lies: from the environment, as `huggingface_hub` reads it.
+//! Where the hub is, who asks, and where the cache lies: from the environment, as `huggingface_hub`
+//! reads it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -37,9 +38,10 @@ impl std::fmt::Debug for HubSettings {
 }
 
 impl HubSettings {
-    /// From `HF_ENDPOINT`, `HF_HUB_CACHE` (`HUGGINGFACE_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`), `HF_TOKEN`
-    /// (`HUGGING_FACE_HUB_TOKEN`, the file `HF_TOKEN_PATH` or `token` in `HF_HOME`; `HF_HUB_DISABLE_IMPLICIT_TOKEN` leaves
-    /// it out) and `HF_HUB_OFFLINE` (`TRANSFORMERS_OFFLINE`).
+    /// From `HF_ENDPOINT`, `HF_HUB_CACHE` (`HUGGINGFACE_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`),
+    /// `HF_TOKEN` (`HUGGING_FACE_HUB_TOKEN`, the file `HF_TOKEN_PATH` or `token` in `HF_HOME`;
+    /// `HF_HUB_DISABLE_IMPLICIT_TOKEN` leaves it out) and `HF_HUB_OFFLINE`
+    /// (`TRANSFORMERS_OFFLINE`).
     pub fn from_environment() -> Self {
         Self::from_variables(&|name| std::env::var(name).ok())
     }

@@ -86,7 +86,8 @@ pub fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error>
     Ok(true)
 }
 
-/// Has Ctrl-C, or the end of the terminal or system, remove what is written so far. Without that the next conversion does.
+/// Has Ctrl-C, or the end of the terminal or system, remove what is written so far. Without that
+/// the next conversion does.
 #[cfg(unix)]
 fn remove_when_stopped(out: &Path) {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};

@@ -8,9 +8,9 @@ use crate::task::{ImageFeatures, ImageFeaturizer, Preset, Retriever, TextFeature
 
 use crate::cli::shared::Shared;
 use crate::cli::shared::generation::{BatchSize, parse_batch_size};
-use crate::cli::shared::inputs::expand;
+use crate::cli::shared::inputs::images_of;
 use crate::cli::shared::output::{Output, load_progress};
-use crate::cli::shared::retrieval::{decode_all, encode_texts, image_size, texts_of};
+use crate::cli::shared::retrieval::{decode_all, encode_texts, image_size, texts_given};
 
 /// Writes features of images or texts to a file.
 #[derive(Debug, clap::Args)]
@@ -41,8 +41,8 @@ struct ImageArgs {
     /// Image files, folders (with all below them), globs, or - for stdin
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<std::ffi::OsString>,
-    /// itc: queries in the common space [queries, width]; qformer: the Q-Former's output [queries, hidden]; vit: the
-    /// image encoder's tokens [tokens, width]
+    /// itc: queries in the common space [queries, width]; qformer: the Q-Former's output [queries,
+    /// hidden]; vit: the image encoder's tokens [tokens, width]
     #[arg(long, value_enum, default_value_t)]
     kind: Kind,
     /// Side of the images in pixels, if not the checkpoint's
@@ -72,7 +72,8 @@ struct TextArgs {
 
 #[derive(Debug, clap::Args)]
 struct OutputArgs {
-    /// Where to: FILE.safetensors (tensor `features`, names in its metadata) or FILE.npy (names in FILE.names.json)
+    /// Where to: FILE.safetensors (tensor `features`, names in its metadata) or FILE.npy (names in
+    /// FILE.names.json)
     #[arg(long, value_name = "FILE", value_parser = parse_out)]
     out: PathBuf,
     /// Whose defaults to follow: image size, how images are opened, how texts are cleaned and cut
@@ -110,9 +111,7 @@ enum TextKind {
 
 /// Writes the file; `false` if any image or text failed.
 pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
-    // Wrong usage comes before anything a file could fail with.
-    shared.checkpoint()?;
-    shared.gpu_options()?;
+    shared.check()?;
     match &args.what {
         What::Image(args) => images(shared, args, output).await,
         What::Text(args) => texts(shared, args, output).await,
@@ -259,12 +258,11 @@ impl Encoder {
 }
 
 async fn images(shared: &Shared, args: &ImageArgs, output: &Output) -> Result<bool, Error> {
-    let (inputs, errors) = expand(&args.images);
-    errors.iter().for_each(|error| output.error(error));
+    let (inputs, failed) = images_of(&args.images, output);
     if inputs.is_empty() {
         return Ok(false);
     }
-    let mut all_done = errors.is_empty();
+    let mut all_done = failed == 0;
     let mut encoder = Encoder::open(shared, args, output).await?;
     let (kind, rows) = (args.kind, encoder.rows(args.kind));
     let kind_name = match kind {
@@ -298,13 +296,7 @@ async fn images(shared: &Shared, args: &ImageArgs, output: &Output) -> Result<bo
 }
 
 async fn texts(shared: &Shared, args: &TextArgs, output: &Output) -> Result<bool, Error> {
-    let mut all_done = true;
-    let mut texts = args.text.clone();
-    if let Some(file) = &args.texts {
-        let (more, done) = texts_of(file, output);
-        all_done &= done;
-        texts.extend(more);
-    }
+    let (texts, mut all_done) = texts_given(&args.text, args.texts.as_deref(), output);
     if texts.is_empty() {
         return Ok(false);
     }

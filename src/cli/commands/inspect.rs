@@ -30,7 +30,8 @@ pub struct Args {
     /// Images at a time to plan for
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..).map(usize::from))]
     batch_size: usize,
-    /// Positions of a text to plan for: image, prompt and answer (of the text alone, for a retrieval model)
+    /// Positions of a text to plan for: image, prompt and answer (of the text alone, for a
+    /// retrieval model)
     #[arg(long, value_name = "N", default_value_t = POSITIONS, value_parser = clap::value_parser!(u16).range(1..).map(usize::from))]
     positions: usize,
     /// Beams to plan for
@@ -111,7 +112,8 @@ impl View<'_> {
         self.tensors.iter().map(TensorSpec::elements).sum()
     }
 
-    /// Whether every buffer of `plan` is one that the adapter allows, and there is room for all, as far as is known.
+    /// Whether every buffer of `plan` is one that the adapter allows, and there is room for all, as
+    /// far as is known.
     fn fits(&self, plan: &MemoryPlan) -> bool {
         self.allows_buffers(plan) && self.budget.holds(plan.total())
     }

@@ -1,14 +1,13 @@
 //! `blip2-wgpu match IMAGE… --text T…`
 
 use crate::Error;
-use crate::task::{ImageFeatures, PairScore, Preset, Retriever, TextFeatures, TextUse};
+use crate::task::{ImageFeatures, PairScore, Retriever, TextFeatures, TextUse};
 
 use crate::cli::shared::Shared;
-use crate::cli::shared::explain::{ExplainFile, Page, Part, Report, parse_file};
-use crate::cli::shared::generation::{BatchSize, parse_batch_size};
-use crate::cli::shared::inputs::expand;
-use crate::cli::shared::output::Output;
-use crate::cli::shared::retrieval::{decode_all, encode_texts, image_size, number, texts_of};
+use crate::cli::shared::explain::{ExplainFile, ExplainWriter, Page, Part, parse_file};
+use crate::cli::shared::inputs::images_of;
+use crate::cli::shared::output::{Output, digits};
+use crate::cli::shared::retrieval::{EncodeArgs, decode_all, encode_texts, texts_given};
 
 /// Scores how well images and texts go together, every image with every text.
 #[derive(Debug, clap::Args)]
@@ -25,56 +24,46 @@ pub struct Args {
     /// A file of texts, one a line
     #[arg(long, value_name = "FILE")]
     texts: Option<std::path::PathBuf>,
-    /// Whose defaults to follow: image size, how images are opened, how texts are cleaned and cut
-    #[arg(long, value_enum, default_value_t)]
-    preset: Preset,
-    /// Side of the images in pixels, if not the checkpoint's
-    #[arg(long, value_name = "PIXELS")]
-    image_size: Option<u32>,
-    /// Images at a time
-    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_batch_size)]
-    batch_size: BatchSize,
-    /// Also show where the model looks in each image while it reads each text: a page (.html, any number of images) or
-    /// a picture (.png, one image)
+    #[command(flatten)]
+    encode: EncodeArgs,
+    /// Also show where the model looks in each image while it reads each text: a page (.html, any
+    /// number of images) or a picture (.png, one image)
     #[arg(long, value_name = "FILE", value_parser = parse_file)]
     explain: Option<ExplainFile>,
 }
 
 /// Scores all pairs; `false` if any image or text failed.
 pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
-    // Wrong usage comes before anything a file could fail with.
-    shared.checkpoint()?;
-    shared.gpu_options()?;
-    let mut all_done = true;
-    let mut texts = args.text.clone();
-    if let Some(file) = &args.texts {
-        let (more, done) = texts_of(file, output);
-        all_done &= done;
-        texts.extend(more);
-    }
-    let (inputs, errors) = expand(&args.images);
-    all_done &= errors.is_empty();
-    errors.iter().for_each(|error| output.error(error));
+    shared.check()?;
+    let (texts, mut all_done) = texts_given(&args.text, args.texts.as_deref(), output);
+    let (inputs, failed) = images_of(&args.images, output);
+    all_done &= failed == 0;
     if inputs.is_empty() || texts.is_empty() {
         return Ok(false);
     }
     let report = args.explain.as_ref();
-    let report = report.map(|file| Report::create(file, inputs.len()));
+    let report = report.map(|file| ExplainWriter::create(file, inputs.len()));
     let mut report = report.transpose()?;
-    let size = image_size(args.image_size, args.preset);
+    let size = args.encode.image_size();
     let mut model = shared
-        .open_retriever(size, args.batch_size.0, output)
+        .open_retriever(size, args.encode.batch_size.0, output)
         .await?;
     let given = texts.len();
-    let (texts, features) =
-        encode_texts(&mut model, texts, args.preset, TextUse::Match, output).await?;
+    let (texts, features) = encode_texts(
+        &mut model,
+        texts,
+        args.encode.preset,
+        TextUse::Match,
+        output,
+    )
+    .await?;
     all_done &= texts.len() == given;
     if texts.is_empty() {
         return Ok(false);
     }
     let bar = output.items(inputs.len(), "images", true);
-    for inputs in inputs.chunks(model.batch_size(args.batch_size.0)) {
-        let (names, images) = decode_all(inputs, args.preset, output);
+    for inputs in inputs.chunks(model.batch_size(args.encode.batch_size.0)) {
+        let (names, images) = decode_all(inputs, args.encode.preset, output);
         all_done &= images.len() == inputs.len();
         let encoded = model.encode_batch(&images).await?;
         let scores = score(&mut model, &encoded, &features).await?;
@@ -103,7 +92,7 @@ pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, 
         bar.inc(inputs.len() as u64);
     }
     bar.finish_and_clear();
-    if let Some(Err(error)) = report.map(Report::finish) {
+    if let Some(Err(error)) = report.map(ExplainWriter::finish) {
         all_done = output.fail(&error);
     }
     model.gpu().save_pipelines();
@@ -153,8 +142,8 @@ fn print(name: &str, text: &str, score: &PairScore, output: &Output) {
     let line = serde_json::json!({
         "image": name,
         "text": text,
-        "itm": number(score.itm),
-        "itc": number(score.itc),
+        "itm": digits(score.itm),
+        "itc": digits(score.itc),
     });
     output.line(&line.to_string());
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::Error;
-use crate::hub::{Held, Hub, HubSettings, Listing, MAIN, RepoName};
+use crate::hub::{CacheState, Hub, HubSettings, Listing, MAIN, RepoName};
 
 use crate::cli::shared::hub::fetch;
 use crate::cli::shared::output::Output;
@@ -32,15 +32,15 @@ pub fn run(args: &Args, output: &Output) -> Result<bool, Error> {
     let hub = Hub::new(HubSettings::from_environment());
     let repo = RepoName::parse(&args.name)?;
     if hub.settings().offline {
-        let held = match hub.held(&repo, &args.revision) {
-            Held::Whole { folder } => Some((folder, Vec::new())),
-            Held::Usable {
+        let cached = match hub.state(&repo, &args.revision) {
+            CacheState::Whole { folder } => Some((folder, Vec::new())),
+            CacheState::Usable {
                 folder, unknown, ..
             } => Some((folder, unknown)),
             // Listing it says that nothing may be fetched.
-            Held::Part { .. } | Held::Nothing => None,
+            CacheState::Part { .. } | CacheState::Nothing => None,
         };
-        if let Some((folder, unknown)) = held {
+        if let Some((folder, unknown)) = cached {
             if !unknown.is_empty() {
                 output.warning(&format!(
                     "{repo}: the cache has what is needed; whether the hub has {} too is not known offline",

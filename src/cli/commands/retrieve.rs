@@ -7,15 +7,14 @@ use clap::builder::TypedValueParser;
 use crate::Error;
 use crate::kernels::MAX_KEPT;
 use crate::task::{
-    Direction, Gallery, GalleryEvent, GalleryImage, GallerySource, Preset, RetrieveOptions,
-    Retrieved, TextUse,
+    Direction, Gallery, GalleryEvent, GalleryImage, GallerySource, RetrieveOptions, Retrieved,
+    TextUse,
 };
 
 use crate::cli::shared::Shared;
-use crate::cli::shared::generation::{BatchSize, parse_batch_size};
-use crate::cli::shared::inputs::expand;
-use crate::cli::shared::output::Output;
-use crate::cli::shared::retrieval::{encode_texts, gallery_image, image_size, number, texts_of};
+use crate::cli::shared::inputs::images_of;
+use crate::cli::shared::output::{Output, digits};
+use crate::cli::shared::retrieval::{EncodeArgs, encode_texts, gallery_image, texts_of};
 
 /// Finds the best texts for every image, or the best images for every text.
 #[derive(Debug, clap::Args)]
@@ -39,18 +38,12 @@ pub struct Args {
     /// Rank by ITC alone, without the matching head
     #[arg(long)]
     itc_only: bool,
-    /// Keep the images' features in this file, and take them from it the next time (about 1.5 MB an image at 224 pixels)
+    /// Keep the images' features in this file, and take them from it the next time (about 1.5 MB an
+    /// image at 224 pixels)
     #[arg(long, value_name = "FILE")]
     index: Option<std::path::PathBuf>,
-    /// Whose defaults to follow: image size, how images are opened, how texts are cleaned and cut
-    #[arg(long, value_enum, default_value_t)]
-    preset: Preset,
-    /// Side of the images in pixels, if not the checkpoint's
-    #[arg(long, value_name = "PIXELS")]
-    image_size: Option<u32>,
-    /// Images at a time
-    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_batch_size)]
-    batch_size: BatchSize,
+    #[command(flatten)]
+    encode: EncodeArgs,
 }
 
 /// [`Direction`] as it is written.
@@ -74,31 +67,28 @@ impl From<DirectionArg> for Direction {
 
 /// Searches; `false` if any image or text failed.
 pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
-    // Wrong usage comes before anything a file could fail with.
-    shared.checkpoint()?;
-    shared.gpu_options()?;
+    shared.check()?;
     let (texts, mut all_done) = texts_of(&args.texts, output);
-    let (inputs, errors) = expand(&args.images);
-    errors.iter().for_each(|error| output.error(error));
-    all_done &= errors.is_empty();
+    let (inputs, failed) = images_of(&args.images, output);
+    all_done &= failed == 0;
     let images = once_each(inputs.into_iter().map(gallery_image).collect());
     if images.is_empty() || texts.is_empty() {
         return Ok(false);
     }
-    let size = image_size(args.image_size, args.preset);
+    let size = args.encode.image_size();
     let mut model = shared
-        .open_retriever(size, args.batch_size.0, output)
+        .open_retriever(size, args.encode.batch_size.0, output)
         .await?;
 
     let started = std::time::Instant::now();
     let image_count = images.len();
     let bar = output.items(image_count, "images", false);
     let mut known = 0;
-    let batch_size = model.batch_size(args.batch_size.0);
+    let batch_size = model.batch_size(args.encode.batch_size.0);
     let mut gallery = Gallery::encode(
         &mut model,
         images,
-        args.preset.decode_policy(),
+        args.encode.preset.decode_policy(),
         args.index.as_deref(),
         batch_size,
         &mut |event| match event {
@@ -120,8 +110,14 @@ pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, 
     all_done &= gallery.len() == image_count;
 
     let given = texts.len();
-    let (texts, features) =
-        encode_texts(&mut model, texts, args.preset, TextUse::Retrieve, output).await?;
+    let (texts, features) = encode_texts(
+        &mut model,
+        texts,
+        args.encode.preset,
+        TextUse::Retrieve,
+        output,
+    )
+    .await?;
     all_done &= texts.len() == given;
     if gallery.is_empty() || texts.is_empty() {
         return Ok(false);
@@ -130,7 +126,7 @@ pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, 
         direction: args.direction.into(),
         top_k: args.topk,
         rerank: !args.itc_only,
-        batch_size: args.batch_size.0,
+        batch_size: args.encode.batch_size.0,
     };
     let started = std::time::Instant::now();
     let queries = match options.direction {
@@ -191,9 +187,9 @@ fn print(query: &str, rank: usize, item: &str, find: &Retrieved, output: &Output
         "query": query,
         "rank": rank,
         "item": item,
-        "score": number(find.score),
-        "itc": number(find.itc),
-        "itm": find.itm.map(number),
+        "score": digits(find.score),
+        "itc": digits(find.itc),
+        "itm": find.itm.map(digits),
     });
     output.line(&line.to_string());
 }

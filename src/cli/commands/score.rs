@@ -79,7 +79,8 @@ pub struct VqaArgs {
 
 #[derive(Debug, clap::Args)]
 struct IncompleteArgs {
-    /// Results that are missing or empty are no failure (the missing are left out, the empty count as wrong)
+    /// Results that are missing or empty are no failure (the missing are left out, the empty count
+    /// as wrong)
     #[arg(long)]
     allow_incomplete: bool,
     /// Write each item's own scores to this file, a JSON object a line
@@ -92,7 +93,8 @@ pub struct RetrievalArgs {
     /// Scores of images × texts: a .npy of float32 or float64
     #[arg(long, value_name = "FILE.npy")]
     scores: PathBuf,
-    /// Scores of the other direction, where re-ranking made them differ: images × texts, or texts × images as LAVIS has it
+    /// Scores of the other direction, where re-ranking made them differ: images × texts, or texts ×
+    /// images as LAVIS has it
     #[arg(long, value_name = "FILE.npy")]
     scores_t2i: Option<PathBuf>,
     /// What the rows of --scores-t2i are, where its shape does not tell (texts: LAVIS's matrix)
@@ -216,11 +218,11 @@ fn retrieval(args: &RetrievalArgs, output: &Output) -> Result<bool, Error> {
         .transpose()?;
     let with_text: HashSet<usize> = image_of_text.iter().copied().collect();
     if let Some(image) = (0..images).find(|image| !with_text.contains(image)) {
-        return Err(EvalError::Item {
-            file: args.annotations.clone(),
-            item: format!("image {image} (counted from 0)"),
-            problem: "has no text to be found by; take the image out, or get the file anew".into(),
-        }
+        return Err(EvalError::item(
+            &args.annotations,
+            format!("image {image} (counted from 0)"),
+            "has no text to be found by; take the image out, or get the file anew",
+        )
         .into());
     }
     let Some(scores) = score_retrieval(&scores, by_text.as_ref(), &image_of_text) else {
@@ -271,8 +273,8 @@ fn matrix(
     }
 }
 
-/// Names what is wrong with the results; `false` if that counts as a failure. What is allowed to be incomplete is a
-/// warning.
+/// Names what is wrong with the results; `false` if that counts as a failure. What is allowed to be
+/// incomplete is a warning.
 fn report(joined: &Joined<'_>, args: &IncompleteArgs, output: &Output) -> bool {
     let mut failures: Vec<&EvalError> = joined.unknown.iter().collect();
     let mut allowed: Vec<&EvalError> = Vec::new();
@@ -286,11 +288,11 @@ fn report(joined: &Joined<'_>, args: &IncompleteArgs, output: &Output) -> bool {
 }
 
 fn no_captions(file: &Path, id: &crate::eval::Id) -> EvalError {
-    EvalError::Item {
-        file: file.into(),
-        item: format!("image {id}"),
-        problem: "has no caption to be judged by; get the file anew, or take the image out".into(),
-    }
+    EvalError::item(
+        file,
+        format!("image {id}"),
+        "has no caption to be judged by; get the file anew, or take the image out",
+    )
 }
 
 fn nothing(results: &Path, annotations: &Path) -> EvalError {
@@ -305,10 +307,7 @@ fn nothing(results: &Path, annotations: &Path) -> EvalError {
 
 fn write_lines(file: &Path, lines: impl Iterator<Item = Value>) -> Result<(), EvalError> {
     let text: String = lines.map(|line| format!("{line}\n")).collect();
-    std::fs::write(file, text).map_err(|cause| EvalError::Write {
-        file: file.into(),
-        cause,
-    })
+    std::fs::write(file, text).map_err(EvalError::write(file))
 }
 
 fn with_id(name: &str, id: Value, mut scores: Map<String, Value>) -> Value {

@@ -30,18 +30,19 @@ pub type Outcome = Result<Finished, String>;
 
 /// Where an item's result is to be kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Keep {
+pub struct Destination {
     /// Whether the results file lacks its line.
     pub line: bool,
     /// The text beside it, if that is to be written.
     pub sidecar: Option<PathBuf>,
 }
 
-/// Takes items in whatever order they are finished and delivers them in the order they were given in.
+/// Takes items in whatever order they are finished and delivers them in the order they were given
+/// in.
 pub struct Delivery<'a> {
     output: &'a Output,
     /// For each item.
-    keeps: Vec<Keep>,
+    destinations: Vec<Destination>,
     results: Option<ResultsFile>,
     /// Whether texts go to stdout.
     print: bool,
@@ -56,18 +57,19 @@ pub struct Delivery<'a> {
 }
 
 impl<'a> Delivery<'a> {
-    /// For as many items as there are `keeps`; `summary` is what was known before any was done.
+    /// For as many items as there are `destinations`; `summary` is what was known before any was
+    /// done.
     pub fn new(
         output: &'a Output,
-        keeps: Vec<Keep>,
+        destinations: Vec<Destination>,
         results: Option<ResultsFile>,
         print: bool,
         summary: Summary,
     ) -> Self {
         Self {
             output,
-            bar: output.items(keeps.len(), summary.kind.items, print),
-            keeps,
+            bar: output.items(destinations.len(), summary.kind.items, print),
+            destinations,
             results,
             print,
             outcomes: InOrder::default(),
@@ -78,7 +80,8 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Shows a piece of the first text of item `index`, before it is finished. Only the item that is next is shown so.
+    /// Shows a piece of the first text of item `index`, before it is finished. Only the item that
+    /// is next is shown so.
     pub fn piece(&mut self, index: usize, intro: &str, piece: &str) {
         if self.output.json || index != self.outcomes.awaited() {
             return;
@@ -124,7 +127,7 @@ impl<'a> Delivery<'a> {
 
     /// The text goes before the line: an item that has its line is done with.
     fn write_sidecar(&self, index: usize, item: &Finished) -> Result<(), ResultsError> {
-        match &self.keeps[index].sidecar {
+        match &self.destinations[index].sidecar {
             Some(file) => Sidecars::write(file, &item.texts),
             None => Ok(()),
         }
@@ -132,7 +135,7 @@ impl<'a> Delivery<'a> {
 
     fn write_line(&mut self, index: usize, item: &Finished) -> Result<(), ResultsError> {
         match &mut self.results {
-            Some(results) if self.keeps[index].line => results.append(&item.record),
+            Some(results) if self.destinations[index].line => results.append(&item.record),
             _ => Ok(()),
         }
     }
@@ -154,7 +157,8 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Puts all lines on the disk, whatever ended the run, and says what was done; the command's outcome.
+    /// Puts all lines on the disk, whatever ended the run, and says what was done; the command's
+    /// outcome.
     ///
     /// # Errors
     /// What ended the run.
@@ -166,26 +170,59 @@ impl<'a> Delivery<'a> {
             return Ok(self.output.fail(&error));
         }
         self.summary.seconds = self.started.elapsed().as_secs_f64();
-        if self.keeps.iter().any(|keep| *keep != Keep::default()) {
+        if self
+            .destinations
+            .iter()
+            .any(|keep| *keep != Destination::default())
+        {
             self.output.note(&self.summary.to_string());
         }
         Ok(self.summary.failed == 0 && flow.is_continue())
     }
 }
 
-/// What the items of a command are called.
-#[derive(Debug, Clone, Copy)]
-pub struct Kind {
+/// What a command writes about its items.
+#[derive(Debug)]
+pub struct ItemKind {
+    /// The subcommand.
+    pub command: &'static str,
+    /// An item, several, and what is done with them, for people.
     pub item: &'static str,
     pub items: &'static str,
-    /// What is done with them.
     pub finished: &'static str,
+    /// The fields that tell a record from the others.
+    pub keys: &'static [&'static str],
+    /// The field of the best text, and that of all where several are asked for.
+    pub text: &'static str,
+    pub texts: &'static str,
 }
+
+/// A text an image.
+pub const CAPTIONS: ItemKind = ItemKind {
+    command: "caption",
+    item: "image",
+    items: "images",
+    finished: "captioned",
+    keys: &["image"],
+    text: "pred_caption",
+    texts: "captions",
+};
+
+/// A text a question.
+pub const ANSWERS: ItemKind = ItemKind {
+    command: "vqa",
+    item: "question",
+    items: "questions",
+    finished: "answered",
+    keys: &["image", "question"],
+    text: "pred_answer",
+    texts: "answers",
+};
 
 /// What a run did; its text is a line.
 #[derive(Debug, Clone, Copy)]
 pub struct Summary {
-    pub kind: Kind,
+    pub kind: &'static ItemKind,
     pub finished: usize,
     pub seconds: f64,
     /// Items whose results are all there from an earlier run.
@@ -197,7 +234,7 @@ pub struct Summary {
 
 impl Summary {
     /// Before anything is done.
-    pub fn new(kind: Kind) -> Self {
+    pub fn new(kind: &'static ItemKind) -> Self {
         Self {
             kind,
             finished: 0,
@@ -211,10 +248,11 @@ impl Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Kind {
+        let ItemKind {
             item,
             items,
             finished,
+            ..
         } = self.kind;
         let noun = if self.finished == 1 { item } else { items };
         write!(f, "{} {noun} {finished}", self.finished)?;
@@ -241,12 +279,7 @@ mod tests {
 
     #[test]
     fn a_summary_is_a_line() {
-        let kind = Kind {
-            item: "image",
-            items: "images",
-            finished: "captioned",
-        };
-        let mut summary = Summary::new(kind);
+        let mut summary = Summary::new(&CAPTIONS);
         assert_eq!(summary.to_string(), "0 images captioned");
         summary.finished = 1;
         summary.seconds = 0.25;

@@ -1,10 +1,11 @@
 //! How the command line spells what the library's errors name.
 //!
-//! The library knows parameters, in backticks: `max_new_tokens`, `batch_size`. Python's arguments have these names too.
-//! Only here do they become flags.
+//! The library knows parameters, in backticks: `max_new_tokens`, `batch_size`. Python's arguments
+//! have these names too. Only here do they become flags.
 
-/// What the library says, and what the user of the command line reads. A phrase stands before the name in it.
-const SPELLINGS: [(&str, &str); 22] = [
+/// What the library says, and what the user of the command line reads. A phrase stands before the
+/// name in it.
+const SPELLINGS: [(&str, &str); 20] = [
     (
         "pass `model`, a BLIP-2 folder in the Hugging Face layout",
         "pass --model DIR, a BLIP-2 folder in the Hugging Face layout (or set BLIP2_WGPU_MODEL)",
@@ -23,10 +24,8 @@ const SPELLINGS: [(&str, &str); 22] = [
     ("`batches`", "--batches"),
     ("`config`", "--config"),
     ("`dtype`", "--dtype"),
-    ("`images`", "--images"),
     ("`llm`", "--llm"),
     ("`memory`", "--memory"),
-    ("`out`", "--out"),
     ("`profile`", "--profile"),
     ("`prompt`", "--prompt"),
     ("`quant`", "--quant"),

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use crate::generate::GenerationOverrides;
-use crate::task::{Preset, Work};
+use crate::task::{CaptionOptions, Preset, VqaOptions, Work};
 
 /// How to choose tokens. Flags left out keep the preset's or the checkpoint's value.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Generation")]
 pub struct GenerationArgs {
-    /// Text that the model continues; for vqa with {} where the question goes (once: anything else is an error)
+    /// Text that the model continues; for vqa with {} where the question goes (once: anything else
+    /// is an error)
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
     /// Most tokens to generate, the prompt not counted
@@ -125,6 +126,26 @@ impl GenerationArgs {
         .collect()
     }
 
+    /// How to caption.
+    pub fn caption_options(&self) -> CaptionOptions {
+        CaptionOptions {
+            prompt: self.prompt.clone(),
+            preset: self.preset,
+            generation: self.overrides(),
+            batch_size: self.batch_size.0,
+        }
+    }
+
+    /// How to answer.
+    pub fn vqa_options(&self) -> VqaOptions {
+        VqaOptions {
+            prompt: self.prompt.clone(),
+            preset: self.preset,
+            generation: self.overrides(),
+            batch_size: self.batch_size.0,
+        }
+    }
+
     /// What to have room for.
     pub fn work(&self) -> Work {
         // LAVIS and mmpretrain search with up to 5 beams; transformers as the checkpoint says.
@@ -146,8 +167,9 @@ impl GenerationArgs {
     }
 
     /// The flags that were given.
-    pub fn overrides(&self) -> GenerationOverrides {
-        // Beams and sampling exclude each other: whichever is asked for wins over a preset's or checkpoint's other.
+    fn overrides(&self) -> GenerationOverrides {
+        // Beams and sampling exclude each other: whichever is asked for wins over a preset's or
+        // checkpoint's other.
         let beams = self.beams.or(self.sample.then_some(1));
         let sample = if self.sample {
             Some(true)

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::Error;
-use crate::hub::{Held, Hub, HubSettings, Listing, MAIN, RepoName};
+use crate::hub::{CacheState, Hub, HubSettings, Listing, MAIN, RepoName};
 
 use super::output::{Output, byte_progress};
 
@@ -25,19 +25,19 @@ pub fn fetch(hub: &Hub, listing: &Listing, output: &Output) -> Result<PathBuf, E
     Ok(hub.pull(listing, &mut progress)?)
 }
 
-/// The folder that `--model` means: the path itself if there is something, or if it is no name; else the checkpoint of that
-/// name, from the cache or, after saying how large it is, from the hub.
+/// The folder that `--model` means: the path itself if there is something, or if it is no name;
+/// else the checkpoint of that name, from the cache or, after saying how large it is, from the hub.
 pub fn resolve(model: &Path, output: &Output) -> Result<PathBuf, Error> {
     let name = model.to_str().filter(|_| !model.exists());
     let Some(repo) = name.and_then(|name| RepoName::parse(name).ok()) else {
         return Ok(model.to_path_buf());
     };
     let hub = Hub::new(HubSettings::from_environment());
-    match hub.held(&repo, MAIN) {
-        Held::Whole { folder } => Ok(folder),
-        Held::Usable { folder, .. } if hub.settings().offline => Ok(folder),
+    match hub.state(&repo, MAIN) {
+        CacheState::Whole { folder } => Ok(folder),
+        CacheState::Usable { folder, .. } if hub.settings().offline => Ok(folder),
         // The rest of what is there, not the hub's newest, of which nothing may be there.
-        Held::Usable { folder, commit, .. } => match hub.list(&repo, &commit) {
+        CacheState::Usable { folder, commit, .. } => match hub.list(&repo, &commit) {
             Ok(listing) => fetch(&hub, &listing, output),
             Err(error) => {
                 output.warning(&format!(
@@ -46,10 +46,10 @@ pub fn resolve(model: &Path, output: &Output) -> Result<PathBuf, Error> {
                 Ok(folder)
             }
         },
-        Held::Part { commit, .. } if !hub.settings().offline => {
+        CacheState::Part { commit, .. } if !hub.settings().offline => {
             fetch(&hub, &hub.list(&repo, &commit)?, output)
         }
-        Held::Part { .. } | Held::Nothing => {
+        CacheState::Part { .. } | CacheState::Nothing => {
             output.note(&format!(
                 "{repo}: no such folder here; looking for the checkpoint of this name"
             ));

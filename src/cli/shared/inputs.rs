@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use crate::image::{DecodePolicy, ImageError, Rgb8Image, decode, decode_file};
 use crate::task;
 
-/// File name extensions, in lower case, that mark an image in a folder. A file that is named itself is
-/// taken whatever it is called.
+use super::output::Output;
+
+/// File name extensions, in lower case, that mark an image in a folder. A file that is named itself
+/// is taken whatever it is called.
 pub const EXTENSIONS: [&str; 16] = [
     "bmp", "dib", "gif", "jfif", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm", "ppm", "qoi",
     "tif", "tiff", "webp",
@@ -20,7 +22,8 @@ pub const STDIN_NAME: &str = "-";
 /// One image to work on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageInput {
-    /// What results and errors call it: the path as text (bytes that are not UTF-8 replaced), or `-`.
+    /// What results and errors call it: the path as text (bytes that are not UTF-8 replaced), or
+    /// `-`.
     pub name: String,
     /// Where its bytes are.
     pub source: ImageSource,
@@ -108,12 +111,16 @@ pub enum InputError {
     },
 }
 
-/// The images that the arguments stand for, in the order of the arguments, and the arguments that failed.
+/// The images that the arguments stand for, in the order of the arguments.
 ///
-/// Folders give their images at any depth, sorted by path; patterns give their matches sorted, folders
-/// among them expanded. The same image given twice is there twice.
-pub fn expand(arguments: &[OsString]) -> (Vec<ImageInput>, Vec<InputError>) {
-    expand_with(arguments, &mut io::stdin().lock())
+/// Folders give their images at any depth, sorted by path; patterns give their matches sorted,
+/// folders among them expanded. The same image given twice is there twice.
+///
+/// Those that failed are reported, and how many they are is returned.
+pub fn images_of(arguments: &[OsString], output: &Output) -> (Vec<ImageInput>, usize) {
+    let (images, errors) = expand_with(arguments, &mut io::stdin().lock());
+    errors.iter().for_each(|error| output.error(error));
+    (images, errors.len())
 }
 
 fn expand_with(arguments: &[OsString], stdin: &mut dyn Read) -> (Vec<ImageInput>, Vec<InputError>) {
@@ -188,20 +195,24 @@ impl Found {
     }
 
     fn add_folder(&mut self, folder: &Path) {
-        let errors_before = self.errors.len();
-        let mut files = Vec::new();
-        self.collect_images(folder, &mut files);
-        if files.is_empty() && self.errors.len() == errors_before {
+        let before = (self.images.len(), self.errors.len());
+        self.add_images_of(folder);
+        if (self.images.len(), self.errors.len()) == before {
             self.errors.push(InputError::NoImages {
                 name: name_of(folder),
             });
         }
+    }
+
+    fn add_images_of(&mut self, folder: &Path) {
+        let mut files = Vec::new();
+        self.collect_images(folder, &mut files);
         files.sort();
         files.into_iter().for_each(|file| self.add_file(file));
     }
 
-    /// Walks a folder. Linked files count; linked folders are not entered, so that a link to a folder
-    /// above cannot make the walk endless.
+    /// Walks a folder. Linked files count; linked folders are not entered, so that a link to a
+    /// folder above cannot make the walk endless.
     fn collect_images(&mut self, folder: &Path, files: &mut Vec<PathBuf>) {
         let entries = match std::fs::read_dir(folder) {
             Ok(entries) => entries,
@@ -226,12 +237,7 @@ impl Found {
         let (images_before, errors_before) = (self.images.len(), self.errors.len());
         for path in matches {
             match path {
-                Ok(path) if path.is_dir() => {
-                    let mut files = Vec::new();
-                    self.collect_images(&path, &mut files);
-                    files.sort();
-                    files.into_iter().for_each(|file| self.add_file(file));
-                }
+                Ok(path) if path.is_dir() => self.add_images_of(&path),
                 Ok(path) if has_image_extension(&path) => self.add_file(path),
                 Ok(_) => {}
                 Err(error) => {

@@ -13,6 +13,7 @@ mod parts;
 pub mod profile;
 pub mod results;
 pub mod retrieval;
+pub mod run;
 pub mod scores;
 
 use std::path::{Path, PathBuf};
@@ -57,7 +58,8 @@ pub struct Shared {
         env = "BLIP2_WGPU_DISABLE"
     )]
     disable: String,
-    /// Store weights in 8 or 4 bits a value on the device (in the folder, for convert); left out, as the checkpoint has them
+    /// Store weights in 8 or 4 bits a value on the device (in the folder, for convert); left out,
+    /// as the checkpoint has them
     #[arg(
         long,
         global = true,
@@ -65,8 +67,8 @@ pub struct Shared {
         env = "BLIP2_WGPU_QUANT"
     )]
     quant: Option<Quant>,
-    /// Bytes of device memory that may be used, such as 6GB; what does not fit is refused before it is loaded (by default
-    /// all that is free, where that can be known: on a CPU device)
+    /// Bytes of device memory that may be used, such as 6GB; what does not fit is refused before it
+    /// is loaded (by default all that is free, where that can be known: on a CPU device)
     #[arg(
         long,
         global = true,
@@ -135,6 +137,14 @@ impl Shared {
         })
     }
 
+    /// The checkpoint's path, once the flags of the device are known to be right: wrong usage comes
+    /// before anything a file could fail with.
+    pub fn check(&self) -> Result<Option<&Path>, Error> {
+        let checkpoint = self.checkpoint()?;
+        self.gpu_options()?;
+        Ok(checkpoint)
+    }
+
     /// The format to store weights in, if one was asked for.
     pub fn quant(&self) -> Option<WeightFormat> {
         self.quant.map(WeightFormat::from)
@@ -171,7 +181,7 @@ impl Shared {
         }
     }
 
-    /// How to open the model, for images of `image_size` pixels if not the checkpoint's.
+    /// How to open a checkpoint for such work.
     pub fn open_options(&self, image_size: Option<u32>, work: Work) -> Result<OpenOptions, Error> {
         Ok(OpenOptions {
             gpu: self.gpu_options()?,

@@ -102,8 +102,9 @@ impl Output {
         !self.quiet && std::io::stderr().is_terminal()
     }
 
-    /// A bar over `total` of `what` ("images") with their rate and the time left; hidden unless stderr is a terminal, and where
-    /// the results themselves go to a terminal and show how far it is.
+    /// A bar over `total` of `what` ("images") with their rate and the time left; hidden unless
+    /// stderr is a terminal, and where the results themselves go to a terminal and show how far it
+    /// is.
     pub fn items(&self, total: usize, what: &'static str, printing: bool) -> ItemsBar {
         let shown = printing && std::io::stdout().is_terminal();
         if !self.wants_progress() || total < 2 || shown {
@@ -151,7 +152,8 @@ pub fn digits(score: f32) -> Option<f64> {
     score.to_string().parse().ok()
 }
 
-/// A line on stderr. There is nowhere left to report that stderr is closed, and `eprintln` would panic.
+/// A line on stderr. There is nowhere left to report that stderr is closed, and `eprintln` would
+/// panic.
 fn to_stderr(line: std::fmt::Arguments<'_>) {
     let write = || {
         let _ = writeln!(std::io::stderr(), "{line}");

@@ -39,7 +39,8 @@ pub enum PairsError {
     Empty { file: String },
 }
 
-/// The pairs of `file` (`-`: standard input), and the lines that are none. Empty lines are passed over.
+/// The pairs of `file` (`-`: standard input), and the lines that are none. Empty lines are passed
+/// over.
 pub fn read(file: &Path) -> (Vec<Pair>, Vec<PairsError>) {
     let name = file.display().to_string();
     let bytes = if file == Path::new(STDIN_NAME) {

@@ -38,7 +38,8 @@ impl Profile {
         }))
     }
 
-    /// Shows and writes what was collected; `false` if the trace cannot be written, which is reported.
+    /// Shows and writes what was collected; `false` if the trace cannot be written, which is
+    /// reported.
     pub fn end(self, output: &Output) -> bool {
         if self.table {
             for line in self.lines() {

@@ -2,17 +2,17 @@
 
 use std::path::Path;
 
-use serde_json::Value;
-
 use crate::Error;
-use crate::image::{Rgb8Image, decode, decode_file};
+use crate::image::Rgb8Image;
 use crate::task::{GalleryImage, GallerySource, Preset, Retriever, TextFeatures, TextUse, Work};
 
 use super::Shared;
+use super::generation::{BatchSize, parse_batch_size};
 use super::inputs::{ImageInput, ImageSource};
 use super::output::{Output, load_progress};
 
-/// Texts encoded between two looks at the progress, so that a long list needs little memory at a time.
+/// Texts encoded between two looks at the progress, so that a long list needs little memory at a
+/// time.
 const TEXTS_AT_A_TIME: usize = 512;
 
 /// What is said of the demo model: its scores of photographs are worth nothing.
@@ -50,7 +50,8 @@ enum TextsError {
 }
 
 impl Shared {
-    /// Opens the retrieval checkpoint with a progress bar; where none is named, the retrieval demo model.
+    /// Opens the retrieval checkpoint with a progress bar; where none is named, the retrieval demo
+    /// model.
     pub async fn open_retriever(
         &self,
         image_size: Option<u32>,
@@ -88,12 +89,34 @@ impl Shared {
     }
 }
 
+/// How images and texts are encoded to be compared.
+#[derive(Debug, Clone, clap::Args)]
+pub struct EncodeArgs {
+    /// Whose defaults to follow: image size, how images are opened, how texts are cleaned and cut
+    #[arg(long, value_enum, default_value_t)]
+    pub preset: Preset,
+    /// Side of the images in pixels, if not the checkpoint's
+    #[arg(long, value_name = "PIXELS")]
+    image_size: Option<u32>,
+    /// Images at a time
+    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_batch_size)]
+    pub batch_size: BatchSize,
+}
+
+impl EncodeArgs {
+    /// Side of the images in pixels, where it is not the checkpoint's.
+    pub fn image_size(&self) -> Option<u32> {
+        image_size(self.image_size, self.preset)
+    }
+}
+
 /// The image size that `preset` compares images at, where it is not the checkpoint's.
 pub fn image_size(asked: Option<u32>, preset: Preset) -> Option<u32> {
     asked.or((preset == Preset::Mmpretrain).then_some(364))
 }
 
-/// The texts of a file, one a line, and what is wrong with the others. Empty lines at the end are none.
+/// The texts of a file, one a line, and what is wrong with the others. Empty lines at the end are
+/// none.
 fn read_texts(file: &Path) -> Result<(Vec<String>, Vec<TextsError>), TextsError> {
     let name = file.display().to_string();
     let bytes = std::fs::read(file).map_err(|cause| TextsError::Read {
@@ -124,7 +147,15 @@ fn read_texts(file: &Path) -> Result<(Vec<String>, Vec<TextsError>), TextsError>
     Ok((texts, errors))
 }
 
-/// [`read_texts`] with everything wrong reported: the texts there are, and whether nothing was wrong.
+/// Texts given as they are and those of a file; everything wrong is reported, and whether nothing
+/// was is returned.
+pub fn texts_given(texts: &[String], file: Option<&Path>, output: &Output) -> (Vec<String>, bool) {
+    let (more, well) = file.map_or((Vec::new(), true), |file| texts_of(file, output));
+    ([texts, &more].concat(), well)
+}
+
+/// [`read_texts`] with everything wrong reported: the texts there are, and whether nothing was
+/// wrong.
 pub fn texts_of(file: &Path, output: &Output) -> (Vec<String>, bool) {
     match read_texts(file) {
         Ok((texts, errors)) => {
@@ -138,7 +169,8 @@ pub fn texts_of(file: &Path, output: &Output) -> (Vec<String>, bool) {
     }
 }
 
-/// Encodes texts; each that cannot be used is reported and passed over. Returns those that can, in order.
+/// Encodes texts; each that cannot be used is reported and passed over. Returns those that can, in
+/// order.
 pub async fn encode_texts(
     model: &mut Retriever,
     texts: Vec<String>,
@@ -174,11 +206,7 @@ pub fn decode_all(
     let mut names = Vec::new();
     let mut images = Vec::new();
     for input in inputs {
-        let decoded = match &input.source {
-            ImageSource::Path(path) => decode_file(path, policy),
-            ImageSource::Bytes(bytes) => decode(bytes, &input.name, policy),
-        };
-        match decoded {
+        match input.decode(policy) {
             Ok(image) => {
                 names.push(input.name.clone());
                 images.push(image);
@@ -198,12 +226,6 @@ pub fn gallery_image(input: ImageInput) -> GalleryImage {
             ImageSource::Bytes(bytes) => GallerySource::Bytes(bytes),
         },
     }
-}
-
-/// A score with the digits that an f32 has, not those of the f64 it is written as.
-pub fn number(score: f32) -> Value {
-    let digits: Option<f64> = score.to_string().parse().ok();
-    digits.into()
 }
 
 #[cfg(test)]

@@ -81,7 +81,8 @@ pub fn retrieval_scores_json(scores: &RetrievalScores) -> Map<String, Value> {
     ])
 }
 
-/// Prints scores: an object on a line with `--json`, else a table with so many `decimals`, inner tables indented.
+/// Prints scores: an object on a line with `--json`, else a table with so many `decimals`, inner
+/// tables indented.
 pub fn print(scores: &Map<String, Value>, decimals: usize, output: &Output) {
     if output.json {
         output.line(&Value::Object(scores.clone()).to_string());

@@ -1,6 +1,7 @@
 //! Words that follow no rule, found by asking Stanford's tokenizer.
 
-/// Tokens that pycocoevalcap leaves out. Brackets stay: it looks for `-LRB-`, but they are lower-cased by then.
+/// Tokens that pycocoevalcap leaves out. Brackets stay: it looks for `-LRB-`, but they are
+/// lower-cased by then.
 pub(super) const REMOVED: [&str; 11] = ["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--"];
 pub(super) const REMOVED_TOO: [&str; 2] = ["...", ";"];
 
@@ -24,7 +25,8 @@ pub(super) const ABBREVIATIONS: &[&str] = &[
 pub(super) const BEFORE_NUMBERS: &[&str] =
     &["art", "ca", "fig", "figs", "no", "nos", "op", "pp", "prop"];
 
-/// Words that show, with a capital and after a single letter's period, that the period ended a sentence.
+/// Words that show, with a capital and after a single letter's period, that the period ended a
+/// sentence.
 pub(super) const SENTENCE_STARTS: &[&str] = &[
     "A",
     "About",

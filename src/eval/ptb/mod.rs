@@ -1,8 +1,9 @@
 //! Penn Treebank tokens of captions, as the COCO caption metrics count them.
 //!
-//! pycocoevalcap runs Stanford's PTBTokenizer (CoreNLP 3.4.1, `-preserveLines -lowerCase`) and drops punctuation. This
-//! is a lexer of its own for the same tokens: at each place every rule says how far it would reach, and the longest
-//! wins. The lists and rules were found by asking that tokenizer; tests/data/eval holds its answers.
+//! pycocoevalcap runs Stanford's PTBTokenizer (CoreNLP 3.4.1, `-preserveLines -lowerCase`) and
+//! drops punctuation. This is a lexer of its own for the same tokens: at each place every rule says
+//! how far it would reach, and the longest wins. The lists and rules were found by asking that
+//! tokenizer; tests/data/eval holds its answers.
 
 mod lists;
 mod shapes;
@@ -47,7 +48,8 @@ fn is_apostrophe(c: char) -> bool {
 }
 
 fn is_letter(c: char) -> bool {
-    // Combining marks belong to their letter; what is beyond the basic plane the tokenizer cannot read.
+    // Combining marks belong to their letter; what is beyond the basic plane the tokenizer cannot
+    // read.
     (c.is_alphabetic() && c <= '\u{FFFF}') || matches!(c, '\u{300}'..='\u{36F}' | '\u{AD}')
 }
 
@@ -109,8 +111,8 @@ impl Lexer<'_> {
                 word: None,
             };
         }
-        // A rule's reach, which may include what follows the token, and the token's own length. Of equal reaches the
-        // first wins.
+        // A rule's reach, which may include what follows the token, and the token's own length. Of
+        // equal reaches the first wins.
         let mut best = (0, 0);
         for (reach, length) in [
             self.two_in_one(),
@@ -210,7 +212,8 @@ impl Lexer<'_> {
     }
 }
 
-/// A token as the tokenizer writes it: straight apostrophes, brackets by name (in a smiley), no plain space inside.
+/// A token as the tokenizer writes it: straight apostrophes, brackets by name (in a smiley), no
+/// plain space inside.
 fn written(token: &str) -> String {
     if token.starts_with("...") {
         return "...".into();

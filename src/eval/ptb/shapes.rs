@@ -1,4 +1,5 @@
-//! Rules for tokens by their shape: words, numbers, addresses, marks. Each gives the token's length here, 0 if none.
+//! Rules for tokens by their shape: words, numbers, addresses, marks. Each gives the token's length
+//! here, 0 if none.
 
 use super::{Lexer, is_alphanumeric, is_apostrophe, is_digit, is_hyphen, is_letter, is_space};
 

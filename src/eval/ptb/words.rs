@@ -1,5 +1,5 @@
-//! Rules for words with apostrophes and periods. Each gives its reach, which may include what follows the token, and
-//! the token's own length; 0 if none.
+//! Rules for words with apostrophes and periods. Each gives its reach, which may include what
+//! follows the token, and the token's own length; 0 if none.
 
 use super::lists::{
     ABBREVIATIONS, APOSTROPHE_WORDS, BEFORE_NUMBERS, CLITICS, SENTENCE_STARTS, TWO_IN_ONE,

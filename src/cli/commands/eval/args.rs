@@ -1,25 +1,29 @@
 //! What the commands of `eval` are given.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::builder::TypedValueParser;
-use serde_json::{Map, Value};
 
-use crate::eval::{Shard, VqaRules};
+use crate::eval::VqaRules;
+
+use super::predictions::Shard;
 use crate::kernels::MAX_KEPT;
-use crate::task::Preset;
 
-use super::LIMIT;
-use crate::cli::shared::generation::{BatchSize, GenerationArgs, parse_batch_size};
+use crate::cli::shared::generation::GenerationArgs;
+use crate::cli::shared::retrieval::EncodeArgs;
+
+/// The flag that says how much of a dataset is run.
+pub const LIMIT: &str = "--limit";
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Caption a dataset's images: BLEU, CIDEr, ROUGE-L
     #[command(after_help = CAPTION_HELP)]
-    Caption(Box<CaptionArgs>),
+    Caption(Box<PredictArgs<TruthArgs>>),
     /// Answer a dataset's questions: accuracy by the rules of the VQA tool, LAVIS or mmpretrain
     #[command(after_help = VQA_HELP)]
-    Vqa(Box<VqaArgs>),
+    Vqa(Box<PredictArgs<QuestionArgs>>),
     /// Find texts for a dataset's images and images for its texts: Recall at 1, 5 and 10
     #[command(after_help = RETRIEVAL_HELP)]
     Retrieval(Box<RetrievalArgs>),
@@ -52,7 +56,8 @@ const MERGE_HELP: &str = "Example: on two machines eval caption … --shard 1/2 
 /// Where the dataset is and where the run goes.
 #[derive(Debug, clap::Args)]
 pub struct DataArgs {
-    /// Folder of the images; they are found by the paths in the annotations or by the ids in their names
+    /// Folder of the images; they are found by the paths in the annotations or by the ids in their
+    /// names
     #[arg(long, value_name = "DIR")]
     pub images: PathBuf,
     /// Folder for the results; made where there is none
@@ -89,7 +94,7 @@ pub struct QuestionArgs {
 }
 
 /// Which part of the dataset to run.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, Copy, clap::Args)]
 pub struct PartArgs {
     /// Only the first N images or questions
     #[arg(long, value_name = "N", value_parser = at_least_one())]
@@ -99,27 +104,13 @@ pub struct PartArgs {
     pub shard: Option<Shard>,
 }
 
+/// A run that writes texts.
 #[derive(Debug, clap::Args)]
-pub struct CaptionArgs {
+pub struct PredictArgs<T: clap::Args> {
     #[command(flatten)]
     pub data: DataArgs,
     #[command(flatten)]
-    pub truth: TruthArgs,
-    #[command(flatten)]
-    pub part: PartArgs,
-    /// Side of the images in pixels, if not the checkpoint's
-    #[arg(long, value_name = "PIXELS")]
-    pub image_size: Option<u32>,
-    #[command(flatten)]
-    pub generation: GenerationArgs,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct VqaArgs {
-    #[command(flatten)]
-    pub data: DataArgs,
-    #[command(flatten)]
-    pub truth: QuestionArgs,
+    pub truth: T,
     #[command(flatten)]
     pub part: PartArgs,
     /// Side of the images in pixels, if not the checkpoint's
@@ -161,15 +152,8 @@ pub struct RankingArgs {
     /// Rank by the contrastive scores alone
     #[arg(long)]
     pub itc_only: bool,
-    /// Whose defaults to follow: image size, how images are opened, how texts are cleaned and cut
-    #[arg(long, value_enum, default_value_t)]
-    pub preset: Preset,
-    /// Side of the images in pixels, if not the checkpoint's
-    #[arg(long, value_name = "PIXELS")]
-    pub image_size: Option<u32>,
-    /// Images at a time
-    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_batch_size)]
-    pub batch_size: BatchSize,
+    #[command(flatten)]
+    pub encode: EncodeArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -215,13 +199,13 @@ impl PartArgs {
             && self.shard.is_none_or(|shard| shard.has(index))
     }
 
-    /// All that a run of these settings does in its shards.
-    pub fn whole(settings: &Map<String, Value>) -> Self {
-        let limit = settings.get(LIMIT).and_then(Value::as_str);
-        Self {
-            limit: limit.and_then(|limit| limit.parse().ok()),
-            shard: None,
-        }
+    /// The flags that a run's predictions depend on: the limit and those `given`.
+    pub fn with_limit(&self, mut given: BTreeMap<String, String>) -> BTreeMap<String, String> {
+        let limit = self
+            .limit
+            .map(|limit| (LIMIT.to_owned(), limit.to_string()));
+        given.extend(limit);
+        given
     }
 
     /// How many of `count` items are to be run.

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::Error;
-use crate::eval::{EvalError, Predictions, ResultFields};
+use crate::eval::{CaptionData, EvalError};
 
 use super::args::{MergeArgs, TruthArgs};
-use super::finish::Outcome;
-use super::{caption, hash_of, make_folder, retrieval, vqa};
+use super::evaluation::{Evaluation, Outcome, hash_of, make_folder};
+use super::predictions::Predictions;
+use super::retrieval::RetrievalDataset;
+use super::vqa::VqaDataset;
 use crate::cli::shared::output::Output;
 
 /// Joins the predictions of all parts and measures them.
@@ -28,20 +30,16 @@ pub fn merge(args: &MergeArgs, output: &Output) -> Result<Outcome, Error> {
         ];
         check_truths(first, &settings, &truths)?;
     }
+    let (data, joined) = (&args.data, (whole.as_path(), parts.as_slice()));
     match settings.get("task").and_then(Value::as_str) {
         Some("caption") => {
             let truth = truth(args, &whole)?;
-            let merged = Predictions::merge(&whole, ResultFields::CAPTION, &parts)?;
-            caption::finish_merged(&args.data, &truth, &settings, &merged, output)
+            Evaluation::merge::<CaptionData>(data, &truth, settings, joined, output)
         }
-        Some("vqa") => {
-            let merged = Predictions::merge(&whole, ResultFields::ANSWER, &parts)?;
-            vqa::finish_merged(&args.data, &args.truth, &settings, &merged, output)
-        }
+        Some("vqa") => Evaluation::merge::<VqaDataset>(data, &args.truth, settings, joined, output),
         Some("retrieval") => {
             let truth = truth(args, &whole)?;
-            let merged = Predictions::merge(&whole, ResultFields::RANKED, &parts)?;
-            retrieval::finish_merged(&args.data, &truth, &settings, &merged, output)
+            Evaluation::merge::<RetrievalDataset>(data, &truth, settings, joined, output)
         }
         _ => {
             let file = parts.first().cloned().unwrap_or(whole);
@@ -63,7 +61,8 @@ fn truth(args: &MergeArgs, whole: &Path) -> Result<TruthArgs, EvalError> {
     Ok(TruthArgs { annotations, split })
 }
 
-/// The predictions files of the parts' folders, but for `whole`, what an earlier merge has left beside them.
+/// The predictions files of the parts' folders, but for `whole`, what an earlier merge has left
+/// beside them.
 fn parts(folders: &[PathBuf], whole: &Path) -> Result<Vec<PathBuf>, EvalError> {
     let mut parts = Vec::new();
     for folder in folders {
@@ -96,15 +95,15 @@ fn check_truths(
             && hash_of(file)? != made_with
         {
             let name = settings.get(*what).and_then(Value::as_str);
-            return Err(EvalError::Item {
-                file: part.into(),
-                item: "it".into(),
-                problem: format!(
+            return Err(EvalError::item(
+                part,
+                "it",
+                format!(
                     "was made with other {what} ({}) than {} holds; pass the file that the parts were run with",
                     name.unwrap_or_default(),
                     file.display()
                 ),
-            });
+            ));
         }
     }
     Ok(())
@@ -112,13 +111,9 @@ fn check_truths(
 
 /// The predictions files in a folder, sorted.
 fn predictions_in(folder: &Path) -> Result<Vec<PathBuf>, EvalError> {
-    let read = |cause| EvalError::Read {
-        file: folder.into(),
-        cause,
-    };
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(read)? {
-        let path = entry.map_err(read)?.path();
+    for entry in std::fs::read_dir(folder).map_err(EvalError::read(folder))? {
+        let path = entry.map_err(EvalError::read(folder))?.path();
         let name = path
             .file_name()
             .unwrap_or_default()

@@ -1,27 +1,27 @@
 //! `blip2-wgpu eval retrieval`: every image asks for its texts, every text for its image.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::Error;
+use crate::cli::shared::Shared;
+use crate::cli::shared::output::{Output, digits};
+use crate::cli::shared::scores::retrieval_scores_json;
 use crate::eval::{
-    CaptionData, Case, EvalError, Figure, Id, ImageFolder, ListedImage, Predictions, RECALL_AT,
-    ResultFields, RetrievalScores, retrieval_ceiling,
+    CaptionData, EvalError, Id, ListedImage, RECALL_AT, RetrievalScores, retrieval_ceiling,
 };
 use crate::task::{
     Direction, Gallery, GalleryEvent, GalleryImage, GallerySource, RetrieveOptions, Retrieved,
     Retriever, TextFeatures, TextUse,
 };
 
-use super::args::{DataArgs, PartArgs, RankingArgs, RetrievalArgs, TruthArgs};
-use super::finish::{Measured, Outcome, finish, report_missing, report_unknown, thumbnail_of};
-use super::{make_folder, settings, with_limit};
-use crate::cli::shared::Shared;
-use crate::cli::shared::output::{Output, digits};
-use crate::cli::shared::retrieval::image_size;
-use crate::cli::shared::scores::retrieval_scores_json;
+use super::args::{PartArgs, RankingArgs, RetrievalArgs, TruthArgs};
+use super::evaluation::{Dataset, Evaluation, Measured, Outcome, owned};
+use super::predictions::{Predictions, ResultFields};
+use super::report::{Figure, ReportItem};
 
 /// mmpretrain's figure for blip2 on COCO.
 const PUBLISHED: f64 = 85.40;
@@ -32,105 +32,60 @@ const QUERIES_AT_A_TIME: usize = 256;
 /// Finds of a query that are kept.
 const KEPT: usize = 10;
 
-/// Ranks for the queries that are not ranked yet, then measures; `false` if any image failed.
+/// Ranks for the queries that are not ranked yet, then measures.
 pub async fn run(shared: &Shared, args: &RetrievalArgs, output: &Output) -> Result<Outcome, Error> {
-    // Wrong usage comes before anything a file could fail with.
-    shared.checkpoint()?;
-    shared.gpu_options()?;
-    let mut data = CaptionData::read(&args.truth.annotations, &args.truth.split)?;
-    limit(&mut data, args.limit);
-    check_texts(&data)?;
-    let mut folder = ImageFolder::open(&args.data.images)?;
-    make_folder(&args.data.out)?;
+    shared.check()?;
+    let dataset = RetrievalDataset::read(&args.truth, args.limit)?;
+    let RetrievalDataset { data, ids } = &dataset;
+    check_texts(data)?;
     let ranking = &args.ranking;
-    let size = image_size(ranking.image_size, ranking.preset);
-    let settings = settings(
-        "retrieval",
-        shared,
-        &args.data.images,
-        &[("annotations", &args.truth.annotations)],
-        size,
-        // With fewer candidates the task is another.
-        with_limit(given(ranking), args.limit),
-    )?;
+    let size = ranking.encode.image_size();
+    let whole = PartArgs {
+        limit: args.limit,
+        shard: None,
+    };
     let part = PartArgs {
-        limit: None,
+        limit: None, // the data is cut to it
         shard: args.shard,
     };
-    let file = part.file(&args.data.out, "predictions", "jsonl");
-    let mut predictions = Predictions::open(&file, ResultFields::RANKED, &settings, None)?;
-
+    let mut evaluation = Evaluation::open::<RetrievalDataset>(
+        shared,
+        (&args.data, part),
+        &[("annotations", Some(&args.truth.annotations))],
+        size,
+        // With fewer candidates the task is another.
+        whole.with_limit(given(ranking)),
+        output,
+    )?;
     let mut all_well = true;
     let mut files = Vec::new();
     for (index, image) in data.images.iter().enumerate() {
-        match folder.find(&image.paths, &image.id, &data.file) {
+        match evaluation.folder.find(&image.paths, &image.id, &data.file) {
             Ok(file) => files.push((index, file)),
-            Err(error) => {
-                output.error(&error);
-                all_well = false;
-            }
+            Err(error) => all_well = output.fail(&error),
         }
     }
-    let queries = Queries::new(&data);
-    let pending = |index: usize| part.has(index) && predictions.get(&queries.ids[index]).is_none();
-    let wanted: Vec<usize> = (0..queries.ids.len())
-        .filter(|&index| pending(index))
+    let wanted: Vec<usize> = (0..ids.len())
+        .filter(|&index| evaluation.lacks(index, &ids[index]))
         .collect();
     if !wanted.is_empty() && !files.is_empty() {
         let mut model = shared
-            .open_retriever(size, args.ranking.batch_size.0, output)
+            .open_retriever(size, ranking.encode.batch_size.0, output)
             .await?;
         let mut ranker = Ranker {
             model: &mut model,
-            data: &data,
-            queries: &queries,
+            data,
+            ids,
             ranking,
             index: part.file(&args.data.out, "images", "index"),
             by_name: HashMap::new(),
             output,
         };
-        all_well &= ranker.run(&files, &wanted, &mut predictions).await?;
+        let predictions = &mut evaluation.predictions;
+        all_well &= ranker.run(&files, &wanted, predictions).await?;
         model.gpu().save_pipelines();
     }
-    predictions.begin()?;
-    let truth = Truth {
-        args: &args.data,
-        part: &part,
-        data: &data,
-    };
-    Ok(truth
-        .measure(&mut folder, &settings, &predictions, output)?
-        .and(all_well))
-}
-
-/// Measures joined parts; `false` if a query has no finds.
-pub fn finish_merged(
-    args: &DataArgs,
-    truth: &TruthArgs,
-    settings: &Map<String, Value>,
-    predictions: &Predictions,
-    output: &Output,
-) -> Result<Outcome, Error> {
-    let mut data = CaptionData::read(&truth.annotations, &truth.split)?;
-    limit(&mut data, PartArgs::whole(settings).limit);
-    let mut folder = ImageFolder::open(&args.images)?;
-    let queries = Queries::new(&data);
-    let missing = queries
-        .ids
-        .iter()
-        .filter(|id| predictions.get(id).is_none());
-    let complete = report_missing(missing, &data.file, output);
-    let truth = Truth {
-        args,
-        part: &PartArgs {
-            limit: None, // the data is cut to it
-            shard: None,
-        },
-        data: &data,
-    };
-    Ok(truth
-        .measure(&mut folder, settings, predictions, output)?
-        .and(complete))
+    Ok(evaluation.finish(&dataset)?.and(all_well))
 }
 
 fn given(ranking: &RankingArgs) -> BTreeMap<String, String> {
@@ -138,14 +93,14 @@ fn given(ranking: &RankingArgs) -> BTreeMap<String, String> {
         ("--topk".to_owned(), ranking.topk.to_string()),
         (
             "--preset".to_owned(),
-            format!("{:?}", ranking.preset).to_lowercase(),
+            format!("{:?}", ranking.encode.preset).to_lowercase(),
         ),
         ("--itc-only".to_owned(), ranking.itc_only.to_string()),
     ])
 }
 
 /// Keeps the first images and their texts.
-fn limit(data: &mut CaptionData, limit: Option<usize>) {
+fn cut(data: &mut CaptionData, limit: Option<usize>) {
     if let Some(limit) = limit {
         data.images.truncate(limit);
         data.texts.retain(|text| text.image < limit);
@@ -154,10 +109,8 @@ fn limit(data: &mut CaptionData, limit: Option<usize>) {
 
 /// Each image must have a text to be found by, and no text may be empty.
 fn check_texts(data: &CaptionData) -> Result<(), EvalError> {
-    let wrong = |image: &ListedImage, problem: &str| EvalError::Item {
-        file: data.file.clone(),
-        item: format!("image {}", image.id),
-        problem: problem.into(),
+    let wrong = |image: &ListedImage, problem: &str| {
+        EvalError::item(&data.file, format!("image {}", image.id), problem)
     };
     for (image, captions) in data.images.iter().zip(data.captions()) {
         if captions.is_empty() {
@@ -173,20 +126,97 @@ fn check_texts(data: &CaptionData) -> Result<(), EvalError> {
     Ok(())
 }
 
-/// The images' and the texts' queries: images first.
-struct Queries {
+/// Images and texts that ask for each other.
+pub struct RetrievalDataset {
+    data: CaptionData,
+    /// What predictions call the queries: the images', then the texts'.
     ids: Vec<Id>,
 }
 
-impl Queries {
-    fn new(data: &CaptionData) -> Self {
-        let images = data
-            .images
-            .iter()
-            .map(|image| Id::Text(format!("image {}", image.id)));
+impl Dataset for RetrievalDataset {
+    type Truth = TruthArgs;
+    const TASK: &'static str = "retrieval";
+    const FIELDS: ResultFields = ResultFields::RANKED;
+    const CUT: bool = true;
+
+    fn read(truth: &TruthArgs, limit: Option<usize>) -> Result<Self, Error> {
+        let mut data = CaptionData::read(&truth.annotations, &truth.split)?;
+        cut(&mut data, limit);
+        let images = data.images.iter();
+        let images = images.map(|image| Id::Text(format!("image {}", image.id)));
         let texts = (0..data.texts.len()).map(|index| Id::Text(format!("text {index}")));
-        Self {
+        Ok(Self {
             ids: images.chain(texts).collect(),
+            data,
+        })
+    }
+
+    fn file(&self) -> &Path {
+        &self.data.file
+    }
+
+    fn ids(&self) -> Vec<&Id> {
+        self.ids.iter().collect()
+    }
+
+    /// Recall of the queries of the part that are ranked.
+    fn measure(&self, evaluation: &Evaluation<'_>) -> Measured {
+        let Self { data, ids } = self;
+        let (mut ranks, mut ranked) = ([Vec::new(), Vec::new()], Vec::new());
+        for (index, id) in ids.iter().enumerate() {
+            let found = evaluation.predictions.get(id);
+            if let (true, Some(found)) = (evaluation.part.has(index), found) {
+                let rank = found["rank"]
+                    .as_u64()
+                    .map_or(usize::MAX, |rank| rank as usize);
+                ranks[usize::from(index >= data.images.len())].push(rank);
+                ranked.push((index, rank, found));
+            }
+        }
+        let [image_ranks, text_ranks] = ranks;
+        let scores = RetrievalScores::from_ranks(image_ranks, text_ranks);
+        let captions = data.captions();
+        let mut images: Vec<_> = ranked
+            .iter()
+            .filter(|(index, ..)| *index < data.images.len())
+            .collect();
+        images.sort_by_key(|(_, rank, _)| Reverse(*rank));
+        let shown = images.into_iter().take(evaluation.args.report_cases);
+        let shown = shown.map(|&(index, rank, found)| {
+            let first = found["best"][0][0].as_u64();
+            let first = first.and_then(|text| data.texts.get(text as usize));
+            ReportItem {
+                prediction: first.map_or_else(String::new, |text| text.text.clone()),
+                truth: owned(&captions[index]),
+                score: match rank {
+                    usize::MAX => "none of its texts among the candidates".into(),
+                    _ => format!("its best text at place {}", rank + 1),
+                },
+                ..evaluation.report_item(data, index)
+            }
+        });
+        let all_known = evaluation.report_unknown(self);
+        let texts: Vec<&str> = data.texts.iter().map(|text| text.text.as_str()).collect();
+        let ceiling = retrieval_ceiling(&data.image_of_text(), &texts);
+        let mut metrics = retrieval_scores_json(&scores);
+        let mut figures = figures(&scores, "");
+        if let Some(ceiling) = &ceiling {
+            let ceiling_json = retrieval_scores_json(ceiling);
+            metrics.insert("ceiling".to_owned(), Value::Object(ceiling_json));
+            figures.extend(self::figures(ceiling, "ceiling of equal texts, "));
+        }
+        figures[0].published = Some(format!("{PUBLISHED:.2}"));
+        let of_the_part = ranked.iter().map(|(index, ..)| &ids[*index]);
+        Measured {
+            title: "Image–text retrieval",
+            items: ranked.len(),
+            figures,
+            published_for: PUBLISHED_FOR,
+            shown: shown.collect(),
+            official: evaluation.predictions.official(Self::FIELDS, of_the_part),
+            decimals: 2,
+            metrics,
+            all_known,
         }
     }
 }
@@ -195,7 +225,8 @@ impl Queries {
 struct Ranker<'a> {
     model: &'a mut Retriever,
     data: &'a CaptionData,
-    queries: &'a Queries,
+    /// What predictions call the queries.
+    ids: &'a [Id],
     ranking: &'a RankingArgs,
     /// Where the images' features are kept.
     index: PathBuf,
@@ -246,7 +277,7 @@ impl Ranker<'_> {
                     .iter()
                     .position(|find| self.data.texts[find.item].image == image);
                 Some((
-                    self.queries.ids[image].clone(),
+                    self.ids[image].clone(),
                     record(rank, finds.iter().map(|f| (json!(f.item), f.score))),
                 ))
             });
@@ -271,7 +302,7 @@ impl Ranker<'_> {
                     let image = self.image(&all, find.item)?;
                     Some((self.data.images[image].id.to_json(), find.score))
                 });
-                (self.queries.ids[count + text].clone(), record(rank, items))
+                (self.ids[count + text].clone(), record(rank, items))
             });
             predictions.add(ranked.collect())?;
             bar.inc(chunk.len() as u64);
@@ -295,8 +326,8 @@ impl Ranker<'_> {
             source: GallerySource::Path(file.clone()),
         });
         let images = images.collect();
-        let batch_size = self.model.batch_size(self.ranking.batch_size.0);
-        let policy = self.ranking.preset.decode_policy();
+        let batch_size = self.model.batch_size(self.ranking.encode.batch_size.0);
+        let policy = self.ranking.encode.preset.decode_policy();
         let output = self.output;
         Gallery::encode(
             self.model,
@@ -318,7 +349,7 @@ impl Ranker<'_> {
             let texts: Vec<&str> = texts.iter().map(|text| text.text.as_str()).collect();
             features.extend(
                 self.model
-                    .encode_texts(&texts, self.ranking.preset, TextUse::Retrieve)
+                    .encode_texts(&texts, self.ranking.encode.preset, TextUse::Retrieve)
                     .await?,
             );
         }
@@ -335,7 +366,7 @@ impl Ranker<'_> {
             direction,
             top_k: self.ranking.topk,
             rerank: !self.ranking.itc_only,
-            batch_size: self.ranking.batch_size.0,
+            batch_size: self.ranking.encode.batch_size.0,
         };
         self.model
             .retrieve(gallery, texts, &options, &mut |_, _| {})
@@ -343,102 +374,13 @@ impl Ranker<'_> {
     }
 }
 
-/// A query's finds as they are kept: the place of the first true one among all candidates, and the best few.
+/// A query's finds as they are kept: the place of the first true one among all candidates, and the
+/// best few.
 fn record(rank: Option<usize>, finds: impl Iterator<Item = (Value, f32)>) -> Value {
     let best = finds
         .take(KEPT)
         .map(|(item, score)| json!([item, digits(score)]));
     json!({ "rank": rank, "best": best.collect::<Vec<_>>() })
-}
-
-/// A dataset and what of it to measure.
-struct Truth<'a> {
-    args: &'a DataArgs,
-    part: &'a PartArgs,
-    data: &'a CaptionData,
-}
-
-impl Truth<'_> {
-    /// Recall of the queries of the part that are ranked.
-    fn measure(
-        &self,
-        folder: &mut ImageFolder,
-        settings: &Map<String, Value>,
-        predictions: &Predictions,
-        output: &Output,
-    ) -> Result<Outcome, Error> {
-        let Self { args, part, data } = self;
-        let queries = Queries::new(data);
-        let (mut ranks, mut ranked) = ([Vec::new(), Vec::new()], Vec::new());
-        for (index, id) in queries.ids.iter().enumerate() {
-            if let (true, Some(found)) = (part.has(index), predictions.get(id)) {
-                let rank = found["rank"]
-                    .as_u64()
-                    .map_or(usize::MAX, |rank| rank as usize);
-                ranks[usize::from(index >= data.images.len())].push(rank);
-                ranked.push((index, rank, found));
-            }
-        }
-        let [image_ranks, text_ranks] = ranks;
-        let scores = RetrievalScores::from_ranks(image_ranks, text_ranks);
-        let captions = data.captions();
-        let mut images: Vec<_> = ranked
-            .iter()
-            .filter(|(index, ..)| *index < data.images.len())
-            .collect();
-        images.sort_by_key(|(_, rank, _)| std::cmp::Reverse(*rank));
-        let cases = images
-            .into_iter()
-            .take(args.report_cases)
-            .map(|&(index, rank, found)| {
-                let image = &data.images[index];
-                let file = folder.find(&image.paths, &image.id, &data.file).ok();
-                let first = found["best"][0][0]
-                    .as_u64()
-                    .and_then(|text| data.texts.get(text as usize));
-                Case {
-                    thumbnail: file.and_then(|file| thumbnail_of(&file)),
-                    name: format!("image {}", image.id),
-                    question: None,
-                    prediction: first.map_or_else(String::new, |text| text.text.clone()),
-                    truth: captions[index]
-                        .iter()
-                        .map(|&text| text.to_owned())
-                        .collect(),
-                    score: match rank {
-                        usize::MAX => "none of its texts among the candidates".into(),
-                        _ => format!("its best text at place {}", rank + 1),
-                    },
-                }
-            });
-        let all_known = report_unknown(predictions, queries.ids.iter(), &data.file, output);
-        let texts: Vec<&str> = data.texts.iter().map(|text| text.text.as_str()).collect();
-        let ceiling = retrieval_ceiling(&data.image_of_text(), &texts);
-        let mut metrics = retrieval_scores_json(&scores);
-        let mut figures = figures(&scores, "");
-        if let Some(ceiling) = &ceiling {
-            let ceiling_json = retrieval_scores_json(ceiling);
-            metrics.insert("ceiling".to_owned(), Value::Object(ceiling_json));
-            figures.extend(self::figures(ceiling, "ceiling of equal texts, "));
-        }
-        figures[0].published = Some(format!("{PUBLISHED:.2}"));
-        let measured = Measured {
-            title: "Image–text retrieval".into(),
-            dataset: data.file.clone(),
-            items: ranked.len(),
-            wanted: part.count(queries.ids.len()),
-            figures,
-            published_for: PUBLISHED_FOR,
-            cases: cases.collect(),
-            official: predictions.official(
-                ResultFields::RANKED,
-                ranked.iter().map(|(index, ..)| &queries.ids[*index]),
-            ),
-            decimals: 2,
-            metrics,
-        };
-        Ok(finish(&args.out, part, settings, measured, output)?.and(all_known))
-    }
 }
 
 fn figures(scores: &RetrievalScores, of: &str) -> Vec<Figure> {

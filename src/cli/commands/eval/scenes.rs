@@ -11,12 +11,13 @@ use crate::cli::shared::Shared;
 use crate::cli::shared::generation::GenerationArgs;
 use crate::cli::shared::output::Output;
 use crate::cli::shared::scores;
-use crate::eval::{Id, Results, Scene, read_scenes};
+use crate::eval::{Id, Results};
 
 use super::args::{
-    CaptionArgs, DataArgs, PartArgs, QuestionArgs, RankingArgs, RetrievalArgs, ScenesArgs,
-    TruthArgs, VqaArgs,
+    DataArgs, PartArgs, PredictArgs, QuestionArgs, RankingArgs, RetrievalArgs, ScenesArgs,
+    TruthArgs,
 };
+use super::scene::{Scene, read_scenes};
 use super::{caption, retrieval, vqa};
 
 /// The flags' defaults, by clap's own hand.
@@ -49,7 +50,7 @@ pub async fn run(shared: &Shared, args: &ScenesArgs, output: &Output) -> Result<
     };
     let part = |limit| PartArgs { limit, shard: None };
 
-    let captions = CaptionArgs {
+    let captions = PredictArgs {
         data: data("caption"),
         truth: truth("captions_*.json"),
         part: part(args.limit),
@@ -59,7 +60,7 @@ pub async fn run(shared: &Shared, args: &ScenesArgs, output: &Output) -> Result<
     let results = captions.data.out.join("results.json");
     let captions = caption::run(shared, &captions, output).await?;
     let truth_of_captions = exactly_true(&read_scenes(&file("facts_*.json"))?, &results)?;
-    let questions = VqaArgs {
+    let questions = PredictArgs {
         data: data("vqa"),
         truth: QuestionArgs {
             annotations: Some(file("vqa_*_annotations.json")),
@@ -107,8 +108,8 @@ pub async fn run(shared: &Shared, args: &ScenesArgs, output: &Output) -> Result<
         .all(|outcome| outcome.all_well))
 }
 
-/// Percent of the captions in `results` that are exactly true: of all, of the scenes with a combination that training never
-/// shows, and by number of objects.
+/// Percent of the captions in `results` that are exactly true: of all, of the scenes with a
+/// combination that training never shows, and by number of objects.
 fn exactly_true(scenes: &[Scene], results: &Path) -> Result<Map<String, Value>, Error> {
     let results = Results::read_captions(results)?;
     let captions: HashMap<&Id, &str> = results

@@ -1,12 +1,13 @@
-//! Attention as light: where it is little the picture darkens, where it is much the picture shows, warmly tinted.
+//! Attention as light: where it is little the picture darkens, where it is much the picture shows,
+//! warmly tinted.
 
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder, ImageResult};
 
 use crate::image::{Rgb8Image, resize_bicubic};
 
-/// What lies over the picture for weights 0, ½ and 1 of the map's largest: red, green, blue, and how much of the
-/// picture it covers. Black alone would leave dark pictures without a map.
+/// What lies over the picture for weights 0, ½ and 1 of the map's largest: red, green, blue, and
+/// how much of the picture it covers. Black alone would leave dark pictures without a map.
 const COVER: [[f32; 4]; 3] = [
     [6.0, 4.0, 24.0, 0.84],
     [90.0, 30.0, 90.0, 0.52],
@@ -23,7 +24,8 @@ fn cover(weight: f32) -> [f32; 4] {
     })
 }
 
-/// A map over the patches of an image, `[grid²]`, rows from the top, scaled so that the largest is 1.
+/// A map over the patches of an image, `[grid²]`, rows from the top, scaled so that the largest is
+/// 1.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Heat {
     grid: usize,
@@ -65,7 +67,8 @@ impl Heat {
         Ok(png)
     }
 
-    /// The weight at a place of the image, `x` and `y` from 0 to 1, interpolated between the centres of patches.
+    /// The weight at a place of the image, `x` and `y` from 0 to 1, interpolated between the
+    /// centres of patches.
     fn at(&self, x: f32, y: f32) -> f32 {
         let last = self.grid - 1;
         let place = |part: f32| {
@@ -97,7 +100,8 @@ impl Heat {
     }
 }
 
-/// For each map, by how much each patch's share is above its mean over all maps: what sets a word apart.
+/// For each map, by how much each patch's share is above its mean over all maps: what sets a word
+/// apart.
 pub fn above_mean(maps: &[&[f32]]) -> Vec<Vec<f32>> {
     let shares: Vec<Vec<f32>> = maps
         .iter()

@@ -1,4 +1,5 @@
-//! Explanations as one page: everything is in the file, and all but the large picture works without scripts.
+//! Explanations as one page: everything is in the file, and all but the large picture works without
+//! scripts.
 
 use image::ImageResult;
 

@@ -1,5 +1,6 @@
 //! `--explain FILE`: where the model looks, as a page or a picture.
 
+mod font;
 mod heat;
 mod html;
 mod png;
@@ -80,15 +81,15 @@ struct Written {
 
 /// Explains what a run wrote once it is over: before that, the model is busy.
 pub struct Explainer {
-    report: Report,
+    report: ExplainWriter,
     written: Vec<Written>,
 }
 
 impl Explainer {
-    /// Starts the file, as [`Report::create`].
+    /// Starts the file, as [`ExplainWriter::create`].
     pub fn create(file: &ExplainFile, images: usize) -> Result<Self, Error> {
         Ok(Self {
-            report: Report::create(file, images)?,
+            report: ExplainWriter::create(file, images)?,
             written: Vec::new(),
         })
     }
@@ -111,14 +112,15 @@ impl Explainer {
         });
     }
 
-    /// Explains all texts, image by image; an image that fails is reported, and the outcome is then `false`.
+    /// Explains all texts, image by image; an image that fails is reported, and the outcome is then
+    /// `false`.
     ///
     /// # Errors
     /// [`Error::Output`] where the file cannot be written.
     pub async fn explain_all(
         mut self,
         model: &Blip2,
-        images: &[&ImageInput],
+        images: &[ImageInput],
         policy: DecodePolicy,
         output: &Output,
     ) -> Result<bool, Error> {
@@ -127,7 +129,7 @@ impl Explainer {
         written.sort_by_key(|text| (text.image, text.item));
         let bar = output.items(images.len(), "images", false);
         for texts in written.chunk_by(|a, b| a.image == b.image) {
-            let input = images[texts[0].image];
+            let input = &images[texts[0].image];
             if let Err(error) = self.explain(model, input, texts, policy).await {
                 output.error(&if error.names_its_image() {
                     error.to_string()
@@ -173,7 +175,7 @@ impl Explainer {
 }
 
 /// The file being written.
-pub struct Report {
+pub struct ExplainWriter {
     file: ExplainFile,
     part: AtomicFile,
     pages: usize,
@@ -181,11 +183,13 @@ pub struct Report {
     canvas: png::Canvas,
 }
 
-impl Report {
-    /// Starts the file for so many images, so that one that cannot be written is known before any work is done.
+impl ExplainWriter {
+    /// Starts the file for so many images, so that one that cannot be written is known before any
+    /// work is done.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a picture of several images, [`Error::Output`] where the file cannot be written.
+    /// [`Error::Usage`] for a picture of several images, [`Error::Output`] where the file cannot be
+    /// written.
     pub fn create(file: &ExplainFile, images: usize) -> Result<Self, Error> {
         let path = &file.path;
         if file.format == Format::Png && images > 1 {

@@ -2,17 +2,16 @@
 
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder, ImageResult};
-use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
 
 use crate::image::Rgb8Image;
 
 use super::heat::{Heat, fit};
-use super::{Page, Part};
+use super::{Page, Part, font};
 
-const WEIGHT: FontWeight = FontWeight::Regular;
-const HEIGHT: RasterHeight = RasterHeight::Size16;
-/// Pixels of a line of text.
-const LINE: usize = 20;
+/// Pixels of a letter's dot, of a letter across, and of a line of text.
+const DOT: usize = 2;
+const LETTER: usize = DOT * font::WIDTH;
+const LINE: usize = DOT * font::HEIGHT + 4;
 /// Longer side of the two large pictures, and of the words', in pixels.
 const LARGE: u32 = 300;
 const SMALL: u32 = 96;
@@ -21,10 +20,6 @@ const GAP: usize = 8;
 /// Words a row.
 const ACROSS: usize = 6;
 const WIDTH: usize = ACROSS * (SMALL as usize + GAP) + GAP;
-
-fn character_width() -> usize {
-    get_raster_width(WEIGHT, HEIGHT)
-}
 
 /// Lines of at most `most` characters, broken between words where that can be.
 fn wrap(text: &str, most: usize) -> Vec<String> {
@@ -87,14 +82,14 @@ impl Canvas {
         let right = WIDTH - GAP - large.width() as usize;
         self.paste(right, top, large, &mean.over(large));
         for (title, words) in part.texts() {
-            for line in wrap(title, (WIDTH - 2 * GAP) / character_width()) {
+            for line in wrap(title, (WIDTH - 2 * GAP) / LETTER) {
                 self.write(GAP, self.height() + GAP, &line);
             }
             for row in words.chunks(ACROSS) {
                 let y = self.height() + GAP;
                 for (column, word) in row.iter().enumerate() {
                     let x = GAP + column * (SMALL as usize + GAP);
-                    let most = SMALL as usize / character_width();
+                    let most = SMALL as usize / LETTER;
                     let label: String = word.text.chars().take(most).collect();
                     self.write(x, y, &label);
                     let heat = Heat::new(grid, &word.patches);
@@ -113,16 +108,15 @@ impl Canvas {
         }
     }
 
-    /// Writes one line; a character that the font lacks becomes a question mark.
+    /// Writes one line.
     fn write(&mut self, x: usize, y: usize, text: &str) {
-        for (index, character) in text.chars().enumerate() {
-            let raster =
-                get_raster(character, WEIGHT, HEIGHT).or_else(|| get_raster('?', WEIGHT, HEIGHT));
-            let left = x + index * character_width();
-            for (down, row) in raster.iter().flat_map(|raster| raster.rows()).enumerate() {
-                for (across, &ink) in row.iter().enumerate() {
-                    if left + across < WIDTH {
-                        self.pixel(left + across, y + down).fill(255 - ink);
+        self.pixel(x, y + DOT * font::HEIGHT - 1); // a line is as high whatever its letters
+        for (index, letter) in text.chars().enumerate() {
+            for (across, down) in font::dots(letter) {
+                for part in 0..DOT * DOT {
+                    let x = x + index * LETTER + DOT * across + part % DOT;
+                    if x < WIDTH {
+                        self.pixel(x, y + DOT * down + part / DOT).fill(0);
                     }
                 }
             }

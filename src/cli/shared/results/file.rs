@@ -8,12 +8,11 @@ use serde_json::Value;
 use super::format::{Columns, Existing};
 use super::record::LockedRecord;
 use super::{Format, OutArgs, OutFile, ResultsError, RunRecord, failed};
-use crate::cli::shared::delivery::Summary;
-use crate::cli::shared::output::Output;
 use crate::files::atomic;
 use crate::files::log::Log;
 
-/// The longest that a line waits before it is on the disk and not only with the system, as long as lines come.
+/// The longest that a line waits before it is on the disk and not only with the system, as long as
+/// lines come.
 const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A results file that was checked and locked, but in which nothing has changed yet.
@@ -35,8 +34,8 @@ impl EarlierResults {
     /// The file of `--out`, if that was given.
     ///
     /// # Errors
-    /// A file that is not one of this command's results, that was begun with other options, that another run is
-    /// writing to, or that cannot be read or written.
+    /// A file that is not one of this command's results, that was begun with other options, that
+    /// another run is writing to, or that cannot be read or written.
     pub fn open(
         args: &OutArgs,
         columns: Columns,
@@ -95,45 +94,32 @@ impl EarlierResults {
         !self.anew && self.existing.keys.contains(key)
     }
 
-    /// Says what a run begins with: what is done already, and what a user should know of lines that stay. `left` items
-    /// are still to be done.
-    pub fn announce(results: Option<&Self>, summary: &Summary, left: usize, output: &Output) {
-        if let Some(results) = results {
-            results.warn(output);
-        }
-        if left == 0 {
-            output.note(&summary.to_string());
-        } else if summary.done > 0 {
-            let done = summary.done;
-            output.note(&format!("resuming: {done} done already, {left} to go"));
-        }
-    }
-
-    fn warn(&self, output: &Output) {
-        if self.anew {
-            return;
-        }
-        let file = self.path.display();
-        if self.existing.extent.torn > 0 {
-            output.warning(&format!(
-                "{file}: the last line is torn ({} bytes); it goes, and its item is done again",
-                self.existing.extent.torn
-            ));
-        }
-        if !self.recorded {
-            output.warning(&format!(
+    /// What a user should know of lines that stay.
+    pub fn warnings(&self) -> Vec<String> {
+        let (file, torn) = (self.path.display(), self.existing.extent.torn);
+        let torn = (torn > 0).then(|| {
+            format!(
+                "{file}: the last line is torn ({torn} bytes); it goes, and its item is done again"
+            )
+        });
+        let unrecorded = (!self.recorded).then(|| {
+            format!(
                 "{file}: there is no {file}.run.json, so nothing shows with which model and options its lines were made"
-            ));
-        }
+            )
+        });
+        let warnings = torn.into_iter().chain(unrecorded);
+        warnings.filter(|_| !self.anew).collect()
     }
 
-    /// Makes the file ready for new lines: drops what a kill has torn, or all where it is to start anew.
+    /// Makes the file ready for new lines: drops what a kill has torn, or all where it is to start
+    /// anew.
     ///
     /// # Errors
     /// What the system refuses.
     pub fn begin(mut self) -> Result<ResultsFile, ResultsError> {
         if self.anew {
-            // First the lines go, then the record changes: at no moment does a record stand by lines of another run.
+            // First the lines go, then the record changes: at no moment does a record stand by
+            // lines of another run.
             let header = self.format.header(&self.columns);
             atomic::write(&self.path, &header).map_err(failed(&self.path, "written"))?;
             self.existing.extent.whole = header.len() as u64;

@@ -1,23 +1,24 @@
-//! Results kept in files: `--out results.jsonl` or `results.csv` for any command that makes a record an item, and a text
-//! beside each image. A run that was killed goes on where it stopped.
+//! Results kept in files: `--out results.jsonl` or `results.csv` for any command that makes a
+//! record an item, and a text beside each image. A run that was killed goes on where it stopped.
 //!
-//! A results file is only ever appended to, a whole line at a time, so that whatever ends the run leaves whole lines
-//! and at most one torn one behind them, which the next run drops. Beside it lies `<file>.run.json`: what the lines were
-//! made with ([`RunRecord`]), held locked while a run writes.
+//! A results file is only ever appended to, a whole line at a time, so that whatever ends the run
+//! leaves whole lines and at most one torn one behind them, which the next run drops. Beside it
+//! lies `<file>.run.json`: what the lines were made with ([`RunRecord`]), held locked while a run
+//! writes.
 
 mod file;
+mod filter;
 mod format;
 mod record;
 mod sidecar;
-mod sift;
 
 use std::path::{Path, PathBuf};
 
 pub use file::{EarlierResults, ResultsFile};
+pub use filter::{ItemFilter, ItemState};
 pub use format::Columns;
 pub use record::{RunRecord, model_fingerprint};
 pub use sidecar::{Sidecars, parse_extension};
-pub use sift::{Sieve, Standing};
 
 /// Where a command's records go.
 #[derive(Debug, Clone, clap::Args)]

@@ -50,7 +50,8 @@ impl RunRecord {
         }
     }
 
-    /// Each thing that an `earlier` run had otherwise; empty if results of both may stand in one file.
+    /// Each thing that an `earlier` run had otherwise; empty if results of both may stand in one
+    /// file.
     pub fn differences(&self, earlier: &Self) -> String {
         let mut differences = Vec::new();
         if self.command != earlier.command {
@@ -94,8 +95,8 @@ impl RunRecord {
 
 /// The record's file, open and locked: one run at a time writes to the results beside it.
 ///
-/// The lock is on this file and not on the results, for where locks are compulsory (Windows) nobody could read the
-/// results of a run that goes on.
+/// The lock is on this file and not on the results, for where locks are compulsory (Windows) nobody
+/// could read the results of a run that goes on.
 #[derive(Debug)]
 pub struct LockedRecord {
     path: PathBuf,
@@ -122,7 +123,8 @@ impl LockedRecord {
         }
     }
 
-    /// Writes `record` in place: it changes only where no line stands that an old one could be wrong about.
+    /// Writes `record` in place: it changes only where no line stands that an old one could be
+    /// wrong about.
     pub fn write(&mut self, record: &RunRecord) -> Result<(), ResultsError> {
         let json = serde_json::to_string_pretty(record).unwrap_or_default() + "\n";
         let file = &mut self.file;
@@ -206,7 +208,8 @@ fn model_files(path: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The 64-bit FNV-1a hash (draft-eastlake-fnv): enough to notice a change that nobody makes on purpose.
+/// The 64-bit FNV-1a hash (draft-eastlake-fnv): enough to notice a change that nobody makes on
+/// purpose.
 struct Fnv1a(u64);
 
 impl Fnv1a {

@@ -61,8 +61,8 @@ impl Sidecars {
         }
     }
 
-    /// The text's file of each image, `None` where it is there already. An image that is there twice has one; two images
-    /// of one name but for the extension are an error for the second.
+    /// The text's file of each image, `None` where it is there already. An image that is there
+    /// twice has one; two images of one name but for the extension are an error for the second.
     pub fn missing(&self, images: &[ImageInput]) -> Vec<Result<Option<PathBuf>, SidecarError>> {
         let mut owners: HashMap<PathBuf, &ImageInput> = HashMap::new();
         images
@@ -89,7 +89,8 @@ impl Sidecars {
             .collect()
     }
 
-    /// Whether the text is there already and stays. An empty file, which a power cut may leave, does not count.
+    /// Whether the text is there already and stays. An empty file, which a power cut may leave,
+    /// does not count.
     fn has(&self, file: &Path) -> bool {
         !self.overwrite && std::fs::metadata(file).is_ok_and(|metadata| metadata.len() > 0)
     }

@@ -91,7 +91,7 @@ fn shards_join_and_disagreeing_ones_do_not() {
     assert!(merged.get(&Id::Number(2)).is_none());
     add(&mut other, &[1]);
     let error = Predictions::merge(&path("d"), FIELDS, &[path("a")]).expect_err("refused");
-    assert!(error.to_string().contains("another `out`"), "{error}");
+    assert!(error.to_string().contains("another --out"), "{error}");
 }
 
 #[test]

@@ -1,14 +1,15 @@
-//! Predictions as a run makes them: a file that each batch is appended to and synced, so that a run cut short goes on
-//! where it stopped, and files of several shards that join into one.
+//! Predictions as a run makes them: a file that each batch is appended to and synced, so that a run
+//! cut short goes on where it stopped, and files of several shards that join into one.
 //!
-//! The first line is `{"settings": {…}}`, what the run was asked; each other line an item of the official results.
+//! The first line is `{"settings": {…}}`, what the run was asked; each other line an item of the
+//! official results.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{EvalError, Id};
+use crate::eval::{EvalError, Id};
 use crate::files::atomic;
 use crate::files::log::Log;
 
@@ -57,6 +58,7 @@ impl ResultFields {
 const FOR_READERS: [&str; 3] = ["model", "annotations", "questions"];
 /// Where the images lie may differ from machine to machine, and so between the parts of one run.
 const OF_THE_MACHINE: &str = "images";
+
 /// Predictions by item, in memory and in a file.
 #[derive(Debug)]
 pub struct Predictions {
@@ -73,9 +75,10 @@ pub struct Predictions {
 }
 
 impl Predictions {
-    /// Reads `file`, if there is one. Nothing is written before [`Self::begin`] or [`Self::add`], so that a run that
-    /// cannot start leaves no trace; settings of a file without predictions do not count. The setting `free` may be
-    /// another than the file's: predictions do not depend on it.
+    /// Reads `file`, if there is one. Nothing is written before [`Self::begin`] or [`Self::add`],
+    /// so that a run that cannot start leaves no trace; settings of a file without predictions do
+    /// not count. The setting `free` may be another than the file's: predictions do not depend on
+    /// it.
     ///
     /// # Errors
     /// A file that cannot be read, is damaged, or was made with other `settings`.
@@ -91,7 +94,7 @@ impl Predictions {
         };
         let (written, by_id, whole) = parse(file, fields, &bytes)?;
         if let (Some(written), false) = (&written, by_id.is_empty()) {
-            let remedy = "use the same, or another `out`";
+            let remedy = "use the same, or another --out";
             check_settings(file, written, settings, free, remedy)?;
         }
         Ok(Self {
@@ -105,7 +108,8 @@ impl Predictions {
         })
     }
 
-    /// Makes the file ready for predictions: with this run's settings, and without what an interruption left of a line.
+    /// Makes the file ready for predictions: with this run's settings, and without what an
+    /// interruption left of a line.
     ///
     /// # Errors
     /// A file that cannot be written.
@@ -129,12 +133,13 @@ impl Predictions {
         Ok(())
     }
 
-    /// Joins the predictions in `parts` into `file`, which is made anew. The parts must be of one run's shards; where
-    /// the images lay may differ.
+    /// Joins the predictions in `parts` into `file`, which is made anew. The parts must be of one
+    /// run's shards; where the images lay may differ.
     ///
     /// # Errors
-    /// A part that cannot be read or is damaged, parts made with different settings, an item that two parts have
-    /// different predictions for; a file that holds another run's predictions or cannot be written.
+    /// A part that cannot be read or is damaged, parts made with different settings, an item that
+    /// two parts have different predictions for; a file that holds another run's predictions or
+    /// cannot be written.
     pub fn merge(file: &Path, fields: ResultFields, parts: &[PathBuf]) -> Result<Self, EvalError> {
         let free = Some(OF_THE_MACHINE);
         let mut settings: Option<Map<String, Value>> = None;
@@ -185,7 +190,7 @@ impl Predictions {
             && !by_id.is_empty()
         {
             // The result of an earlier merge goes; another run's predictions may have taken days.
-            check_settings(file, &earlier, &settings, free, "give another `out`")?;
+            check_settings(file, &earlier, &settings, free, "give another --out")?;
         }
         write_whole(file, &(settings_line(&settings) + &text))?;
         Self::open(file, fields, &settings, None)
@@ -212,12 +217,6 @@ impl Predictions {
     #[must_use]
     pub fn get(&self, id: &Id) -> Option<&Value> {
         self.by_id.get(id)
-    }
-
-    /// Where they are kept.
-    #[must_use]
-    pub fn file(&self) -> &Path {
-        &self.file
     }
 
     /// Predictions for items that are not among `ids`, which were read from `truth`.
@@ -261,7 +260,8 @@ impl Predictions {
         Ok(())
     }
 
-    /// The official results of the items `ids`, those without a prediction left out; `fields` is what they call them.
+    /// The official results of the items `ids`, those without a prediction left out; `fields` is
+    /// what they call them.
     #[must_use]
     pub fn official<'a>(
         &self,

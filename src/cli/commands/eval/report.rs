@@ -1,4 +1,5 @@
-//! A run on one page: figures beside the published ones, and what was predicted for which picture, the worst first.
+//! A run on one page: figures beside the published ones, and what was predicted for which picture,
+//! the worst first.
 
 use std::fmt::Write;
 
@@ -19,9 +20,9 @@ pub struct Figure {
     pub published: Option<String>,
 }
 
-/// A picture with what was predicted and what is true.
+/// An item as the report shows it: a picture with what was predicted and what is true.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Case {
+pub struct ReportItem {
     /// The picture as a JPEG; `None` where it could not be read.
     pub thumbnail: Option<Vec<u8>>,
     /// The item's name.
@@ -48,9 +49,9 @@ pub struct Report {
     /// What the published figures are of.
     pub published_for: String,
     /// How many items were measured.
-    pub items: usize,
-    /// The cases shown, the worst first.
-    pub cases: Vec<Case>,
+    pub count: usize,
+    /// Those that are shown, the worst first.
+    pub items: Vec<ReportItem>,
 }
 
 impl Report {
@@ -70,7 +71,7 @@ impl Report {
         let _ = write!(
             page,
             "</p><table><tr><th>{} items</th><th>here</th><th>published</th></tr>",
-            self.items
+            self.count
         );
         for figure in &self.figures {
             let published = figure.published.as_deref().map_or_else(String::new, escape);
@@ -88,16 +89,16 @@ impl Report {
         let _ = write!(
             page,
             "<h2>{} of {} items, the worst first</h2><main>",
-            self.cases.len(),
-            self.items
+            self.items.len(),
+            self.count
         );
-        self.cases.iter().for_each(|case| case.write(&mut page));
+        self.items.iter().for_each(|item| item.write(&mut page));
         page.push_str("</main></body></html>\n");
         page
     }
 }
 
-impl Case {
+impl ReportItem {
     fn write(&self, page: &mut String) {
         page.push_str("<article>");
         match &self.thumbnail {
@@ -153,13 +154,13 @@ mod tests {
     #[test]
     fn texts_cannot_break_the_page() {
         let picture = Rgb8Image::new(400, 3, vec![9; 3600]).expect("a picture");
-        let case = Case {
+        let item = ReportItem {
             thumbnail: thumbnail(&picture),
             prediction: "<script>alert(\"x\")</script> & more".into(),
-            ..Case::default()
+            ..ReportItem::default()
         };
         let page = Report {
-            cases: vec![case, Case::default()],
+            items: vec![item, ReportItem::default()],
             ..Report::default()
         }
         .html();

@@ -1,11 +1,12 @@
-//! Whether a caption of the demo world is exactly true: parsed back into facts and compared with the scene's. The grammar
-//! and what its sentences state are those of `weights-tools/scenes/language.py`.
+//! Whether a caption of the demo world is exactly true: parsed back into facts and compared with
+//! the scene's. The grammar and what its sentences state are those of
+//! `weights-tools/scenes/language.py`.
 
 use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{EvalError, Id};
+use crate::eval::{EvalError, Id};
 
 const COLORS: [&str; 10] = [
     "red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "white", "black",
@@ -35,7 +36,7 @@ pub struct Scene {
     /// The picture's id in the annotation files.
     pub image_id: i64,
     /// From left to right.
-    pub objects: Vec<Object>,
+    pub objects: Vec<SceneObject>,
     /// Whether some object has a combination of colour and shape that training never shows.
     #[serde(default)]
     pub held_out: bool,
@@ -43,7 +44,7 @@ pub struct Scene {
 
 /// One object of a scene.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Object {
+pub struct SceneObject {
     /// Its shape's name.
     pub shape: String,
     /// Its colour's name.
@@ -61,10 +62,7 @@ pub struct Object {
 /// # Errors
 /// The file cannot be read, or is no list of scenes.
 pub fn read_scenes(file: &Path) -> Result<Vec<Scene>, EvalError> {
-    let text = std::fs::read(file).map_err(|cause| EvalError::Read {
-        file: file.into(),
-        cause,
-    })?;
+    let text = std::fs::read(file).map_err(EvalError::read(file))?;
     serde_json::from_slice(&text).map_err(|cause| EvalError::Empty {
         file: file.into(),
         problem: format!("no facts of scenes ({cause}); `python -m scenes write` makes them"),
@@ -72,7 +70,7 @@ pub fn read_scenes(file: &Path) -> Result<Vec<Scene>, EvalError> {
 }
 
 /// An object as a caption names it.
-struct Claim<'t> {
+struct Mention<'t> {
     size: Option<&'t str>,
     color: &'t str,
     shape: &'t str,
@@ -80,18 +78,18 @@ struct Claim<'t> {
 
 /// What a caption states.
 enum Statement<'t> {
-    Relation(Claim<'t>, &'static str, Claim<'t>),
-    Place(Claim<'t>, &'static str),
+    Relation(Mention<'t>, &'static str, Mention<'t>),
+    Place(Mention<'t>, &'static str),
     Inventory {
-        claims: Vec<Claim<'t>>,
+        mentions: Vec<Mention<'t>>,
         number: Option<usize>,
         ordered: bool,
     },
 }
 
 impl Scene {
-    /// Whether `caption` is a sentence of the world's grammar and all that it states is so. An inventory must name every
-    /// object once and no other.
+    /// Whether `caption` is a sentence of the world's grammar and all that it states is so. An
+    /// inventory must name every object once and no other.
     #[must_use]
     pub fn is_true(&self, caption: &str) -> bool {
         let words: Vec<_> = caption.split_whitespace().collect();
@@ -105,17 +103,18 @@ impl Scene {
                     _ => false,
                 }
             }
-            Some(Statement::Place(claim, place)) => {
-                let there = |object: &Object| claim.fits(object) && place_of(object) == Some(place);
+            Some(Statement::Place(mention, place)) => {
+                let there =
+                    |object: &SceneObject| mention.fits(object) && place_of(object) == Some(place);
                 self.objects.iter().any(there)
             }
             Some(Statement::Inventory {
-                claims,
+                mentions,
                 number,
                 ordered,
             }) => {
-                let in_order = || claims.iter().zip(&self.objects).all(|(c, o)| c.fits(o));
-                self.has_exactly(&claims)
+                let in_order = || mentions.iter().zip(&self.objects).all(|(c, o)| c.fits(o));
+                self.has_exactly(&mentions)
                     && number.is_none_or(|number| number == self.objects.len())
                     && (!ordered || in_order())
             }
@@ -128,14 +127,14 @@ impl Scene {
         Id::Number(self.image_id)
     }
 
-    fn find(&self, claim: &Claim) -> Option<&Object> {
-        self.objects.iter().find(|object| claim.fits(object))
+    fn find(&self, mention: &Mention) -> Option<&SceneObject> {
+        self.objects.iter().find(|object| mention.fits(object))
     }
 
-    fn has_exactly(&self, claims: &[Claim]) -> bool {
+    fn has_exactly(&self, mentions: &[Mention]) -> bool {
         let mut left: Vec<_> = self.objects.iter().collect();
-        for claim in claims {
-            match left.iter().position(|object| claim.fits(object)) {
+        for mention in mentions {
+            match left.iter().position(|object| mention.fits(object)) {
                 Some(place) => drop(left.remove(place)),
                 None => return false,
             }
@@ -144,8 +143,8 @@ impl Scene {
     }
 }
 
-impl Claim<'_> {
-    fn fits(&self, object: &Object) -> bool {
+impl Mention<'_> {
+    fn fits(&self, object: &SceneObject) -> bool {
         self.color == object.color
             && self.shape == object.shape
             && self.size.is_none_or(|size| size == object.size)
@@ -153,7 +152,7 @@ impl Claim<'_> {
 }
 
 /// Whether "first relation second" is so; too close along the axis is not.
-fn holds(first: &Object, relation: &str, second: &Object) -> bool {
+fn holds(first: &SceneObject, relation: &str, second: &SceneObject) -> bool {
     let distance = match relation {
         "left of" => second.x - first.x,
         "right of" => first.x - second.x,
@@ -164,7 +163,7 @@ fn holds(first: &Object, relation: &str, second: &Object) -> bool {
 }
 
 /// The part of the picture an object is in; none near a border between parts.
-fn place_of(object: &Object) -> Option<&'static str> {
+fn place_of(object: &SceneObject) -> Option<&'static str> {
     let (dx, dy) = (object.x - CANVAS / 2.0, object.y - CANVAS / 2.0);
     if dx.abs().max(dy.abs()) <= RELATION_GAP / 2.0 {
         return Some("middle");
@@ -199,13 +198,13 @@ fn parse(text: &str) -> Option<Statement<'_>> {
     for start in ["a picture of ", "only "] {
         text = text.strip_prefix(start).unwrap_or(text);
     }
-    let claims: Option<Vec<_>> = text
+    let mentions: Option<Vec<_>> = text
         .split(", ")
         .flat_map(|part| part.split(if ordered.is_some() { "\0" } else { " and " }))
         .map(parse_object)
         .collect();
     Some(Statement::Inventory {
-        claims: claims?,
+        mentions: mentions?,
         number,
         ordered: ordered.is_some(),
     })
@@ -218,7 +217,7 @@ fn parse_relation(text: &str) -> Option<Statement<'_>> {
         .into_iter()
         .find(|relation| rest.starts_with(relation))?;
     let second = rest[relation.len()..].strip_prefix(" the ")?;
-    let name = |text| parse_words(text).filter(|claim| claim.size.is_none());
+    let name = |text| parse_words(text).filter(|mention| mention.size.is_none());
     Some(Statement::Relation(name(first)?, relation, name(second)?))
 }
 
@@ -233,7 +232,7 @@ fn parse_number(text: &str) -> Option<(usize, &str)> {
 }
 
 /// `a red ring`, `a large red ring`
-fn parse_object(text: &str) -> Option<Claim<'_>> {
+fn parse_object(text: &str) -> Option<Mention<'_>> {
     let words = text
         .strip_prefix("a ")
         .or_else(|| text.strip_prefix("an "))?;
@@ -241,7 +240,7 @@ fn parse_object(text: &str) -> Option<Claim<'_>> {
 }
 
 /// `red ring`, `large red ring`
-fn parse_words(text: &str) -> Option<Claim<'_>> {
+fn parse_words(text: &str) -> Option<Mention<'_>> {
     let words: Vec<_> = text.split(' ').collect();
     let (size, color, shape) = match words[..] {
         [color, shape] => (None, color, shape),
@@ -251,15 +250,15 @@ fn parse_words(text: &str) -> Option<Claim<'_>> {
     let known = COLORS.contains(&color)
         && SHAPES.contains(&shape)
         && size.is_none_or(|size| SIZES.contains(&size));
-    known.then_some(Claim { size, color, shape })
+    known.then_some(Mention { size, color, shape })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn object(size: &str, color: &str, shape: &str, x: f64, y: f64) -> Object {
-        Object {
+    fn object(size: &str, color: &str, shape: &str, x: f64, y: f64) -> SceneObject {
+        SceneObject {
             shape: shape.into(),
             color: color.into(),
             size: size.into(),

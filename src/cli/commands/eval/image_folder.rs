@@ -2,16 +2,16 @@
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
 
-use super::datasets::id_in_name;
-use super::{EvalError, Id};
+use crate::eval::{EvalError, Id, id_in_name};
 
 /// A folder of images, found by the names that dataset files give them or by the ids in their own.
 #[derive(Debug)]
 pub struct ImageFolder {
     folder: PathBuf,
     /// Files by the id in their name; made when first needed, for the folder may be large.
-    by_id: Option<HashMap<Id, Vec<PathBuf>>>,
+    by_id: OnceLock<HashMap<Id, Vec<PathBuf>>>,
 }
 
 impl ImageFolder {
@@ -23,28 +23,22 @@ impl ImageFolder {
         match std::fs::read_dir(folder) {
             Ok(_) => Ok(Self {
                 folder: folder.into(),
-                by_id: None,
+                by_id: OnceLock::new(),
             }),
-            Err(cause) => Err(EvalError::Read {
-                file: folder.into(),
-                cause,
-            }),
+            Err(cause) => Err(EvalError::read(folder)(cause)),
         }
     }
 
     /// The file of the image that the dataset places at one of `paths` or calls `id`.
     ///
-    /// Each path is tried as it is, without its folders but the last, and by its name alone; then any file below the
-    /// folder whose name ends in the id, as mmpretrain finds VQAv2's images. No path leads out of the folder.
+    /// Each path is tried as it is, without its folders but the last, and by its name alone; then
+    /// any file below the folder whose name ends in the id, as mmpretrain finds VQAv2's images. No
+    /// path leads out of the folder.
     ///
     /// # Errors
-    /// No such file, one outside the folder, or two with the id. The error names `listed_in` and the id.
-    pub fn find(
-        &mut self,
-        paths: &[String],
-        id: &Id,
-        listed_in: &Path,
-    ) -> Result<PathBuf, EvalError> {
+    /// No such file, one outside the folder, or two with the id. The error names `listed_in` and
+    /// the id.
+    pub fn find(&self, paths: &[String], id: &Id, listed_in: &Path) -> Result<PathBuf, EvalError> {
         let mut outside = None;
         for path in paths {
             let parts: Vec<&str> = path.split('/').collect();
@@ -64,14 +58,17 @@ impl ImageFolder {
         let wrong = |problem: String| EvalError::item(listed_in, format!("image {id}"), problem);
         if let Some(file) = outside {
             return Err(wrong(format!(
-                "lies at {}, which is not in {}; pass the folder that has it as `images`, or correct the file's name",
+                "lies at {}, which is not in {}; pass the folder that has it as --images, or correct the file's name",
                 file.display(),
                 self.folder.display()
             )));
         }
-        let files = match &mut self.by_id {
+        let files = match self.by_id.get() {
             Some(files) => files,
-            none => none.insert(index(&self.folder)?),
+            None => {
+                let files = index(&self.folder)?;
+                self.by_id.get_or_init(|| files)
+            }
         };
         match files.get(id).map(Vec::as_slice) {
             Some([file]) => Ok(file.clone()),
@@ -87,7 +84,7 @@ impl ImageFolder {
                     .unwrap_or_default();
                 Err(wrong(
                     format!(
-                        "{named} is not in {}; check `images`",
+                        "{named} is not in {}; check --images",
                         self.folder.display()
                     )
                     .trim_start()
@@ -99,7 +96,8 @@ impl ImageFolder {
 }
 
 impl ImageFolder {
-    /// Whether a path that a dataset gives stays in the folder. Links that somebody has put there may lead anywhere.
+    /// Whether a path that a dataset gives stays in the folder. Links that somebody has put there
+    /// may lead anywhere.
     fn holds(&self, file: &Path) -> bool {
         let plain = |rest: &Path| {
             let mut parts = rest.components();

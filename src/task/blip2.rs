@@ -1,21 +1,23 @@
 //! A checkpoint opened for use.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::Error;
-use crate::generate::GenerationOptions;
 use crate::gpu::{Gpu, GpuOptions, WeightFormat};
-use crate::image::Preprocessor;
 use crate::kernels::self_check;
 use crate::model::config::Head;
 use crate::model::{Blip2Config, Blip2Model, RetrievalModel};
-use crate::schedule::{Engine, MemoryPlan, RetrievalWorkload, Timings, Workload};
-use crate::text::Tokenizer;
+use crate::schedule::{
+    Engine, MemoryPlan, RetrievalWorkload, Service, ServiceOptions, Timings, Workload,
+};
 use crate::weights::{Checkpoint, Uploader};
 
 use super::memory::Planner;
+use super::prepare::Preparation;
 use super::prompt::Prompter;
 use super::run::DEFAULT_BATCH;
+use super::service::Handle;
 use super::source::Source;
 
 /// How to open a checkpoint.
@@ -79,11 +81,8 @@ impl OpenOptions {
 /// ```
 #[derive(Debug)]
 pub struct Blip2 {
-    pub(super) config: Blip2Config,
-    pub(super) preprocessor: Preprocessor,
-    pub(super) tokenizer: Tokenizer,
-    pub(super) generation: GenerationOptions,
-    pub(super) engine: Engine,
+    pub(super) service: Service,
+    pub(super) handle: Handle,
     /// Requests at a time where none are asked for.
     pub(super) batch: usize,
 }
@@ -157,12 +156,24 @@ impl Blip2 {
         let model = loaded
             .await
             .map_err(|error| planner.explain(error, batch, &plan))?;
+        let (profiler, weights) = (gpu.profiler().cloned(), planner.weights);
+        let engine = Engine::new(gpu, model, weights);
+        // Its one asker is `run`, which itself minds how much is under way.
+        let options = ServiceOptions {
+            batch_size: batch,
+            queue: usize::MAX,
+            image_places: 0,
+        };
+        let (service, door) = Service::new(engine, options);
+        let prompter = Prompter::new(source.config, source.tokenizer, source.generation);
+        let handle = Handle {
+            door,
+            prompter: Arc::new(prompter),
+            preparation: Preparation::new(source.preprocessor, profiler),
+        };
         Ok(Self {
-            config: source.config,
-            preprocessor: source.preprocessor,
-            tokenizer: source.tokenizer,
-            generation: source.generation,
-            engine: Engine::new(gpu, model),
+            service,
+            handle,
             batch,
         })
     }
@@ -170,40 +181,36 @@ impl Blip2 {
     /// The device.
     #[must_use]
     pub fn gpu(&self) -> &Gpu {
-        self.engine.gpu()
+        self.service.engine().gpu()
     }
 
     /// The checkpoint's configuration.
     #[must_use]
     pub fn config(&self) -> &Blip2Config {
-        &self.config
+        &self.handle.prompter.config
     }
 
     /// Bytes of the buffers that activations share so far: they grow with larger batches and never shrink.
     #[must_use]
     pub fn activation_bytes(&self) -> u64 {
-        self.engine.activation_bytes()
+        self.service.engine().activation_bytes()
     }
 
     /// How long the parts of the last call took.
     #[must_use]
     pub fn timings(&self) -> Timings {
-        self.engine.timings()
+        self.service.timings()
     }
 
     /// What `batch` images and a decode step of as many texts cost at least.
     #[cfg(feature = "cli")]
     pub(crate) fn batch_work(&self, batch: usize) -> Result<crate::schedule::BatchWork, Error> {
-        self.engine.batch_work(batch)
+        self.service.engine().batch_work(batch)
     }
 
     /// What makes prompts.
-    pub(super) fn prompter(&self) -> Prompter<'_> {
-        Prompter {
-            config: &self.config,
-            tokenizer: &self.tokenizer,
-            generation: &self.generation,
-        }
+    pub(super) fn prompter(&self) -> &Prompter {
+        &self.handle.prompter
     }
 }
 

@@ -8,9 +8,11 @@ mod error;
 mod files;
 mod opt;
 mod special;
+mod stop;
 mod stream;
 
 pub use bert::BertTokenizer;
 pub use error::TextError;
 pub use opt::{PromptMark, Tokenizer};
+pub use stop::StopStrings;
 pub use stream::TextStream;

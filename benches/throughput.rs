@@ -5,6 +5,7 @@
 //! each part, waiting for the device included.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use blip2_wgpu::image::{DecodePolicy, Rgb8Image, decode_file};
@@ -70,10 +71,19 @@ fn scenes() -> Vec<Rgb8Image> {
         .collect()
 }
 
+/// A copy of `scene` with another colour in a corner: it is prepared and encoded anew.
+fn another(scene: &Rgb8Image) -> Rgb8Image {
+    static COPIES: AtomicU32 = AtomicU32::new(0);
+    let [low, middle, high, _] = COPIES.fetch_add(1, Ordering::Relaxed).to_le_bytes();
+    let mut data = scene.data().to_vec();
+    data[..3].copy_from_slice(&[low, middle, high]);
+    Rgb8Image::new(scene.width(), scene.height(), data).expect("a picture")
+}
+
 fn run(model: &mut Blip2, scenes: &[Rgb8Image], batch: usize) -> (Duration, Timings) {
     let options = Arc::new(CaptionOptions::default());
     let items = (0..IMAGES).map(|number| Item {
-        image: ImageSource::Decoded(Arc::new(scenes[number % scenes.len()].clone())),
+        image: ImageSource::Decoded(Arc::new(another(&scenes[number % scenes.len()]))),
         ask: Ask::Caption(Arc::clone(&options)),
     });
     let started = Instant::now();

@@ -6,6 +6,7 @@ use crate::generate::GenerateError;
 use crate::gpu::GpuError;
 use crate::image::ImageError;
 use crate::model::config::ConfigError;
+use crate::schedule::Refusal;
 use crate::task::{IndexError, Shortage};
 use crate::text::TextError;
 use crate::weights::{UploadError, WeightsError};
@@ -117,6 +118,29 @@ pub enum Error {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// A request that is too large for the device, whatever else it has to do.
+    #[error(
+        "the {what} of the request need {bytes} bytes in one buffer, this device allows {limit}; lower {remedy}"
+    )]
+    TooLarge {
+        /// Of what there is too much.
+        what: &'static str,
+        /// Bytes needed.
+        bytes: u64,
+        /// Bytes allowed.
+        limit: u64,
+        /// The parameters to lower.
+        remedy: &'static str,
+    },
+    /// A request that was accepted and not finished.
+    #[error("the request was given up: {why}; ask again")]
+    GivenUp {
+        /// What happened.
+        why: &'static str,
+    },
+    /// A request that the service has not accepted.
+    #[error(transparent)]
+    Refused(Box<Refusal>),
     /// A request to the engine that no model could serve: a caller's mistake.
     #[error("request cannot be served: {problem}; this is a bug in the calling program")]
     Request {
@@ -156,6 +180,16 @@ pub enum Error {
     },
 }
 
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Invalid(error) => error,
+            Refusal::Lost(error) => Self::Shared(error),
+            other => Self::Refused(Box::new(other)),
+        }
+    }
+}
+
 impl From<Shortage> for Error {
     fn from(shortage: Shortage) -> Self {
         Self::Memory(Box::new(shortage))
@@ -172,6 +206,16 @@ impl From<UploadError> for Error {
 }
 
 impl Error {
+    /// Whether it is the device that failed, or has no room.
+    #[must_use]
+    pub fn is_of_device(&self) -> bool {
+        match self {
+            Self::Gpu(_) => true,
+            Self::Shared(error) => error.is_of_device(),
+            _ => false,
+        }
+    }
+
     /// Whether it is about an image that cannot be read, and says which.
     #[must_use]
     pub fn names_its_image(&self) -> bool {

@@ -3,6 +3,9 @@
 //! Everything of the core that needs a thread or a clock takes it from here. In a browser there is one thread: work runs
 //! where it is given, and the event loop does what a polling thread does elsewhere.
 
+use std::pin::Pin;
+use std::time::Duration;
+
 #[cfg(not(target_family = "wasm"))]
 pub(crate) use std::time::Instant;
 #[cfg(target_family = "wasm")]
@@ -24,6 +27,41 @@ pub(crate) fn spawn(work: impl FnOnce() + Send + 'static) {
         rayon::spawn(work);
     }
 }
+
+/// Does `work`, which takes no time, after `time`. In a browser nothing is done: whoever counts on it looks at the clock
+/// when it is woken by something else.
+pub(crate) fn after(time: Duration, work: impl FnOnce() + Send + 'static) {
+    if cfg!(target_family = "wasm") {
+        return;
+    }
+    std::thread::spawn(move || {
+        std::thread::sleep(time);
+        work();
+    });
+}
+
+/// What may have to move to another thread: anything in a browser, which has one.
+#[cfg(not(target_family = "wasm"))]
+pub trait MaybeSend: Send {}
+#[cfg(not(target_family = "wasm"))]
+impl<T: Send> MaybeSend for T {}
+/// What may have to move to another thread: anything in a browser, which has one.
+#[cfg(target_family = "wasm")]
+pub trait MaybeSend {}
+#[cfg(target_family = "wasm")]
+impl<T> MaybeSend for T {}
+
+/// A future whose type nobody needs to know.
+#[cfg(not(target_family = "wasm"))]
+pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+#[cfg(target_family = "wasm")]
+pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// An iterator whose type nobody needs to know.
+#[cfg(not(target_family = "wasm"))]
+pub(crate) type BoxIterator<'a, T> = Box<dyn Iterator<Item = T> + Send + 'a>;
+#[cfg(target_family = "wasm")]
+pub(crate) type BoxIterator<'a, T> = Box<dyn Iterator<Item = T> + 'a>;
 
 /// Runs `work` on each of `jobs`, on as many threads as the machine has. These are threads of their own: jobs such as
 /// compiling a pipeline wait for a driver and would keep rayon's from computing.

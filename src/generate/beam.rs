@@ -55,7 +55,8 @@ struct Slot {
     tokens: Vec<u32>,
     /// Length-penalised.
     score: f32,
-    finished: bool,
+    /// Why it ended; `None`: there is no text yet.
+    finish: Option<FinishReason>,
 }
 
 /// One of the best continuations of a step.
@@ -63,8 +64,8 @@ struct Slot {
 struct Continuation {
     step: BeamStep,
     score: f32,
-    /// It ends here, by an end token or by length.
-    ends: bool,
+    /// Why it ends here, if it does.
+    ends: Option<FinishReason>,
 }
 
 impl BeamSearch {
@@ -83,7 +84,7 @@ impl BeamSearch {
         let empty = Slot {
             tokens: Vec::new(),
             score: BARRED,
-            finished: false,
+            finish: None,
         };
         Ok(Self {
             rules: Rules {
@@ -137,17 +138,36 @@ impl BeamSearch {
     /// [`GenerateError::NoToken`] where there are fewer candidates in all than beams,
     /// [`GenerateError::Done`] after the end. The search is then as it was.
     pub fn step(&mut self, rows: &[impl AsRef<[Candidate]>]) -> Result<&[BeamStep], GenerateError> {
+        self.step_until(rows, &|_| false)
+    }
+
+    /// [`BeamSearch::step`] where a text also ends when `stops` says so of its tokens.
+    ///
+    /// # Errors
+    /// As [`BeamSearch::step`].
+    pub fn step_until(
+        &mut self,
+        rows: &[impl AsRef<[Candidate]>],
+        stops: &dyn Fn(&[u32]) -> bool,
+    ) -> Result<&[BeamStep], GenerateError> {
         if self.done {
             return Err(GenerateError::Done);
         }
-        let best = self.best_continuations(rows)?;
+        let mut best = self.best_continuations(rows)?;
+        for continuation in &mut best {
+            if continuation.ends != Some(FinishReason::EndToken)
+                && stops(&self.continued(continuation.step))
+            {
+                continuation.ends = Some(FinishReason::StopString);
+            }
+        }
         if best.len() < self.rules.beams {
             return Err(GenerateError::NoToken);
         }
         self.merge_finished(&best);
         self.advance(&best);
         self.generated += 1;
-        self.update_done(best.iter().all(|c| c.ends));
+        self.update_done(best.iter().all(|c| c.ends.is_some()));
         Ok(&self.steps)
     }
 
@@ -178,7 +198,11 @@ impl BeamSearch {
                 all.push(Continuation {
                     step: BeamStep { parent, token },
                     score: score + beam.score,
-                    ends: at_length || self.rules.eos_token_ids.contains(&token),
+                    ends: if self.rules.eos_token_ids.contains(&token) {
+                        Some(FinishReason::EndToken)
+                    } else {
+                        at_length.then_some(FinishReason::Length)
+                    },
                 });
             }
         }
@@ -197,11 +221,14 @@ impl BeamSearch {
     fn merge_finished(&mut self, best: &[Continuation]) {
         let penalty = self.length_divisor(self.generated + 1);
         let mut merged = std::mem::take(&mut self.finished);
-        for continuation in best.iter().take(self.rules.beams).filter(|c| c.ends) {
+        for continuation in best.iter().take(self.rules.beams) {
+            if continuation.ends.is_none() {
+                continue;
+            }
             merged.push(Slot {
                 tokens: self.continued(continuation.step),
                 score: continuation.score / penalty,
-                finished: true,
+                finish: continuation.ends,
             });
         }
         // Stable: an older text stays before a new one of equal score.
@@ -213,7 +240,7 @@ impl BeamSearch {
     /// Carries the best `beams` continuations on, those that do not end first.
     fn advance(&mut self, best: &[Continuation]) {
         let mut next: Vec<Continuation> = best.to_vec();
-        for continuation in next.iter_mut().filter(|c| c.ends) {
+        for continuation in next.iter_mut().filter(|c| c.ends.is_some()) {
             continuation.score += BARRED;
         }
         next.sort_by(|a, b| falling(a.score, b.score));
@@ -251,7 +278,7 @@ impl BeamSearch {
         let best_possible = self.running[0].score / self.length_divisor(hopeful_length);
         // A slot that holds no finished text is barred, so any beam can still fill it.
         let can_improve = self.finished.iter().any(|slot| best_possible > slot.score);
-        let full = self.finished.iter().all(|slot| slot.finished);
+        let full = self.finished.iter().all(|slot| slot.finish.is_some());
         let closed = full && rules.early_stopping == EarlyStopping::True;
         self.done = !can_improve || closed || all_end;
     }
@@ -259,35 +286,30 @@ impl BeamSearch {
     /// The best `num_return_sequences` finished texts, best first. Where none has finished (a search
     /// cut short), the best running beam, scored at its length.
     pub fn finish(self) -> Vec<Generated> {
-        let text = |tokens: Vec<u32>, score| {
-            let ended = tokens
-                .last()
-                .is_some_and(|t| self.rules.eos_token_ids.contains(t));
-            Generated {
-                tokens,
-                score,
-                finish: if ended {
-                    FinishReason::EndToken
-                } else {
-                    FinishReason::Length
-                },
-            }
-        };
         let texts: Vec<Generated> = self
             .finished
             .iter()
-            .filter(|slot| slot.finished)
+            .filter_map(|slot| {
+                Some(Generated {
+                    tokens: slot.tokens.clone(),
+                    score: slot.score,
+                    finish: slot.finish?,
+                })
+            })
             .take(self.rules.returned)
-            .map(|slot| text(slot.tokens.clone(), slot.score))
             .collect();
         if !texts.is_empty() {
             return texts;
         }
         let divisor = self.length_divisor(self.generated.max(1));
         let best = self.running.first();
-        best.map(|beam| text(beam.tokens.clone(), beam.score / divisor))
-            .into_iter()
-            .collect()
+        best.map(|beam| Generated {
+            tokens: beam.tokens.clone(),
+            score: beam.score / divisor,
+            finish: FinishReason::Length,
+        })
+        .into_iter()
+        .collect()
     }
 }
 
@@ -351,7 +373,7 @@ mod tests {
         // -2 (3 5), -2.5 (3 6) and (4 9): of equal ones the lower beam is first, so (4 9) is third.
         assert_eq!(search.step(&second).unwrap(), [step(0, 5), step(0, 6)]);
         assert_eq!(search.tokens(1), [3, 6]);
-        assert!(search.finished.iter().all(|slot| !slot.finished));
+        assert!(search.finished.iter().all(|slot| slot.finish.is_none()));
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub use beam::{BeamSearch, BeamStep};
 pub use error::GenerateError;
 pub use options::{
     EarlyStopping, GenerationOptions, GenerationOverrides, MAX_BEAMS, MAX_CANDIDATES,
-    MAX_END_TOKENS, MAX_TEXTS,
+    MAX_END_TOKENS, MAX_STOPS, MAX_TEXTS,
 };
 pub use processors::{ScoreProcessors, log_softmax, top_k};
 pub use row::{FinishReason, Generated, Row};

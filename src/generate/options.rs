@@ -6,6 +6,9 @@ pub const MAX_BEAMS: usize = 32;
 /// Most end tokens of a text: what the device's stop rule holds.
 pub const MAX_END_TOKENS: usize = 16;
 
+/// Most texts that end a text: each is looked for after each token.
+pub const MAX_STOPS: usize = 16;
+
 /// Most texts a request may ask for: each has a row of every device buffer.
 pub const MAX_TEXTS: usize = 1024;
 
@@ -57,6 +60,9 @@ pub struct GenerationOptions {
     pub num_return_sequences: usize,
     /// Tokens that end a text. Empty: only the length does.
     pub eos_token_ids: Vec<u32>,
+    /// Texts that end a text: it ends before the first of them (transformers' `stop_strings`). Whoever turns
+    /// tokens into text looks for them.
+    pub stop: Vec<String>,
     /// Tokens that are never generated (transformers' `suppress_tokens`).
     pub suppress_tokens: Vec<u32>,
     /// Fills rows that finished before the others of their batch.
@@ -83,6 +89,7 @@ impl Default for GenerationOptions {
             no_repeat_ngram_size: 0,
             num_return_sequences: 1,
             eos_token_ids: Vec::new(),
+            stop: Vec::new(),
             suppress_tokens: Vec::new(),
             pad_token_id: None,
             bos_token_id: None,
@@ -122,6 +129,8 @@ pub struct GenerationOverrides {
     pub num_return_sequences: Option<usize>,
     /// For [`GenerationOptions::eos_token_ids`].
     pub eos_token_ids: Option<Vec<u32>>,
+    /// For [`GenerationOptions::stop`].
+    pub stop: Option<Vec<String>>,
     /// For [`GenerationOptions::suppress_tokens`].
     pub suppress_tokens: Option<Vec<u32>>,
     /// For [`GenerationOptions::pad_token_id`].
@@ -151,6 +160,7 @@ impl GenerationOptions {
             no_repeat_ngram_size: o.no_repeat_ngram_size.unwrap_or(self.no_repeat_ngram_size),
             num_return_sequences: o.num_return_sequences.unwrap_or(self.num_return_sequences),
             eos_token_ids: o.eos_token_ids.clone().unwrap_or(self.eos_token_ids),
+            stop: o.stop.clone().unwrap_or(self.stop),
             suppress_tokens: o.suppress_tokens.clone().unwrap_or(self.suppress_tokens),
             pad_token_id: o.pad_token_id.or(self.pad_token_id),
             bos_token_id: o.bos_token_id.or(self.bos_token_id),
@@ -171,6 +181,7 @@ impl GenerationOptions {
         self.validate_lengths()?;
         self.validate_beams()?;
         self.validate_sampling()?;
+        self.validate_stop()?;
         if !positive(self.repetition_penalty) {
             return Err(unusable(
                 "repetition_penalty",
@@ -248,6 +259,17 @@ impl GenerationOptions {
                 problem: format!("greedy decoding gives one text, not {n}"),
                 remedy: "use beams or sampling for more".into(),
             });
+        }
+        Ok(())
+    }
+
+    fn validate_stop(&self) -> Result<(), GenerateError> {
+        if self.stop.len() > MAX_STOPS {
+            let remedy = format!("give at most {MAX_STOPS} texts");
+            return Err(unusable("stop", self.stop.len(), &remedy));
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return Err(unusable("stop", "\"\"", "give texts that are not empty"));
         }
         Ok(())
     }
@@ -337,6 +359,12 @@ mod tests {
         assert_eq!(refused(|o| o.min_new_tokens = 21), Some("min_new_tokens"));
         assert_eq!(refused(|o| o.min_new_tokens = 20), None);
         assert_eq!(refused(|o| o.num_beams = 0), Some("num_beams"));
+        assert_eq!(
+            refused(|o| o.stop = vec!["a".into(), "".into()]),
+            Some("stop")
+        );
+        assert_eq!(refused(|o| o.stop = vec!["a".into(); 17]), Some("stop"));
+        assert_eq!(refused(|o| o.stop = vec!["a".into(); 16]), None);
         assert_eq!(refused(|o| o.num_beams = 33), Some("num_beams"));
         assert_eq!(refused(|o| o.num_beams = 32), None);
         assert_eq!(refused(|o| o.temperature = 0.0), Some("temperature"));

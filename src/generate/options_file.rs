@@ -40,6 +40,7 @@ impl GenerationOverrides {
             eos_token_ids: fields
                 .get::<OneOrMany>("eos_token_id")?
                 .map(OneOrMany::into_vec),
+            stop: None,
             suppress_tokens: fields.get("suppress_tokens")?,
             pad_token_id: fields.get("pad_token_id")?,
             bos_token_id: fields.get("bos_token_id")?,

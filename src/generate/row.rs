@@ -1,12 +1,15 @@
 use super::GenerationOptions;
 
 /// Why a text ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FinishReason {
     /// Its last token is an end token.
     EndToken,
     /// It has `max_new_tokens` tokens.
+    #[default]
     Length,
+    /// A text that ends it has come up in it.
+    StopString,
 }
 
 /// A finished text.
@@ -60,6 +63,13 @@ impl Row {
         self.finish
     }
 
+    /// Ends the text here, for a text has come up that ends it. An end token counts before it.
+    pub fn stop(&mut self) {
+        if self.finish != Some(FinishReason::EndToken) {
+            self.finish = Some(FinishReason::StopString);
+        }
+    }
+
     /// Whether nothing more will be appended.
     pub fn is_done(&self) -> bool {
         self.finish.is_some()
@@ -106,6 +116,21 @@ mod tests {
         let text = row.finish();
         assert_eq!(text.tokens, [5, 9]);
         assert_eq!(text.score, -0.75);
+    }
+
+    #[test]
+    fn a_text_that_is_stopped_takes_nothing_more() {
+        let mut row = row();
+        row.push(5, -0.5);
+        row.stop();
+        assert_eq!(row.push(7, -4.0), Some(FinishReason::StopString));
+        let text = row.finish();
+        assert_eq!((text.tokens, text.score), (vec![5], -0.5));
+        assert_eq!(text.finish, FinishReason::StopString);
+        let mut row = self::row();
+        row.push(9, 0.0);
+        row.stop();
+        assert_eq!(row.finish().finish, FinishReason::EndToken);
     }
 
     #[test]

@@ -418,13 +418,13 @@ impl Readback {
             doing: "reading a result back".into(),
             message,
         };
-        let mapped = receiver.await;
+        let mapped = gpu.unless_lost(receiver).await;
         // An earlier error explains a failed mapping better than the mapping's own.
         gpu.check("reading a result back")?;
         match mapped {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(failed(one_line(&error))),
-            Err(_) => return Err(failed("the device is gone".into())),
+            Some(Ok(())) => {}
+            Some(Err(error)) => return Err(failed(one_line(&error))),
+            None => return Err(failed("the device is gone".into())),
         }
         let view = slice
             .get_mapped_range()

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use super::adapter::{self, AdapterChoice};
 use super::choices::Choices;
 use super::pipeline::{PipelineStore, cache_file_name};
-use super::poll::Poller;
+use super::poll::{Loss, Poller};
 use super::profile::{Phase, Profiler};
 use super::rehearsal::Rehearsal;
 use super::timestamps::{self, Timestamps};
@@ -184,6 +184,7 @@ struct Inner {
     max_part_bytes: Option<u64>,
     /// The first error wgpu reported outside any call of ours, until someone asks for it.
     failure: Arc<Mutex<Option<GpuError>>>,
+    loss: Loss,
     poller: Poller,
     pipelines: PipelineStore,
     choices: Choices,
@@ -240,8 +241,10 @@ impl Gpu {
             .map_err(|error| no_device(one_line(&error)))?;
 
         let failure = Arc::new(Mutex::new(None));
-        report_errors_into(&failure, &device, &info);
-        let poller = Poller::new(device.clone()).map_err(|error| no_device(one_line(&error)))?;
+        let loss = Loss::new();
+        report_errors_into(&failure, &loss, &device, &info);
+        let poller = Poller::new(device.clone(), loss.clone());
+        let poller = poller.map_err(|error| no_device(one_line(&error)))?;
         let pipelines = PipelineStore::new(&device, &info, options);
         let choices_file = options.cache_dir.as_ref();
         let choices =
@@ -254,6 +257,7 @@ impl Gpu {
                 capabilities,
                 max_part_bytes: options.max_part_bytes,
                 failure,
+                loss,
                 poller,
                 pipelines,
                 choices,
@@ -393,32 +397,53 @@ impl Gpu {
             let _ = sender.send(());
         });
         self.submit([]);
-        // A dropped sender means the device is gone: `check` then has the reason.
-        let _ = receiver.await;
+        // Without an answer the device is gone: `check` then has the reason.
+        let _ = self.unless_lost(receiver).await;
         self.check(doing)
     }
 
-    /// The first error the device reported since the last check, as an error of ours.
+    /// What a callback of wgpu's sends; `None` if it never will, because the device is gone.
+    pub(super) async fn unless_lost<T>(
+        &self,
+        callback: futures_channel::oneshot::Receiver<T>,
+    ) -> Option<T> {
+        self.inner.loss.or(callback).await
+    }
+
+    /// The first error the device reported since the last check, as an error of ours. A device that is gone stays so.
     ///
     /// # Errors
     /// That error; `doing` says what the program was about.
     pub fn check(&self, doing: &str) -> Result<(), GpuError> {
-        let mut failure = self
-            .inner
-            .failure
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match failure.take() {
+        match self.take_failure()? {
             None => Ok(()),
             Some(GpuError::OutOfMemory { adapter, .. }) => Err(GpuError::OutOfMemory {
                 adapter,
                 doing: doing.into(),
             }),
-            Some(GpuError::Internal { message, .. }) => Err(GpuError::Internal {
-                doing: doing.into(),
-                message,
-            }),
+            Some(GpuError::Internal { message, .. }) => {
+                // Nothing that is asked of a destroyed device is valid. That it is destroyed comes out when it is polled.
+                let _ = self.inner.device.poll(wgpu::PollType::Poll);
+                self.take_failure()?;
+                Err(GpuError::Internal {
+                    doing: doing.into(),
+                    message,
+                })
+            }
             Some(other) => Err(other),
+        }
+    }
+
+    /// The first error reported since the last call.
+    ///
+    /// # Errors
+    /// [`GpuError::Lost`], again and again.
+    fn take_failure(&self) -> Result<Option<GpuError>, GpuError> {
+        let failure = self.inner.failure.lock();
+        let mut failure = failure.unwrap_or_else(PoisonError::into_inner);
+        match &*failure {
+            Some(lost @ GpuError::Lost { .. }) => Err(lost.clone()),
+            _ => Ok(failure.take()),
         }
     }
 }
@@ -471,6 +496,7 @@ fn experimental_features(features: wgpu::Features) -> wgpu::ExperimentalFeatures
 /// Routes wgpu's asynchronous errors into `failure`; the first one stays.
 fn report_errors_into(
     failure: &Arc<Mutex<Option<GpuError>>>,
+    loss: &Loss,
     device: &wgpu::Device,
     info: &wgpu::AdapterInfo,
 ) {
@@ -485,16 +511,16 @@ fn report_errors_into(
     device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
         keep_first(&slot, error_of(&error, &adapter, String::new()));
     }));
-    let slot = Arc::clone(failure);
+    let (slot, loss) = (Arc::clone(failure), loss.clone());
     device.set_device_lost_callback(move |reason, message| {
-        if reason != wgpu::DeviceLostReason::Destroyed {
-            let reason = if message.is_empty() {
-                "the driver gave no reason".into()
-            } else {
-                one_line(&message)
-            };
-            keep_first(&slot, GpuError::Lost { reason });
-        }
+        let reason = match reason {
+            wgpu::DeviceLostReason::Destroyed => "it was destroyed".into(),
+            _ if message.is_empty() => "the driver gave no reason".into(),
+            _ => one_line(&message),
+        };
+        // Whatever else it has reported: this is why.
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(GpuError::Lost { reason });
+        loss.tell();
     });
 }
 

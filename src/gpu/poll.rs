@@ -4,7 +4,45 @@
 //! so a thread of its own waits for each submission and futures are woken from there. In a browser the event loop does
 //! that, and there is no thread.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_channel::oneshot;
+use futures_util::FutureExt;
+use futures_util::future::{Either, Shared, select};
+
 use crate::platform::Attendant;
+
+/// Tells those who wait for a device that it is gone: not all callbacks fire then.
+#[derive(Debug, Clone)]
+pub(super) struct Loss {
+    teller: Arc<Mutex<Option<oneshot::Sender<()>>>>,
+    told: Shared<oneshot::Receiver<()>>,
+}
+
+impl Loss {
+    pub(super) fn new() -> Self {
+        let (sender, receiver) = oneshot::channel();
+        Self {
+            teller: Arc::new(Mutex::new(Some(sender))),
+            told: receiver.shared(),
+        }
+    }
+
+    /// The device is gone.
+    pub(super) fn tell(&self) {
+        let mut teller = self.teller.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(teller.take());
+    }
+
+    /// What `callback` sends; `None` if it never will.
+    pub(super) async fn or<T>(&self, callback: oneshot::Receiver<T>) -> Option<T> {
+        match select(callback, self.told.clone()).await {
+            Either::Left((sent, _)) => sent.ok(),
+            Either::Right((_, callback)) => callback.now_or_never()?.ok(),
+        }
+    }
+}
 
 /// Hands submissions to the polling thread. Dropping it waits for the thread: left to itself that might destroy the
 /// device while the process ends, under the feet of the driver's own exit handlers: a segmentation fault now and then on
@@ -14,13 +52,20 @@ pub(super) struct Poller(Attendant<wgpu::SubmissionIndex>);
 
 impl Poller {
     /// Starts the thread for `device`.
-    pub(super) fn new(device: wgpu::Device) -> std::io::Result<Self> {
+    pub(super) fn new(device: wgpu::Device, loss: Loss) -> std::io::Result<Self> {
+        // wgpu panics where a driver loses the device while it is polled; this thread must go on.
+        let poll = move |how| catch_unwind(AssertUnwindSafe(|| device.poll(how)));
         let wait = move |submission| {
-            // A failing poll means a lost device: its callbacks fire all the same.
-            let _ = device.poll(wgpu::PollType::Wait {
+            let waited = poll(wgpu::PollType::Wait {
                 submission_index: Some(submission),
                 timeout: None,
             });
+            match waited {
+                Ok(Ok(_)) => {}
+                // A destroyed device takes no submission. What was under way on it is told of by any poll.
+                Ok(Err(_)) => drop(poll(wgpu::PollType::Poll)),
+                Err(_) => loss.tell(),
+            }
         };
         Ok(Self(Attendant::new("blip2-wgpu poll", wait)?))
     }

@@ -10,7 +10,7 @@ use crate::model::Blip2Model;
 
 use super::device_state::DeviceState;
 use super::programs::sample::{MAX_WINDOW, RowScores, SamplerKey};
-use super::request::Event;
+use super::request::Events;
 use super::sequence::SequenceGroup;
 use super::tables::TableRow;
 use super::timings::Timings;
@@ -73,7 +73,7 @@ impl Decoder<'_> {
     pub(super) async fn prefill(
         &mut self,
         groups: &mut [SequenceGroup],
-        events: &mut Vec<Event>,
+        events: &mut Events,
     ) -> Result<Vec<Ended>, Error> {
         let started = Instant::now();
         let _phase = self.gpu.phase("prefill");
@@ -104,7 +104,7 @@ impl Decoder<'_> {
         &mut self,
         groups: &mut [SequenceGroup],
         device: &mut DeviceRows,
-        events: &mut Vec<Event>,
+        events: &mut Events,
     ) -> Result<Vec<Ended>, Error> {
         let started = Instant::now();
         let _phase = self.gpu.phase("decode");
@@ -132,7 +132,7 @@ impl Decoder<'_> {
         groups: &mut [SequenceGroup],
         rows: usize,
         device: &mut DeviceRows,
-        events: &mut Vec<Event>,
+        events: &mut Events,
     ) -> Result<Vec<Ended>, Error> {
         let key = SamplerKey::of(groups, rows, false, self.model.language_model.vocabulary());
         let program = self.state.decode(self.gpu, self.model, rows)?;
@@ -196,7 +196,7 @@ impl Decoder<'_> {
         groups: &mut [SequenceGroup],
         rows: usize,
         device: &mut DeviceRows,
-        events: &mut Vec<Event>,
+        events: &mut Events,
     ) -> Result<Vec<Ended>, Error> {
         let key = SamplerKey::of(groups, rows, false, self.model.language_model.vocabulary());
         let program = self.state.decode(self.gpu, self.model, rows)?;
@@ -277,7 +277,7 @@ fn ended(
     index: usize,
     group: &mut SequenceGroup,
     rows: &[RowScores],
-    events: &mut Vec<Event>,
+    events: &mut Events,
 ) -> Option<Ended> {
     let candidates: Result<Vec<_>, _> = rows.iter().map(|row| row.candidates(group)).collect();
     match candidates.and_then(|candidates| group.choose(&candidates, events)) {

@@ -11,6 +11,7 @@ use super::programs::decode::{LanguageSide, record_decode};
 use super::programs::image::Keep;
 use super::programs::prefill::Prefill;
 use super::programs::sample::{CandidateSampler, GreedySampler, SamplerInputs, SamplerKey};
+use super::request::CACHE_STEP;
 use super::sequence::{Prompt, SequenceGroup};
 use super::tables::{RowTables, StepTables, TableRow};
 
@@ -48,7 +49,7 @@ impl Shape {
                 .next_power_of_two()
                 .max(64)
                 .min(max_positions),
-            cache_rows: self.cache_rows.next_multiple_of(32),
+            cache_rows: self.cache_rows.next_multiple_of(CACHE_STEP),
             rules_stride: self.rules_stride.next_multiple_of(8),
             images: self.images,
         }
@@ -99,11 +100,12 @@ pub(super) struct DeviceState {
 }
 
 impl DeviceState {
-    /// Allocates the state.
+    /// Allocates the state. It takes over `images` if there are places enough.
     pub(super) fn new(
         gpu: &Gpu,
         model: &Blip2Model,
         shape: Shape,
+        images: Option<ImageStore>,
         pool: &Arc<ActivationPool>,
     ) -> Result<Self, GpuError> {
         let language_model = &model.language_model;
@@ -111,7 +113,10 @@ impl DeviceState {
         let logits = gpu.storage("logits", (shape.rows * vocabulary) as u64 * 4)?;
         let tables = || RowTables::new(gpu, shape.rows, shape.max_length, shape.rules_stride);
         let state = Self {
-            images: ImageStore::new(gpu, model, shape.images)?,
+            images: match images.filter(|images| images.places() >= shape.images) {
+                Some(images) => images,
+                None => ImageStore::new(gpu, model, shape.images)?,
+            },
             cache: language_model.kv_cache(gpu, shape.cache_rows)?,
             prompts: tables()?,
             decoding: tables()?,

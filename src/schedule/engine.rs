@@ -4,16 +4,15 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::Error;
-use crate::generate::GenerationOptions;
 use crate::gpu::{ActivationPool, Gpu, Tap};
 use crate::kernels::tune;
 use crate::model::Blip2Model;
 
 use super::device_state::{DeviceState, Shape};
-use super::image_store::ImageStore;
+use super::image_store::{ImageStore, image_bytes};
 use super::programs::image::{ImageProgram, ImageSide, Keep};
 use super::programs::outline::outlines;
-use super::request::{Pixels, Request};
+use super::request::{Image, RequestLimits};
 use super::sequence::Prompt;
 use super::timings::Timings;
 
@@ -26,16 +25,17 @@ pub struct BatchWork {
     pub step_bytes: f64,
 }
 
-/// A model and its recorded programs. A [`Queue`](super::Queue) runs requests through them.
+/// A model and its recorded programs. A [`Service`](super::Service) runs requests through them.
 #[derive(Debug)]
 pub struct Engine {
-    pub(super) gpu: Gpu,
-    pub(super) model: Blip2Model,
+    gpu: Gpu,
+    model: Blip2Model,
+    /// Bytes of the model on the device.
+    weight_bytes: u64,
+    limits: RequestLimits,
     pool: Arc<ActivationPool>,
     /// By batch size, a power of two.
     encoders: HashMap<usize, ImageProgram>,
-    pub(super) state: Option<DeviceState>,
-    pub(super) timings: Timings,
     /// Batch sizes whose kernels have been chosen.
     tuned: HashSet<usize>,
 }
@@ -44,16 +44,26 @@ pub struct Engine {
 const TUNED_POSITIONS: usize = 40;
 
 impl Engine {
-    /// Nothing is recorded before the first request.
+    /// A model of `weight_bytes` bytes on the device. Nothing is recorded before the first request.
     #[must_use]
-    pub fn new(gpu: Gpu, model: Blip2Model) -> Self {
+    pub fn new(gpu: Gpu, model: Blip2Model, weight_bytes: u64) -> Self {
+        let language_model = &model.language_model;
+        let start = language_model.decoder_start();
+        let limits = RequestLimits {
+            positions: language_model.max_positions(),
+            taken: model.qformer.queries() + usize::from(start.is_some()),
+            vocabulary: language_model.vocabulary(),
+            pixels: ImageSide::Generation(&model).pixel_count(),
+            cache_row_bytes: language_model.cache_layer_row_bytes(),
+            max_binding_bytes: gpu.capabilities().max_binding_bytes,
+        };
         Self {
             gpu,
             model,
+            weight_bytes,
+            limits,
             pool: Arc::default(),
             encoders: HashMap::new(),
-            state: None,
-            timings: Timings::default(),
             tuned: HashSet::new(),
         }
     }
@@ -75,10 +85,15 @@ impl Engine {
         self.model.language_model.vocabulary()
     }
 
-    /// How long the parts of the last queue's work took.
+    /// What decides whether a request can be served.
+    pub(crate) fn limits(&self) -> &RequestLimits {
+        &self.limits
+    }
+
+    /// Bytes of the model on the device.
     #[must_use]
-    pub fn timings(&self) -> Timings {
-        self.timings
+    pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
     }
 
     /// Bytes of the activations' shared buffers so far.
@@ -93,23 +108,10 @@ impl Engine {
         self.image_side().max_images(&self.gpu)
     }
 
-    /// Whether image, prompt and new tokens fit the language model's positions.
-    ///
-    /// # Errors
-    /// [`Error::TooLong`]
-    pub fn check_length(&self, text: usize, options: &GenerationOptions) -> Result<(), Error> {
-        let prompt = self.prompt_positions(text);
-        let needed = prompt.saturating_add(options.max_new_tokens);
-        let most = self.model.language_model.max_positions();
-        if needed > most {
-            return Err(Error::TooLong {
-                needed,
-                prompt,
-                new: options.max_new_tokens,
-                most,
-            });
-        }
-        Ok(())
+    /// Most images whose query rows one buffer holds.
+    pub(super) fn most_image_places(&self) -> usize {
+        let most = self.gpu.capabilities().max_binding_bytes / image_bytes(&self.model);
+        usize::try_from(most).unwrap_or(usize::MAX)
     }
 
     /// Chooses the kernels for up to `batch` requests at once, by measuring where nothing is known yet.
@@ -149,7 +151,7 @@ impl Engine {
     ///
     /// # Errors
     /// A device that fails or has no room.
-    pub async fn stages(&mut self, pixels: &Pixels, text: &[u32]) -> Result<Vec<Tap>, Error> {
+    pub async fn stages(&self, pixels: &[f32], text: &[u32]) -> Result<Vec<Tap>, Error> {
         let encoder = self.record_encoder(1, Keep::Stages)?;
         let prompt = Prompt {
             visual_row: 0,
@@ -165,11 +167,11 @@ impl Engine {
             images: 1,
         };
         let shape = shape.rounded(self.model.language_model.max_positions());
-        let mut state = self.new_state(shape)?;
+        let mut state = self.new_state(shape, None)?;
         let (mut timings, images) = (Timings::default(), &state.images);
         let copy = |commands: &mut _| images.copy(commands, &encoder.results[0], &[0]);
         encoder
-            .run(&self.gpu, &[pixels.as_slice()], &mut timings, copy)
+            .run(&self.gpu, &[pixels], &mut timings, copy)
             .await?;
         let prefill = state.prefill_with_stages(&self.gpu, &self.model, &prompt)?;
         self.gpu.finish("running all stages").await?;
@@ -177,15 +179,20 @@ impl Engine {
         Ok(stages.cloned().collect())
     }
 
-    /// An empty device state.
-    pub(super) fn new_state(&self, shape: Shape) -> Result<DeviceState, Error> {
-        Ok(DeviceState::new(&self.gpu, &self.model, shape, &self.pool)?)
+    /// An empty device state that takes over `images` if there are places enough.
+    pub(super) fn new_state(
+        &self,
+        shape: Shape,
+        images: Option<ImageStore>,
+    ) -> Result<DeviceState, Error> {
+        let state = DeviceState::new(&self.gpu, &self.model, shape, images, &self.pool)?;
+        Ok(state)
     }
 
     /// Encodes `images`, a power of two of them, into their places in `store`.
     pub(super) async fn encode(
         &mut self,
-        images: &[Pixels],
+        images: &[Image],
         store: &ImageStore,
         places: &[usize],
         timings: &mut Timings,
@@ -196,7 +203,7 @@ impl Engine {
             self.encoders.insert(batch, encoder);
         }
         let encoder = &self.encoders[&batch];
-        let images: Vec<&[f32]> = images.iter().map(|image| image.as_slice()).collect();
+        let images: Vec<&[f32]> = images.iter().map(|image| image.pixels.as_slice()).collect();
         let copy = |commands: &mut _| store.copy(commands, &encoder.results[0], places);
         encoder.run(&self.gpu, &images, timings, copy).await?;
         Ok(())
@@ -211,40 +218,5 @@ impl Engine {
 
     fn image_side(&self) -> ImageSide<'_> {
         ImageSide::Generation(&self.model)
-    }
-
-    /// Positions of a request's image and text, and of the token that the decoder begins with where it has one.
-    pub(super) fn prompt_length(&self, request: &Request) -> usize {
-        self.prompt_positions(request.text.len())
-    }
-
-    fn prompt_positions(&self, text: usize) -> usize {
-        let start = self.model.language_model.decoder_start();
-        self.model.qformer.queries() + text + usize::from(start.is_some())
-    }
-
-    /// Whether `request` is one that the device can be trusted with.
-    pub(super) fn check_request(&self, request: &Request) -> Result<(), Error> {
-        self.check_length(request.text.len(), &request.options)?;
-        let pixels = self.image_side().pixel_count();
-        let unknown = request
-            .text
-            .iter()
-            .find(|&&id| id as usize >= self.vocabulary());
-        let problem = if request.image.len() != pixels {
-            let given = request.image.len();
-            format!("an image has {given} values, the model takes {pixels}")
-        } else if let Some(id) = unknown {
-            format!("token {id} of a vocabulary of {}", self.vocabulary())
-        } else if request.text.is_empty() || request.history.len() > self.prompt_length(request) {
-            format!(
-                "{} history ids for {} prompt ids",
-                request.history.len(),
-                request.text.len()
-            )
-        } else {
-            return Ok(());
-        };
-        Err(Error::Request { problem })
     }
 }

@@ -1,21 +1,19 @@
 //! The query rows of the images encoded last, on the device.
 
-use std::sync::Arc;
-
 use crate::gpu::{Activation, Gpu, GpuError};
 use crate::model::Blip2Model;
 
 use super::programs::image::Output;
-use super::request::Pixels;
+use super::request::ImageKey;
 
-/// Query rows, `[places · queries, decoder width]`.
+/// Query rows, `[places · queries, decoder width]`: the image that was asked for longest ago gives way to a new one.
 #[derive(Debug)]
 pub(super) struct ImageStore {
     buffer: wgpu::Buffer,
     visual: Activation,
     queries: usize,
     /// What each place holds, and when it was last asked for.
-    places: Vec<Option<(Pixels, u64)>>,
+    places: Vec<Option<(ImageKey, u64)>>,
     clock: u64,
 }
 
@@ -23,10 +21,10 @@ impl ImageStore {
     /// Room for `images` images.
     pub(super) fn new(gpu: &Gpu, model: &Blip2Model, images: usize) -> Result<Self, GpuError> {
         let queries = model.qformer.queries();
-        let (rows, width) = (images * queries, model.language_model.hidden_size());
-        let buffer = gpu.storage("visual rows", (rows * width * 4) as u64)?;
+        let rows = images * queries;
+        let buffer = gpu.storage("visual rows", images as u64 * image_bytes(model))?;
         Ok(Self {
-            visual: Activation::external(&buffer, rows, width),
+            visual: Activation::external(&buffer, rows, model.language_model.hidden_size()),
             buffer,
             queries,
             places: vec![None; images],
@@ -37,6 +35,49 @@ impl ImageStore {
     /// All rows, as prefills read them.
     pub(super) fn visual(&self) -> &Activation {
         &self.visual
+    }
+
+    /// Bytes on the device.
+    pub(super) fn bytes(&self) -> u64 {
+        self.buffer.size()
+    }
+
+    /// Images that it has room for.
+    pub(super) fn places(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Images that it holds.
+    pub(super) fn len(&self) -> usize {
+        self.places.iter().flatten().count()
+    }
+
+    /// First row of the image `key`, if it is here; it is then the one asked for last.
+    pub(super) fn row_of(&mut self, key: ImageKey) -> Option<usize> {
+        self.clock += 1;
+        let mut places = self.places.iter_mut().enumerate();
+        places.find_map(|(place, held)| {
+            let (held, used) = held.as_mut()?;
+            (*held == key).then(|| {
+                *used = self.clock;
+                place * self.queries
+            })
+        })
+    }
+
+    /// Empties `count` places and gives their numbers: those whose image was asked for longest ago, those with the images
+    /// in `wanted` last.
+    pub(super) fn vacate(&mut self, count: usize, wanted: &[ImageKey]) -> Vec<usize> {
+        debug_assert!(count <= self.places.len());
+        let mut order: Vec<usize> = (0..self.places.len()).collect();
+        order.sort_by_key(|&place| {
+            self.places[place].map_or((false, 0), |(key, used)| (wanted.contains(&key), used))
+        });
+        order.truncate(count);
+        for &place in &order {
+            self.places[place] = None;
+        }
+        order
     }
 
     /// Records that the rows of each image in `encoded` go to its place.
@@ -54,51 +95,14 @@ impl ImageStore {
         }
     }
 
-    /// First row of `image`, if it is here.
-    pub(super) fn row_of(&mut self, image: &Pixels) -> Option<usize> {
+    /// Notes that `place` now holds the image `key`.
+    pub(super) fn hold(&mut self, place: usize, key: ImageKey) {
         self.clock += 1;
-        let clock = self.clock;
-        self.places
-            .iter_mut()
-            .enumerate()
-            .find_map(|(place, held)| {
-                let (pixels, used) = held.as_mut()?;
-                Arc::ptr_eq(pixels, image).then(|| {
-                    *used = clock;
-                    place * self.queries
-                })
-            })
+        self.places[place] = Some((key, self.clock));
     }
+}
 
-    /// Places for `count` new images: those whose image was asked for longest ago, those with the images in `wanted`
-    /// last.
-    pub(super) fn vacant(&self, count: usize, wanted: &[Pixels]) -> Vec<usize> {
-        debug_assert!(count <= self.places.len());
-        let mut places: Vec<(bool, u64, usize)> = (0..self.places.len())
-            .map(|place| match &self.places[place] {
-                None => (false, 0, place),
-                Some((held, used)) => {
-                    let is_wanted = wanted.iter().any(|image| Arc::ptr_eq(image, held));
-                    (is_wanted, *used, place)
-                }
-            })
-            .collect();
-        places.sort_unstable();
-        places
-            .into_iter()
-            .take(count)
-            .map(|(.., place)| place)
-            .collect()
-    }
-
-    /// Notes that `place` now holds `image`.
-    pub(super) fn hold(&mut self, place: usize, image: &Pixels) {
-        self.clock += 1;
-        self.places[place] = Some((Arc::clone(image), self.clock));
-    }
-
-    /// Forgets all images: pixels that nobody else holds are freed.
-    pub(super) fn clear(&mut self) {
-        self.places.fill(None);
-    }
+/// Bytes of an image's query rows.
+pub(super) fn image_bytes(model: &Blip2Model) -> u64 {
+    (model.qformer.queries() * model.language_model.hidden_size() * 4) as u64
 }

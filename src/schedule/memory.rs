@@ -11,8 +11,10 @@ use crate::model::{Blip2Model, QFormer, Vit};
 use super::device_state::{DeviceState, MAX_BATCH, MAX_PREFILL_ROWS, Shape};
 use super::programs::image::{ImageProgram, ImageSide, Keep};
 use super::programs::sample::SamplerKey;
-use super::sequence::{Prompt, SequenceGroup, cache_rows_of, sequences_of};
+use super::request::{Request, cache_rows_of, sequences_of};
+use super::sequence::{Prompt, SequenceGroup};
 use super::tables::rules_words;
+use super::timings::Clock;
 
 /// Bytes on the device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -122,7 +124,7 @@ fn dry_run(gpu: &Gpu, model: &Blip2Model, work: &Workload) -> Result<u64, Error>
     };
     let shape = shape.rounded(language_model.max_positions());
     let pool = Arc::new(ActivationPool::default());
-    let mut state = DeviceState::new(gpu, model, shape, &pool)?;
+    let mut state = DeviceState::new(gpu, model, shape, None, &pool)?;
 
     let mut images = BTreeSet::new();
     let mut rest = batch;
@@ -135,18 +137,21 @@ fn dry_run(gpu: &Gpu, model: &Blip2Model, work: &Workload) -> Result<u64, Error>
         ImageProgram::record(gpu, side, count, Keep::Nothing, &pool)?;
     }
 
+    let request = Request {
+        text: prompt.text.clone(),
+        history: Vec::new(),
+        options: Arc::clone(&options),
+        stop: None,
+    };
     let group = |number| {
-        let pages = (0..cache_rows_of(prompt.len(), &options) as u32).collect();
-        SequenceGroup::new(
-            number,
-            prompt.clone(),
-            Vec::new(),
-            Arc::clone(&options),
-            pages,
-        )
+        let group = SequenceGroup::new(number, prompt.clone(), &request, Clock::start());
+        group.map(|mut group| {
+            group.lend((0..cache_rows_of(prompt.len(), &options) as u32).collect());
+            group
+        })
     };
     let together = (MAX_PREFILL_ROWS / prompt.len()).clamp(1, at_once);
-    let groups = (0..together.min(batch))
+    let groups = (0..together.min(batch) as u64)
         .map(group)
         .collect::<Result<Vec<_>, _>>()?;
     let vocabulary = language_model.vocabulary();

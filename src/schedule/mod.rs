@@ -1,7 +1,8 @@
 //! From requests to tokens: images through the encoder, prompts through prefill, decoding over the paged cache.
 //!
 //! ```text
-//! Request → Queue: waiting → ImageStore (query rows) → prefill → SequenceGroup: active rows of the DeviceState → Event
+//! Handle::submit → Queue: waiting → ImageStore (query rows) → prefill → SequenceGroup: active rows of the DeviceState
+//!                → Event → Ticket
 //! ```
 
 mod attention;
@@ -16,6 +17,7 @@ mod queue;
 mod request;
 mod retrieval;
 mod sequence;
+mod service;
 mod tables;
 mod timings;
 
@@ -23,10 +25,12 @@ pub(crate) use attention::AttentionReader;
 pub use device_state::MAX_BATCH;
 pub use engine::{BatchWork, Engine};
 pub use memory::{MemoryPlan, Workload};
-pub use queue::Queue;
-pub use request::{Event, Pixels, Request};
+pub use request::{Event, Image, ImageKey, Pixels, Request, StopRule};
 pub use retrieval::{
     EncodedImage, EncodedText, Hit, ImageEncoder, ImageShapes, Matcher, RetrievalWorkload, Search,
     SearchDirection, itc_score,
 };
-pub use timings::Timings;
+pub use service::{
+    DeviceMemory, Handle, ImageInput, Load, Refusal, Service, ServiceOptions, ServiceState, Ticket,
+};
+pub use timings::{RequestTimings, Timings};

@@ -4,6 +4,7 @@
 /// do and nothing ever fragments.
 #[derive(Debug, Default)]
 pub(super) struct PagePool {
+    rows: usize,
     free: Vec<u32>,
 }
 
@@ -11,8 +12,19 @@ impl PagePool {
     /// All `rows` rows free.
     pub(super) fn new(rows: usize) -> Self {
         Self {
+            rows,
             free: (0..rows as u32).rev().collect(),
         }
+    }
+
+    /// Free or not.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Rows that are lent.
+    pub(super) fn used(&self) -> usize {
+        self.rows - self.free.len()
     }
 
     /// `count` rows, or nothing if there are fewer.
@@ -40,6 +52,7 @@ mod tests {
         let mut all = [first.clone(), second].concat();
         all.sort_unstable();
         assert_eq!(all, [0, 1, 2, 3, 4]);
+        assert_eq!(pool.used(), pool.rows());
         pool.give_back(first);
         assert!(pool.take(3).is_none(), "a refusal takes nothing");
         assert_eq!(pool.take(2).map(|rows| rows.len()), Some(2));

@@ -9,7 +9,8 @@ use crate::generate::{
 
 use crate::kernels::VISUAL;
 
-use super::request::Event;
+use super::request::{Event, Events, Request, RequestId, StopRule, cache_rows_of, sequences_of};
+use super::timings::Clock;
 
 /// A prompt: its image's query rows, then text, and behind an encoder the token that the decoder begins with.
 #[derive(Debug, Clone)]
@@ -47,9 +48,11 @@ impl Prompt {
 #[derive(Debug)]
 pub(super) struct SequenceGroup {
     /// Number of its request.
-    pub request: usize,
+    pub id: RequestId,
+    pub clock: Clock,
     pub prompt: Prompt,
     pub options: Arc<GenerationOptions>,
+    stop: Option<StopRule>,
     /// Ids that the score processors count as already said.
     history: Vec<u32>,
     /// Physical cache rows: the prompt's, which all sequences share, then one a step for each sequence.
@@ -80,30 +83,18 @@ enum Choosing {
     },
 }
 
-/// Sequences that a request decodes side by side.
-pub(super) fn sequences_of(options: &GenerationOptions) -> usize {
-    if options.num_beams > 1 {
-        options.num_beams
-    } else {
-        options.num_return_sequences
-    }
-}
-
-/// Physical cache rows of a request: its prompt once, then a row a step for each of its sequences.
-pub(super) fn cache_rows_of(prompt: usize, options: &GenerationOptions) -> usize {
-    prompt.saturating_add(options.max_new_tokens.saturating_mul(sequences_of(options)))
-}
-
 impl SequenceGroup {
-    /// A group at its first token. `pages` are [`cache_rows_of`] many.
+    /// A group at its first token. It lies nowhere until [`SequenceGroup::lend`] gives it room.
+    ///
+    /// # Errors
+    /// Options that do not go together.
     pub(super) fn new(
-        request: usize,
+        id: RequestId,
         prompt: Prompt,
-        history: Vec<u32>,
-        options: Arc<GenerationOptions>,
-        pages: Vec<u32>,
+        request: &Request,
+        clock: Clock,
     ) -> Result<Self, GenerateError> {
-        debug_assert_eq!(pages.len(), cache_rows_of(prompt.len(), &options));
+        let options = Arc::clone(&request.options);
         let choosing = if options.num_beams > 1 {
             Choosing::Beams(BeamSearch::new(&options)?)
         } else if options.do_sample {
@@ -120,14 +111,27 @@ impl SequenceGroup {
             Choosing::Greedy(Row::new(&options))
         };
         Ok(Self {
-            request,
+            id,
+            clock,
             sequences: vec![Sequence::default(); sequences_of(&options)],
             prompt,
             options,
-            history,
-            pages,
+            stop: request.stop.clone(),
+            history: request.history.clone(),
+            pages: Vec::new(),
             choosing,
         })
+    }
+
+    /// Gives it its cache rows, [`cache_rows_of`] many.
+    pub(super) fn lend(&mut self, pages: Vec<u32>) {
+        debug_assert_eq!(pages.len(), cache_rows_of(self.prompt.len(), &self.options));
+        self.pages = pages;
+    }
+
+    /// Rows of the decoder that it is lent.
+    pub(super) fn rows(&self) -> usize {
+        sequences_of(&self.options)
     }
 
     /// Whether the device can choose its tokens without the host.
@@ -214,7 +218,7 @@ impl SequenceGroup {
     pub(super) fn choose(
         &mut self,
         candidates: &[Vec<Candidate>],
-        events: &mut Vec<Event>,
+        events: &mut Events,
     ) -> Result<bool, GenerateError> {
         match &mut self.choosing {
             Choosing::Greedy(_) => {
@@ -223,7 +227,8 @@ impl SequenceGroup {
                 self.push_greedy(best.token, best.score, events)
             }
             Choosing::Beams(search) => {
-                let next = search.step(candidates)?.to_vec();
+                let stop = |tokens: &[u32]| has_ended(&self.stop, tokens);
+                let next = search.step_until(candidates, &stop)?.to_vec();
                 let done = search.is_done();
                 self.follow(next.iter().map(|beam| (beam.parent, beam.token)));
                 Ok(done)
@@ -237,12 +242,12 @@ impl SequenceGroup {
                     }
                     let drawn = sample(warp, row, random)?;
                     text.push(drawn.token, drawn.score);
+                    if has_ended(&self.stop, text.tokens()) {
+                        text.stop();
+                    }
                     self.sequences[number].push(drawn.token, number);
-                    events.push(Event::Token {
-                        request: self.request,
-                        text: number,
-                        token: drawn.token,
-                    });
+                    let (text, token) = (number, drawn.token);
+                    events.push((self.id, Event::Token { text, token }));
                     row = rows.next().unwrap_or(row);
                 }
                 Ok(texts.iter().all(|(text, _)| text.is_done()))
@@ -258,7 +263,7 @@ impl SequenceGroup {
         &mut self,
         token: u32,
         log_probability: f32,
-        events: &mut Vec<Event>,
+        events: &mut Events,
     ) -> Result<bool, GenerateError> {
         if !log_probability.is_finite() {
             return Err(GenerateError::NotANumber { token });
@@ -268,13 +273,12 @@ impl SequenceGroup {
             return Ok(true);
         };
         row.push(token, log_probability);
+        if has_ended(&self.stop, row.tokens()) {
+            row.stop();
+        }
         let done = row.is_done();
         self.sequences[0].push(token, 0);
-        events.push(Event::Token {
-            request: self.request,
-            text: 0,
-            token,
-        });
+        events.push((self.id, Event::Token { text: 0, token }));
         Ok(done)
     }
 
@@ -302,6 +306,11 @@ impl SequenceGroup {
         };
         (texts, self.pages)
     }
+}
+
+/// Whether the request's own rule ends a text of these tokens.
+fn has_ended(stop: &Option<StopRule>, tokens: &[u32]) -> bool {
+    stop.as_ref().is_some_and(|StopRule(rule)| rule(tokens))
 }
 
 impl Sequence {

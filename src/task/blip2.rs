@@ -1,22 +1,22 @@
 //! A checkpoint opened for use.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::Error;
 #[cfg(feature = "convert")]
 use crate::convert::CheckpointParts;
-use crate::generate::GenerationOptions;
 use crate::gpu::{Gpu, GpuOptions, WeightFormat};
-use crate::image::Preprocessor;
 use crate::model::{Blip2Config, Blip2Model};
-use crate::schedule::{Engine, MemoryPlan, Timings, Workload};
-use crate::text::Tokenizer;
+use crate::schedule::{Engine, MemoryPlan, Service, ServiceOptions, Timings, Workload};
 use crate::weights::Tensors;
 
 use super::checkpoint::CheckpointFiles;
 use super::open::open;
+use super::prepare::Preparation;
 use super::prompt::Prompter;
 use super::run::DEFAULT_BATCH;
+use super::service::Handle;
 
 /// How to open a checkpoint.
 #[derive(Debug, Clone, Default)]
@@ -69,11 +69,8 @@ pub(super) const PLANNED_TEXT: usize = 8;
 /// ```
 #[derive(Debug)]
 pub struct Blip2 {
-    pub(super) config: Blip2Config,
-    pub(super) preprocessor: Preprocessor,
-    pub(super) tokenizer: Tokenizer,
-    pub(super) generation: GenerationOptions,
-    pub(super) engine: Engine,
+    pub(super) service: Service,
+    pub(super) handle: Handle,
     /// Requests at a time where none are asked for.
     pub(super) batch: usize,
 }
@@ -134,12 +131,24 @@ impl Blip2 {
             MemoryPlan::of(gpu, model, weights, &work)
         };
         let opened = open(files, &options, DEFAULT_BATCH, load, plan, progress).await?;
+        let profiler = opened.gpu.profiler().cloned();
+        let engine = Engine::new(opened.gpu, opened.model, opened.weights);
+        // Its one asker is `run`, which itself minds how much is under way.
+        let options = ServiceOptions {
+            batch_size: opened.batch,
+            queue: usize::MAX,
+            image_places: 0,
+        };
+        let (service, door) = Service::new(engine, options);
+        let prompter = Prompter::new(opened.config, tokenizer, generation);
+        let handle = Handle {
+            door,
+            prompter: Arc::new(prompter),
+            preparation: Preparation::new(opened.preprocessor, profiler),
+        };
         Ok(Self {
-            config: opened.config,
-            preprocessor: opened.preprocessor,
-            tokenizer,
-            generation,
-            engine: Engine::new(opened.gpu, opened.model),
+            service,
+            handle,
             batch: opened.batch,
         })
     }
@@ -147,39 +156,35 @@ impl Blip2 {
     /// The device.
     #[must_use]
     pub fn gpu(&self) -> &Gpu {
-        self.engine.gpu()
+        self.service.engine().gpu()
     }
 
     /// The checkpoint's configuration.
     #[must_use]
     pub fn config(&self) -> &Blip2Config {
-        &self.config
+        &self.handle.prompter.config
     }
 
     /// Bytes of the buffers that activations share so far: they grow with larger batches and never shrink.
     #[must_use]
     pub fn activation_bytes(&self) -> u64 {
-        self.engine.activation_bytes()
+        self.service.engine().activation_bytes()
     }
 
     /// How long the parts of the last call took.
     #[must_use]
     pub fn timings(&self) -> Timings {
-        self.engine.timings()
+        self.service.timings()
     }
 
     /// What `batch` images and a decode step of as many texts cost at least.
     #[cfg(feature = "bench")]
     pub(crate) fn batch_work(&self, batch: usize) -> Result<crate::schedule::BatchWork, Error> {
-        self.engine.batch_work(batch)
+        self.service.engine().batch_work(batch)
     }
 
     /// What makes prompts.
-    pub(super) fn prompter(&self) -> Prompter<'_> {
-        Prompter {
-            config: &self.config,
-            tokenizer: &self.tokenizer,
-            generation: &self.generation,
-        }
+    pub(super) fn prompter(&self) -> &Prompter {
+        &self.handle.prompter
     }
 }

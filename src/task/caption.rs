@@ -7,8 +7,7 @@ use crate::generate::{GenerationOptions, GenerationOverrides};
 use crate::image::Rgb8Image;
 use crate::text::Tokenizer;
 
-use super::run::{Ask, Item, RunOptions, Texts};
-use super::{Blip2, CheckpointFiles, ImageSource, Preset, Text};
+use super::{Ask, Blip2, CheckpointFiles, ImageSource, Item, Preset, RunOptions, Text, Texts};
 
 /// How to caption.
 #[derive(Debug, Clone, Default)]
@@ -110,7 +109,10 @@ impl Blip2 {
     /// Options that do not go together, or a prompt too long for the model.
     pub fn check_caption_options(&self, options: &CaptionOptions) -> Result<(), Error> {
         let prompt = self.prompter().caption(options)?;
-        self.engine.check_length(prompt.text.len(), &prompt.options)
+        self.handle
+            .door
+            .limits()
+            .check_length(prompt.text.len(), &prompt.options)
     }
 }
 

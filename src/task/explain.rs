@@ -127,8 +127,8 @@ impl Blip2 {
         for text in texts {
             self.check_text(text)?;
         }
-        let model = self.engine.model();
-        let pixels = self.preprocessor.apply(image)?;
+        let model = self.service.engine().model();
+        let pixels = self.handle.preparation.preprocessor().apply(image)?;
         let reader = AttentionReader::record(self.gpu(), model)?;
         let cross_attention = reader.read_image(&pixels).await?;
         let mut explanation = Explanation::new(&cross_attention, model.vit.tokens());
@@ -146,7 +146,7 @@ impl Blip2 {
             // The row before a token predicted it.
             let first_row = queries + text.prompt.len() - 1;
             let attention = &attention[first_row * queries..];
-            explanation.add_text(&self.tokenizer, text.generated, attention)?;
+            explanation.add_text(&self.prompter().tokenizer, text.generated, attention)?;
         }
         Ok(explanation)
     }
@@ -157,17 +157,12 @@ impl Blip2 {
     /// # Errors
     /// Options that do not go together, an empty question, or a prompt too long for the model.
     pub fn prompt_tokens(&self, ask: &Ask) -> Result<Vec<u32>, Error> {
-        let prompter = self.prompter();
-        let prompt = match ask {
-            Ask::Caption(options) => prompter.caption(options)?,
-            Ask::Question { question, options } => prompter.question(question, options)?,
-        };
-        Ok(prompt.text)
+        Ok(self.prompter().prompt(ask)?.text)
     }
 
     /// Whether the decoder can be trusted with `text`.
     fn check_text(&self, text: &WrittenText<'_>) -> Result<(), Error> {
-        let model = self.engine.model();
+        let model = self.service.engine().model();
         let prompt = model.qformer.queries() + text.prompt.len();
         let (new, most) = (text.generated.len(), model.language_model.max_positions());
         let needed = prompt + new.saturating_sub(1);
@@ -179,7 +174,7 @@ impl Blip2 {
                 most,
             });
         }
-        let vocabulary = self.engine.vocabulary();
+        let vocabulary = self.service.engine().vocabulary();
         let mut ids = text.prompt.iter().chain(text.generated);
         match ids.find(|&&id| id as usize >= vocabulary) {
             None => Ok(()),

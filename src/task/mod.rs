@@ -1,5 +1,6 @@
 //! What people use BLIP-2 for, as functions: the public interface of the library.
 
+mod ask;
 mod blip2;
 mod caption;
 mod checkpoint;
@@ -15,6 +16,7 @@ mod prompt;
 mod question;
 mod retrieval;
 mod run;
+mod service;
 mod text;
 mod vqa;
 
@@ -22,8 +24,9 @@ mod vqa;
 pub use crate::convert::CheckpointParts;
 pub use crate::schedule::ImageShapes;
 pub use crate::schedule::MAX_BATCH;
-pub use crate::schedule::Timings;
+pub use crate::schedule::{DeviceMemory, Load, Refusal, RequestTimings, ServiceState, Timings};
 pub use crate::schedule::{MemoryPlan, RetrievalWorkload, Workload};
+pub use ask::{Ask, Item, Texts};
 pub use blip2::{Blip2, OpenOptions, Work};
 pub use caption::{Caption, CaptionOptions, check_caption_options};
 pub use checkpoint::CheckpointFiles;
@@ -38,6 +41,7 @@ pub use retrieval::{
     Direction, Gallery, GalleryEvent, GalleryImage, GallerySource, ImageFeatures, IndexError,
     PairScore, RetrieveOptions, Retrieved, Retriever, TextFeatures, TextUse,
 };
-pub use run::{Ask, Item, ItemEvent, Run, RunOptions, Texts};
+pub use run::{ItemEvent, Run, RunOptions};
+pub use service::{Handle, ServeOptions, Service, Ticket, TicketEvent};
 pub use text::Text;
 pub use vqa::{Answer, Question, VqaOptions, check_vqa_options};

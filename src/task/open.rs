@@ -17,6 +17,8 @@ use super::memory::Planner;
 pub(super) struct Opened<M> {
     pub gpu: Gpu,
     pub model: M,
+    /// Bytes of its weights there.
+    pub weights: u64,
     /// Images at a time where none are asked for: as many as there is room for.
     pub batch: usize,
     pub config: Blip2Config,
@@ -62,10 +64,12 @@ pub(super) async fn open<M: Send>(
         }),
         Err(_) => error,
     })?;
+    let weights = planner.weights;
     drop((planner, phase));
     Ok(Opened {
         gpu,
         model,
+        weights,
         batch,
         config,
         checkpoint,

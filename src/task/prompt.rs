@@ -1,15 +1,16 @@
 //! From what is asked to token ids, and from generated ids to text.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::Error;
 use crate::generate::{Generated, GenerationOptions};
 use crate::model::Blip2Config;
-use crate::text::Tokenizer;
+use crate::schedule::{Request, StopRule};
+use crate::text::{StopStrings, Tokenizer};
 
 use super::caption::CaptionOptions;
 use super::question::Echo;
-use super::{Preset, Text};
+use super::{Ask, Preset, Text};
 
 /// What of a request does not depend on its image.
 #[derive(Debug, Clone)]
@@ -25,19 +26,70 @@ pub(super) struct PromptIds {
     pub echo: Option<Arc<Echo>>,
 }
 
-/// What turns questions into ids: the parts of a model that are not on the device.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Prompter<'a> {
-    pub config: &'a Blip2Config,
-    pub tokenizer: &'a Tokenizer,
+/// What turns questions into ids, and ids into text: the parts of a model that are not on the device.
+#[derive(Debug)]
+pub(super) struct Prompter {
+    pub config: Blip2Config,
+    pub tokenizer: Arc<Tokenizer>,
     /// The checkpoint's.
-    pub generation: &'a GenerationOptions,
+    pub generation: GenerationOptions,
+    /// The last caption's, which most often is the next one's too.
+    last: Mutex<Option<(Arc<CaptionOptions>, PromptIds)>>,
 }
 
-impl Prompter<'_> {
+impl Prompter {
+    pub(super) fn new(
+        config: Blip2Config,
+        tokenizer: Tokenizer,
+        generation: GenerationOptions,
+    ) -> Self {
+        Self {
+            config,
+            tokenizer: Arc::new(tokenizer),
+            generation,
+            last: Mutex::default(),
+        }
+    }
+
+    /// The prompt for `ask`.
+    pub(super) fn prompt(&self, ask: &Ask) -> Result<PromptIds, Error> {
+        let options = match ask {
+            Ask::Caption(options) => options,
+            Ask::Question { question, options } => return self.question(question, options),
+        };
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((asked, prompt)) = &*last
+            && Arc::ptr_eq(asked, options)
+        {
+            return Ok(prompt.clone());
+        }
+        let prompt = self.caption(options)?;
+        *last = Some((Arc::clone(options), prompt.clone()));
+        Ok(prompt)
+    }
+
+    /// What is asked of the engine for `prompt`.
+    pub(super) fn request(&self, prompt: &PromptIds) -> Request {
+        let stop = (!prompt.options.stop.is_empty()).then(|| {
+            let tokenizer = Arc::clone(&self.tokenizer);
+            let stop = StopStrings::new(&prompt.options.stop);
+            let ends = move |tokens: &[u32]| {
+                let text = tokenizer.decode(tokens, true);
+                text.is_ok_and(|text| stop.cut(&text).is_some())
+            };
+            StopRule(Arc::new(ends))
+        });
+        Request {
+            text: prompt.text.clone(),
+            history: prompt.history.clone(),
+            options: Arc::clone(&prompt.options),
+            stop,
+        }
+    }
+
     /// The prompt of a caption.
     pub(super) fn caption(&self, options: &CaptionOptions) -> Result<PromptIds, Error> {
-        let generation = options.generation(self.generation, self.tokenizer)?;
+        let generation = options.generation(&self.generation, &self.tokenizer)?;
         let preset = options.preset;
         let default = preset.caption_prompt(self.config.vision.image_size);
         let prompt = options.prompt.as_deref().unwrap_or(default);
@@ -109,13 +161,22 @@ impl Prompter<'_> {
         self.config.language_model()?.decoder_start_token_id()
     }
 
-    /// A generated text.
-    pub(super) fn text(&self, generated: Generated) -> Result<Text, Error> {
+    /// A text that was generated for `prompt`.
+    pub(super) fn text(&self, generated: Generated, prompt: &PromptIds) -> Result<Text, Error> {
         let text = self.tokenizer.decode(&generated.tokens, true)?;
+        let text = StopStrings::new(&prompt.options.stop)
+            .cut(&text)
+            .unwrap_or(&text)
+            .trim();
+        let text = match &prompt.echo {
+            Some(echo) => echo.strip(text),
+            None => text,
+        };
         Ok(Text {
-            text: text.trim().to_owned(),
+            text: text.to_owned(),
             tokens: generated.tokens,
             score: generated.score,
+            finish: generated.finish,
         })
     }
 }

@@ -1,5 +1,7 @@
 //! Generated texts: what captions and answers have in common.
 
+use crate::generate::FinishReason;
+
 /// A generated text.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Text {
@@ -10,6 +12,8 @@ pub struct Text {
     /// Sum of log-probabilities; for beams divided by `length ^ length_penalty`. Where tokens are banned or penalised
     /// it is by the scores after that (transformers' `compute_transition_scores` and `sequences_scores`).
     pub score: f32,
+    /// Why it ended.
+    pub finish: FinishReason,
 }
 
 impl Text {

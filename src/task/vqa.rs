@@ -10,8 +10,7 @@ use crate::text::Tokenizer;
 
 use super::prompt::{PromptIds, Prompter};
 use super::question::{Echo, Template, first_words};
-use super::run::{Ask, Item, RunOptions, Texts};
-use super::{Blip2, CheckpointFiles, ImageSource, Preset, Text};
+use super::{Ask, Blip2, CheckpointFiles, ImageSource, Item, Preset, RunOptions, Text, Texts};
 
 /// Characters of a question that an error shows.
 const EXCERPT: usize = 40;
@@ -229,7 +228,7 @@ impl Blip2 {
     }
 }
 
-impl Prompter<'_> {
+impl Prompter {
     /// The prompt for a question. Where it is too long for the preset its end goes, as in LAVIS; where it is too long
     /// for the model the end of the question goes, and what the template says after it stays.
     pub(super) fn question(
@@ -237,7 +236,7 @@ impl Prompter<'_> {
         question: &str,
         options: &VqaOptions,
     ) -> Result<PromptIds, Error> {
-        let generation = options.generation(self.generation, self.tokenizer)?;
+        let generation = options.generation(&self.generation, &self.tokenizer)?;
         let template = options.template()?;
         let cleaned = options.clean(question)?;
         let question = first_words(&cleaned, options.preset.question_words());

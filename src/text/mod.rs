@@ -8,9 +8,11 @@ mod error;
 mod files;
 mod language;
 mod special;
+mod stop;
 mod stream;
 
 pub use bert::BertTokenizer;
 pub use error::TextError;
 pub use language::{PromptMark, Tokenizer};
+pub use stop::StopStrings;
 pub use stream::TextStream;

@@ -5,12 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use blip2_wgpu::generate::GenerationOverrides;
 use blip2_wgpu::gpu::{Gpu, GpuOptions};
-use blip2_wgpu::model::Blip2Model;
-use blip2_wgpu::schedule::{Engine, Pixels, Queue, Request};
-use blip2_wgpu::weights::{Checkpoint, Outline};
+use blip2_wgpu::schedule::Request;
 use blip2_wgpu::{Blip2, CaptionOptions, Error, OpenOptions, Preset, image};
 
 use crate::common::{beams, caption, data, device, images, is_alone, open, options};
+use crate::served::{Asked, Served, engine_on, pixels};
 
 /// The device of these tests. Its holder has it alone: what is allocated on it is measured.
 fn gpu() -> MutexGuard<'static, Gpu> {
@@ -74,42 +73,25 @@ fn what_is_missing_is_named() {
 #[test]
 fn requests_may_share_an_image() {
     let gpu = gpu();
-    // The engine below `Blip2`: two texts about one image, then one about each of two, in the same session.
-    let config = blip2_wgpu::model::Blip2Config::open(data("tiny")).expect("a config");
-    let decoder = config.language_model().expect("generative").clone();
-    let checkpoint = Checkpoint::open(data("tiny")).expect("weights");
-    let outline = Outline::new(&gpu, &checkpoint, None, |tensors| {
-        Blip2Model::load(tensors, &config, &decoder, 42)
-    });
-    let mut progress = |_, _| {};
-    let filling = outline.expect("all tensors").fill(&mut progress);
-    let model = pollster::block_on(filling).expect("room");
-    let mut engine = Engine::new(gpu.clone(), model);
-
-    let preprocessor =
-        image::Preprocessor::from_files(&data("tiny"), 42).expect("a preprocessor file");
-    let pixels = images().map(|image| preprocessor.apply(&image).expect("pixels"));
-    let pixels = pixels.map(Pixels::new);
+    // The service below `Blip2`: two texts about one image, then one about each of two, in the same state.
+    let mut served = Served::of(engine_on(&gpu, &data("tiny")));
+    let pixels = pixels(&data("tiny"));
     let generation = Arc::new(blip2_wgpu::generate::GenerationOptions {
         eos_token_ids: vec![202],
         ..Default::default()
     });
     let mut tokens = |requests: &[(usize, &[u32])]| -> Vec<Vec<u32>> {
-        let mut queue = Queue::new(&mut engine, 2);
-        for (number, (image, text)) in requests.iter().enumerate() {
-            let request = Request {
-                image: Arc::clone(&pixels[*image]),
+        let asked = requests.iter().map(|(image, text)| Asked {
+            image: Arc::clone(&pixels[*image]),
+            request: Request {
                 text: text.to_vec(),
                 history: Vec::new(),
                 options: Arc::clone(&generation),
-            };
-            assert_eq!(queue.push(request).expect("a request"), number);
-        }
-        let texts = pollster::block_on(queue.finish()).expect("texts");
-        texts
-            .into_iter()
-            .map(|mut texts| texts.remove(0).tokens)
-            .collect()
+                stop: None,
+            },
+        });
+        let texts = served.texts(&asked.collect::<Vec<_>>(), 2).into_iter();
+        texts.map(|mut texts| texts.remove(0).tokens).collect()
     };
     let (short, long) = ([2_u32].as_slice(), [2_u32, 100, 101].as_slice());
     let alone = [(0, short), (0, long), (1, short), (1, long)]

@@ -16,6 +16,8 @@ mod parity;
 #[cfg(feature = "demo-model")]
 mod quant;
 mod queue;
+mod served;
+mod service;
 mod sizes;
 mod stream;
 mod t5;

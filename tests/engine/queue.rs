@@ -6,57 +6,31 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use blip2_wgpu::Error;
 use blip2_wgpu::generate::{EarlyStopping, Generated, GenerationOptions};
 use blip2_wgpu::gpu::{Disabled, GpuOptions};
-use blip2_wgpu::image::Preprocessor;
-use blip2_wgpu::model::{Blip2Config, Blip2Model};
-use blip2_wgpu::schedule::{Engine, Event, Pixels, Queue, Request};
-use blip2_wgpu::weights::{Checkpoint, Outline};
+use blip2_wgpu::schedule::{Event, Pixels, Refusal, Request};
+use futures_util::StreamExt;
+use futures_util::stream::SelectAll;
 
-use crate::common::{data, device, images};
+use crate::common::data;
+use crate::served::{Asked, Served, another, pixels, tokens};
 
 /// The token that ends a text of the tiny checkpoint.
-const END: u32 = 202;
+pub const END: u32 = 202;
 
-/// The engine of this binary, and five images.
-fn engine() -> MutexGuard<'static, (Engine, Vec<Pixels>)> {
-    static ENGINE: OnceLock<Mutex<(Engine, Vec<Pixels>)>> = OnceLock::new();
-    ENGINE
-        .get_or_init(|| Mutex::new((load(), pixels())))
+/// The service of these tests, and five images.
+fn served() -> MutexGuard<'static, (Served, Vec<Pixels>)> {
+    static SERVED: OnceLock<Mutex<(Served, Vec<Pixels>)>> = OnceLock::new();
+    SERVED
+        .get_or_init(|| Mutex::new((open(&GpuOptions::default()), pixels(&data("tiny")))))
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
 }
 
-fn load() -> Engine {
-    load_on(&GpuOptions::default())
-}
-
-fn load_on(options: &GpuOptions) -> Engine {
-    let gpu = device(options);
-    let config = Blip2Config::open(data("tiny")).expect("a config");
-    let decoder = config.language_model().expect("generative").clone();
-    let checkpoint = Checkpoint::open(data("tiny")).expect("weights");
-    let outline = Outline::new(&gpu, &checkpoint, None, |tensors| {
-        Blip2Model::load(tensors, &config, &decoder, 42)
-    });
-    let mut progress = |_, _| {};
-    let filling = outline.expect("all tensors").fill(&mut progress);
-    let model = pollster::block_on(filling).expect("room");
-    Engine::new(gpu, model)
-}
-
-/// Both pictures, and three mixtures of them.
-fn pixels() -> Vec<Pixels> {
-    let preprocessor = Preprocessor::from_files(&data("tiny"), 42).expect("a preprocessor file");
-    let [house, boat] = images().map(|image| preprocessor.apply(&image).expect("pixels"));
-    [0.0, 0.25, 0.5, 0.75, 1.0]
-        .map(|share: f32| {
-            let mixed = house.iter().zip(&boat);
-            Arc::new(mixed.map(|(a, b)| a + share * (b - a)).collect())
-        })
-        .to_vec()
+fn open(options: &GpuOptions) -> Served {
+    Served::open(&data("tiny"), options)
 }
 
 /// Twenty ways of choosing tokens.
-fn ways() -> Vec<Arc<GenerationOptions>> {
+pub fn ways() -> Vec<Arc<GenerationOptions>> {
     let greedy = |max_new_tokens| GenerationOptions {
         max_new_tokens,
         eos_token_ids: vec![END],
@@ -140,7 +114,7 @@ fn ways() -> Vec<Arc<GenerationOptions>> {
 }
 
 /// Two hundred requests: every way, with prompts of many lengths, about images in no order.
-fn requests(pixels: &[Pixels]) -> Vec<Request> {
+pub fn requests(pixels: &[Pixels]) -> Vec<Asked> {
     let ways = ways();
     (0..200)
         .map(|number: usize| {
@@ -153,54 +127,23 @@ fn requests(pixels: &[Pixels]) -> Vec<Request> {
             } else {
                 Vec::new()
             };
-            Request {
+            let options = Arc::clone(&ways[number % ways.len()]);
+            Asked {
+                request: Request {
+                    text,
+                    history,
+                    options,
+                    stop: None,
+                },
                 image: Arc::clone(image),
-                text,
-                history,
-                options: Arc::clone(&ways[number % ways.len()]),
             }
         })
         .collect()
 }
 
-/// The texts of `requests`, `batch` at once, pushed in the `order` given but returned in their own.
-fn run(
-    engine: &mut Engine,
-    requests: &[Request],
-    order: &[usize],
-    batch: usize,
-) -> Vec<Vec<Generated>> {
-    let mut queue = Queue::new(engine, batch);
-    let mut texts = vec![Vec::new(); requests.len()];
-    let mut waiting = order.iter();
-    loop {
-        while queue.wants_more()
-            && let Some(&next) = waiting.next()
-        {
-            queue.push(requests[next].clone()).expect("a good request");
-        }
-        if queue.is_idle() {
-            return texts;
-        }
-        for event in pollster::block_on(queue.turn()).expect("a working device") {
-            match event {
-                Event::Token { .. } => {}
-                Event::Done {
-                    request,
-                    texts: done,
-                } => texts[order[request]] = done,
-                Event::Failed { request, error } => panic!("{request}: {error}"),
-            }
-        }
-    }
-}
-
 #[track_caller]
 fn assert_equal(ours: &[Vec<Generated>], expected: &[Vec<Generated>], what: &str) {
     for (number, (ours, expected)) in ours.iter().zip(expected).enumerate() {
-        let tokens = |texts: &[Generated]| -> Vec<Vec<u32>> {
-            texts.iter().map(|text| text.tokens.clone()).collect()
-        };
         assert!(!ours.is_empty(), "{what}: request {number} has no text");
         assert_eq!(tokens(ours), tokens(expected), "{what}: request {number}");
         for (a, b) in ours.iter().zip(expected) {
@@ -209,21 +152,10 @@ fn assert_equal(ours: &[Vec<Generated>], expected: &[Vec<Generated>], what: &str
     }
 }
 
-/// The texts of `requests`, one at a time.
-fn alone(engine: &mut Engine, requests: &[Request]) -> Vec<Vec<Generated>> {
-    let one = |request: &Request| {
-        let mut queue = Queue::new(engine, 1);
-        queue.push(request.clone()).expect("a good request");
-        let texts = pollster::block_on(queue.finish()).expect("a text");
-        texts.into_iter().next().expect("one request")
-    };
-    requests.iter().map(one).collect()
-}
-
 /// As `--disable f16` leaves a GPU: few rows and many go through different kernels, whose sums have another order.
 #[test]
 fn without_f16_company_changes_no_token_where_kernels_differ() {
-    let mut engine = load_on(&GpuOptions {
+    let mut served = open(&GpuOptions {
         disabled: Disabled {
             f16: true,
             subgroups: true,
@@ -231,19 +163,18 @@ fn without_f16_company_changes_no_token_where_kernels_differ() {
         },
         ..GpuOptions::default()
     });
-    let requests = &requests(&pixels())[..60];
-    let in_order: Vec<usize> = (0..requests.len()).collect();
-    let alone = alone(&mut engine, requests);
-    let together = run(&mut engine, requests, &in_order, 32);
+    let asked = &requests(&pixels(&data("tiny")))[..60];
+    let alone = served.alone(asked);
+    let together = served.texts(asked, 32);
     assert_equal(&together, &alone, "thirty-two at once");
 }
 
 #[test]
 fn a_request_gets_the_same_in_any_company() {
-    let (engine, pixels) = &mut *engine();
-    let requests = requests(pixels);
-    let in_order: Vec<usize> = (0..requests.len()).collect();
-    let alone = alone(engine, &requests);
+    let (served, pixels) = &mut *served();
+    let asked = requests(pixels);
+    let in_order: Vec<usize> = (0..asked.len()).collect();
+    let alone = served.alone(&asked);
     // The requests are not all alike.
     let different: std::collections::HashSet<_> =
         alone.iter().map(|texts| texts[0].tokens.clone()).collect();
@@ -256,165 +187,247 @@ fn a_request_gets_the_same_in_any_company() {
         ("backwards, eight at once", &reversed, 8),
         ("shuffled, thirty-two at once", &shuffled, 32),
     ] {
-        let together = run(engine, &requests, order, batch);
+        let together = served.texts_in(&asked, order, batch);
         assert_equal(&together, &alone, what);
+    }
+}
+
+/// A greedy request of exactly so many tokens.
+pub fn of_length(tokens: usize, word: usize, image: &Pixels) -> Asked {
+    Asked {
+        request: Request {
+            text: vec![2, 4 + word as u32],
+            history: Vec::new(),
+            options: Arc::new(GenerationOptions {
+                max_new_tokens: tokens,
+                ..GenerationOptions::default()
+            }),
+            stop: None,
+        },
+        image: Arc::clone(image),
     }
 }
 
 #[test]
 fn rows_go_to_the_next_request_as_texts_end() {
-    let (engine, pixels) = &mut *engine();
-    // Lengths 1 and 40 in turn: waiting for the longest of each batch would take far more steps.
-    let of_length = |max_new_tokens| {
-        Arc::new(GenerationOptions {
-            max_new_tokens,
-            ..GenerationOptions::default()
-        })
-    };
-    let (short, long) = (of_length(2), of_length(40));
-    let requests: Vec<Request> = (0..32)
-        .map(|number: usize| Request {
-            image: Arc::clone(&pixels[0]),
-            text: vec![2, 4 + number as u32],
-            history: Vec::new(),
-            options: Arc::clone(if number.is_multiple_of(4) {
-                &long
-            } else {
-                &short
-            }),
-        })
+    let (served, pixels) = &mut *served();
+    let image = another(&pixels[0], 0.5);
+    // Lengths 2 and 40 in turn: waiting for the longest of each batch would take far more steps.
+    let length = |number: usize| if number.is_multiple_of(4) { 40 } else { 2 };
+    let asked: Vec<Asked> = (0..32)
+        .map(|number| of_length(length(number), number, &image))
         .collect();
-    let mut queue = Queue::new(engine, 8);
-    for request in &requests {
-        queue.push(request.clone()).expect("a good request");
+    let before = served.handle.load();
+    let texts = served.texts(&asked, 8);
+    for (number, texts) in texts.iter().enumerate() {
+        assert_eq!(texts[0].tokens.len(), length(number));
     }
-    let mut lengths = vec![0; requests.len()];
-    while !queue.is_idle() {
-        for event in pollster::block_on(queue.turn()).expect("a working device") {
-            if let Event::Done { request, texts } = event {
-                lengths[request] = texts[0].tokens.len();
-            }
-        }
-    }
-    let expected: Vec<usize> = requests.iter().map(|r| r.options.max_new_tokens).collect();
-    assert_eq!(lengths, expected);
-    let timings = queue.timings();
+    let after = served.handle.load();
+    let timings = after.timings.since(&before.timings);
     assert_eq!(timings.images, 1, "one image, encoded once");
+    assert_eq!(after.image_misses - before.image_misses, 1);
+    assert_eq!(after.image_hits - before.image_hits, 31);
     // Four batches of eight would take 4 × 39 steps one after another.
     assert!(timings.steps <= 100, "{}", timings.steps);
 }
 
 #[test]
+fn the_same_image_is_encoded_once_whoever_sends_it() {
+    let (served, pixels) = &mut *served();
+    let image = another(&pixels[1], 0.25);
+    let copy = another(&pixels[1], 0.25);
+    assert!(!Arc::ptr_eq(&image, &copy));
+    let encoded = |served: &Served| served.handle.load().timings.images;
+    let before = encoded(served);
+    let first = served.texts(&[of_length(5, 0, &image)], 4);
+    let second = served.texts(&[of_length(5, 0, &copy), of_length(5, 1, &image)], 4);
+    assert_eq!(encoded(served) - before, 1);
+    assert_eq!(first[0], second[0]);
+    // There is room for a few images. What was asked for longest ago gives way, and is encoded again.
+    let places = served.handle.load().image_places;
+    for number in 0..places {
+        let new = another(&pixels[1], 1.0 + number as f32);
+        served.texts(&[of_length(1, 0, &new)], 4);
+    }
+    let load = served.handle.load();
+    assert_eq!((load.images_kept, load.image_places), (places, places));
+    let before = encoded(served);
+    assert_eq!(served.texts(&[of_length(5, 0, &image)], 4), first);
+    assert_eq!(encoded(served) - before, 1);
+}
+
+#[test]
 fn what_cannot_be_served_is_refused_and_the_others_are_served() {
-    let (engine, pixels) = &mut *engine();
-    let good = Request {
-        image: Arc::clone(&pixels[0]),
-        text: vec![2],
-        history: Vec::new(),
-        options: Arc::default(),
+    let (served, pixels) = &mut *served();
+    let good = of_length(20, 0, &pixels[0]);
+    let first = served.submit(&good);
+    let bad = |change: &dyn Fn(&mut Asked)| {
+        let mut asked = good.clone();
+        change(&mut asked);
+        match served.handle.submit(asked.request, asked.image) {
+            Err(Refusal::Invalid(error)) => error,
+            other => panic!("{other:?}"),
+        }
     };
-    let mut queue = Queue::new(engine, 4);
-    queue.push(good.clone()).expect("a good request");
-    let refused = [
-        Request {
-            text: vec![2, 9999],
-            ..good.clone()
-        },
-        Request {
-            text: Vec::new(),
-            ..good.clone()
-        },
-        Request {
-            image: Arc::new(vec![0.0; 7]),
-            ..good.clone()
-        },
-        Request {
-            history: vec![1; 5000],
-            ..good.clone()
-        },
+    let changes: [&dyn Fn(&mut Asked); 4] = [
+        &|asked| asked.request.text = vec![2, 9999],
+        &|asked| asked.request.text = Vec::new(),
+        &|asked| asked.image = Arc::new(vec![0.0; 7]),
+        &|asked| asked.request.history = vec![1; 5000],
     ];
-    for request in refused {
-        let error = queue.push(request).expect_err("not a request");
+    for change in changes {
+        let error = bad(change);
         assert!(matches!(error, Error::Request { .. }), "{error}");
     }
-    let too_long = Request {
-        text: vec![2; 4000],
-        ..good.clone()
-    };
-    assert!(matches!(queue.push(too_long), Err(Error::TooLong { .. })));
-    assert_eq!(queue.push(good).expect("a good request"), 1);
-    let texts = pollster::block_on(queue.finish()).expect("two texts");
-    assert_eq!(texts.len(), 2);
+    let error = bad(&|asked| asked.request.text = vec![2; 4000]);
+    assert!(matches!(error, Error::TooLong { .. }), "{error}");
+    let error = bad(&|asked| {
+        asked.request.options = Arc::new(GenerationOptions {
+            num_beams: 0,
+            ..GenerationOptions::default()
+        });
+    });
+    assert!(error.to_string().contains("num_beams"), "{error}");
+    let second = served.submit(&good);
+    let outcomes = served.outcomes(vec![first, second]);
+    let texts = outcomes
+        .into_iter()
+        .map(|outcome| outcome.expect("a text").0);
+    let texts: Vec<_> = texts.collect();
     assert_eq!(texts[0], texts[1]);
 }
 
 #[test]
-fn a_queue_dropped_at_any_turn_leaves_the_next_one_right() {
-    let (engine, pixels) = &mut *engine();
-    let requests: Vec<Request> = requests(pixels).into_iter().take(24).collect();
-    let order: Vec<usize> = (0..requests.len()).collect();
-    let expected = run(engine, &requests, &order, 4);
-    for turns in [0, 1, 2, 5] {
-        let mut queue = Queue::new(engine, 5);
-        for request in requests.iter().rev() {
-            queue.push(request.clone()).expect("a good request");
+fn work_dropped_half_done_leaves_what_follows_right() {
+    let (served, pixels) = &mut *served();
+    let asked = &requests(pixels)[..24];
+    let expected = served.texts(asked, 4);
+    for events in [0, 1, 2, 20, 50] {
+        served.service.set_batch_size(5);
+        let mut tickets: SelectAll<_> = asked.iter().rev().map(|it| served.submit(it)).collect();
+        served.drive_while(async {
+            for _ in 0..events {
+                tickets.next().await.expect("many requests");
+            }
+        });
+        if events == 20 {
+            // Those that are still wanted are told.
+            let outcomes = served.drive_while(tickets.by_ref().collect::<Vec<_>>());
+            // (A device may be done whenever it is asked, and a turn never be half done.)
+            let is_well = |event: &Event| match event {
+                Event::Failed { error } => matches!(**error, Error::GivenUp { .. }),
+                _ => true,
+            };
+            assert!(outcomes.iter().all(is_well), "{outcomes:?}");
+            let is_done = |event: &Event| matches!(event, Event::Done { .. });
+            assert!(outcomes.iter().any(is_done));
         }
-        for _ in 0..turns {
-            pollster::block_on(queue.turn()).expect("a working device");
-        }
-        drop(queue);
-        assert_equal(
-            &run(engine, &requests, &order, 4),
-            &expected,
-            &format!("dropped after {turns} turns"),
-        );
+        drop(tickets);
+        let texts = served.texts(asked, 4);
+        assert_equal(&texts, &expected, &format!("dropped after {events} events"));
     }
 }
 
 #[test]
 fn a_device_without_room_gets_fewer_requests_at_once() {
     const ROOM: u64 = 128 << 10;
-    let mut small = load_on(&GpuOptions {
+    let mut small = open(&GpuOptions {
         max_binding_bytes: Some(ROOM),
         ..GpuOptions::default()
     });
-    let pixels = pixels();
-    let mut large = engine();
+    let (large, pixels) = &mut *served();
     // One of each way of choosing tokens.
-    let requests = &requests(&pixels)[..20];
-    let order: Vec<usize> = (0..requests.len()).collect();
-    let expected = run(&mut large.0, requests, &order, 16);
-    let ours = run(&mut small, requests, &order, 16);
+    let asked = &requests(pixels)[..20];
+    let expected = large.texts(asked, 16);
+    let ours = small.texts(asked, 16);
     for (number, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
-        let tokens = |texts: &[Generated]| -> Vec<Vec<u32>> {
-            texts.iter().map(|text| text.tokens.clone()).collect()
-        };
         // The number of rows, and with it the order of sums, is another.
         assert_eq!(tokens(ours), tokens(expected), "request {number}");
     }
     // The most demanding of them sixteen times: logits and cache of all would take more than one binding.
-    let hungry = requests.iter().max_by_key(|request| {
-        let options = &request.options;
+    let hungry = asked.iter().max_by_key(|asked| {
+        let options = &asked.request.options;
         options.num_beams.max(options.num_return_sequences) * options.max_new_tokens
     });
-    let mut queue = Queue::new(&mut small, 16);
-    for _ in 0..16 {
-        let request = hungry.expect("requests").clone();
-        queue.push(request).expect("a good request");
-    }
-    assert_eq!(queue.batch_size(), 16);
-    pollster::block_on(queue.turn()).expect("room for some");
-    let batch = queue.batch_size();
+    let hungry = hungry.expect("requests");
+    small.service.set_batch_size(16);
+    assert_eq!(small.handle.load().batch_size, 16);
+    small.texts(&vec![hungry.clone(); 16], 16);
+    let batch = small.handle.load().batch_size;
     assert!((1..16).contains(&batch), "{batch}");
-    // Not even one image: what is refused says what would be needed.
-    let mut tiny = load_on(&GpuOptions {
+    // Less demanding ones have the room that there is.
+    let modest: Vec<Asked> = (0..32).map(|word| of_length(3, word, &pixels[0])).collect();
+    small.texts(&modest, 8);
+    assert_eq!(small.handle.load().batch_size, 8);
+    // Not even one image: what fails says what would be needed.
+    let mut tiny = open(&GpuOptions {
         max_binding_bytes: Some(20 << 10),
         ..GpuOptions::default()
     });
-    let mut queue = Queue::new(&mut tiny, 16);
-    queue
-        .push(hungry.expect("requests").clone())
-        .expect("a good request");
-    let error = pollster::block_on(queue.finish()).expect_err("no room");
-    assert!(error.to_string().contains("bytes"), "{error}");
+    let modest = tiny.submit(&modest[0]);
+    let error = tiny.outcomes(vec![modest]).remove(0).expect_err("no room");
+    assert!(
+        error.is_of_device() && error.to_string().contains("bytes"),
+        "{error}"
+    );
+    // Not even the scores of its texts: what can never be served is refused by name.
+    let mut greedy = hungry.clone();
+    greedy.request.options = Arc::new(GenerationOptions {
+        num_beams: 32,
+        max_new_tokens: 4,
+        ..GenerationOptions::default()
+    });
+    match tiny.handle.submit(greedy.request, greedy.image) {
+        Err(Refusal::Invalid(error @ Error::TooLarge { .. })) => {
+            assert!(error.to_string().contains("`num_beams`"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A large request waits for the batch to run out; of the younger ones only those pass it that end by then.
+#[test]
+fn a_large_request_is_neither_starved_nor_in_the_way() {
+    let (_, pixels) = &*served();
+    let mut served = open(&GpuOptions::default());
+    let long = of_length(30, 0, &pixels[0]);
+    let mut large = of_length(50, 1, &pixels[0]);
+    large.request.options = Arc::new(GenerationOptions {
+        num_beams: 5,
+        ..(*large.request.options).clone()
+    });
+    let (short, longer) = (of_length(4, 2, &pixels[0]), of_length(50, 3, &pixels[0]));
+    let alone = served.texts(&[long.clone(), short.clone()], 1);
+    // A state of the small ones' size, and the long one under way in it.
+    served.service.set_batch_size(4);
+    let first = served.submit(&long);
+    let mut first = first.enumerate();
+    served.drive_while(first.next());
+    let others = [&large, &longer, &short, &short, &short].map(|asked| served.submit(asked));
+    let mut order = Vec::new();
+    let mut all = SelectAll::new();
+    all.push(first.map(|(_, event)| (0, event)).boxed());
+    for (number, ticket) in others.into_iter().enumerate() {
+        all.push(ticket.map(move |event| (1 + number, event)).boxed());
+    }
+    let mut texts = vec![Vec::new(); 6];
+    served.drive_while(async {
+        while let Some((number, event)) = all.next().await {
+            match event {
+                Event::Done { texts: done, .. } => {
+                    order.push(number);
+                    texts[number] = done;
+                }
+                Event::Token { .. } => assert!(number != 2 || order.len() >= 4, "{order:?}"),
+                Event::Failed { error } => panic!("{number}: {error}"),
+            }
+        }
+    });
+    // The short ones passed it, and then the long one, on which it waited, was done: before the longer one had begun.
+    assert_eq!(order[..4], [3, 4, 5, 0], "{order:?}");
+    assert_eq!(tokens(&texts[0]), tokens(&alone[0]));
+    assert_eq!(tokens(&texts[3]), tokens(&alone[1]));
+    let expected = served.texts(&[large, longer], 1);
+    assert_eq!(tokens(&texts[1]), tokens(&expected[0]));
+    assert_eq!(tokens(&texts[2]), tokens(&expected[1]));
 }

@@ -180,8 +180,8 @@ fn items_are_taken_as_there_is_room() {
     assert_eq!(done, 500);
     // Those being prepared, those waiting and those decoded: five times four.
     assert!(most_ahead <= 24, "{most_ahead}");
-    // The same two images over and over are encoded twice.
-    assert_eq!(model.timings().images, 2);
+    // The same two images over and over are encoded once each, if no other test has asked about them.
+    assert!(model.timings().images <= 2, "{:?}", model.timings());
 }
 
 #[test]

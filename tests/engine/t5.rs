@@ -6,15 +6,13 @@ use std::sync::Arc;
 
 use blip2_wgpu::generate::{GenerationOptions, GenerationOverrides};
 use blip2_wgpu::gpu::{Disabled, Gpu, GpuOptions};
-use blip2_wgpu::image::Preprocessor;
-use blip2_wgpu::model::{Blip2Config, Blip2Model};
-use blip2_wgpu::schedule::{Engine, Pixels, Queue, Request};
+use blip2_wgpu::schedule::Request;
 use blip2_wgpu::task::ParityReport;
 use blip2_wgpu::text::{PromptMark, Tokenizer};
-use blip2_wgpu::weights::{Checkpoint, Outline};
 use blip2_wgpu::{Blip2, CaptionOptions, OpenOptions, Preset, Question, VqaOptions};
 
 use crate::common::{beams, caption, data, device, images, options};
+use crate::served::{Asked, Served, pixels, tokens};
 
 /// Measured 3e-6 at most: a value rounded to f16 anywhere shows (5e-4).
 const STAGE_TOLERANCE: f64 = 5e-5;
@@ -121,26 +119,10 @@ fn checked_shaders_and_split_weights_compute_the_same_bits() {
     }
 }
 
-/// The engine below [`Blip2`], and the two pictures.
-fn engine() -> (Engine, Vec<Pixels>) {
-    let gpu = device(&GpuOptions::default());
-    let config = Blip2Config::open(folder()).expect("a config");
-    let language = config.language_model().expect("generative").clone();
-    let checkpoint = Checkpoint::open(folder()).expect("weights");
-    let outline = Outline::new(&gpu, &checkpoint, None, |tensors| {
-        Blip2Model::load(tensors, &config, &language, 42)
-    });
-    let mut progress = |_, _| {};
-    let filling = outline.expect("all tensors").fill(&mut progress);
-    let model = pollster::block_on(filling).expect("room");
-    let preprocessor = Preprocessor::from_files(&folder(), 42).expect("a preprocessor file");
-    let pixels = images().map(|image| Arc::new(preprocessor.apply(&image).expect("pixels")));
-    (Engine::new(gpu, model), pixels.to_vec())
-}
-
 #[test]
 fn a_request_gets_what_it_gets_alone() {
-    let (mut engine, pixels) = engine();
+    let mut served = Served::open(&folder(), &GpuOptions::default());
+    let pixels = pixels(&folder());
     let tokenizer = Tokenizer::open(&folder(), PromptMark::Last(1)).expect("a tokenizer");
     let greedy = |max_new_tokens| GenerationOptions {
         max_new_tokens,
@@ -181,31 +163,20 @@ fn a_request_gets_what_it_gets_alone() {
     ];
     let mut requests = Vec::new();
     for (number, options) in ways.iter().cycle().take(30).enumerate() {
-        requests.push(Request {
+        requests.push(Asked {
             image: Arc::clone(&pixels[number % 2]),
-            text: tokenizer.encode(texts[number % 7 % 3]).expect("ids"),
-            history: vec![0],
-            options: Arc::clone(options),
+            request: Request {
+                text: tokenizer.encode(texts[number % 7 % 3]).expect("ids"),
+                history: vec![0],
+                options: Arc::clone(options),
+                stop: None,
+            },
         });
     }
-    let alone: Vec<_> = requests
-        .iter()
-        .map(|request| {
-            let mut queue = Queue::new(&mut engine, 1);
-            queue.push(request.clone()).expect("a request");
-            pollster::block_on(queue.finish()).expect("texts").remove(0)
-        })
-        .collect();
+    let alone = served.alone(&requests);
     for batch in [3, 8] {
-        let mut queue = Queue::new(&mut engine, batch);
-        for request in &requests {
-            queue.push(request.clone()).expect("a request");
-        }
-        let together = pollster::block_on(queue.finish()).expect("texts");
+        let together = served.texts(&requests, batch);
         for (number, (ours, expected)) in together.iter().zip(&alone).enumerate() {
-            let tokens = |texts: &[blip2_wgpu::generate::Generated]| -> Vec<Vec<u32>> {
-                texts.iter().map(|text| text.tokens.clone()).collect()
-            };
             assert_eq!(
                 tokens(ours),
                 tokens(expected),

@@ -49,6 +49,9 @@ pub struct GenerationArgs {
     /// No run of N tokens twice; 0 is off
     #[arg(long, value_name = "N")]
     no_repeat_ngram: Option<usize>,
+    /// Text before whose first occurrence a text ends; repeat it for more
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
     /// Texts for each image or question, the best first
     #[arg(long, visible_alias = "num-answers", value_name = "K")]
     num_captions: Option<usize>,
@@ -95,6 +98,7 @@ impl GenerationArgs {
             seed,
             repetition_penalty,
             no_repeat_ngram,
+            stop,
             num_captions,
             stream: _,
             batch_size: _,
@@ -118,6 +122,7 @@ impl GenerationArgs {
             ("--seed", text(seed)),
             ("--repetition-penalty", text(repetition_penalty)),
             ("--no-repeat-ngram", text(no_repeat_ngram)),
+            ("--stop", (!stop.is_empty()).then(|| format!("{stop:?}"))),
             ("--num-captions", text(num_captions)),
             ("--preset", Some(format!("{preset:?}").to_lowercase())),
         ]
@@ -192,6 +197,7 @@ impl GenerationArgs {
             repetition_penalty: self.repetition_penalty,
             no_repeat_ngram_size: self.no_repeat_ngram,
             num_return_sequences: self.num_captions,
+            stop: (!self.stop.is_empty()).then(|| self.stop.clone()),
             ..GenerationOverrides::default()
         }
     }

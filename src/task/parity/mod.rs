@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::Error;
 use crate::generate::GenerationOptions;
-use crate::schedule::{Pixels, Queue, Request};
+use crate::schedule::{Pixels, Request};
 
 use super::{Blip2, Preset};
 use dump::{Dump, GENERATION, Pictures};
@@ -91,7 +91,7 @@ impl Blip2 {
     pub async fn parity(&mut self, file: &Path) -> Result<ParityReport, Error> {
         let bytes = dump::read_file(file)?;
         let (dump, reference) = Dump::read::<Reference>(file, &bytes, GENERATION)?;
-        let pixels = dump.pixels(&reference.pictures, &self.preprocessor)?;
+        let pixels = dump.pixels(&reference.pictures, self.handle.preparation.preprocessor())?;
         let images = pixels.len();
         let mut report = ParityReport::default();
         for (prompt_index, prompt) in reference.prompts.iter().enumerate() {
@@ -100,11 +100,11 @@ impl Blip2 {
                 let options = self.reference_options(&reference, beams);
                 let check = options.validate().map_err(Error::from);
                 check
-                    .and_then(|()| self.engine.check_length(text.len(), &options))
+                    .and_then(|()| self.handle.door.limits().check_length(text.len(), &options))
                     .map_err(|error| dump.error(error.to_string()))?;
             }
             for (image, pixels) in pixels.iter().enumerate() {
-                for tap in self.engine.stages(pixels, &text).await? {
+                for tap in self.service.engine().stages(pixels, &text).await? {
                     // The image side is the same for every prompt: one comparison is enough.
                     let of_language_model = ["opt.", "t5.", "logits"]
                         .iter()
@@ -146,9 +146,9 @@ impl Blip2 {
 
     /// The prompt's ids without image tokens, checked against our own tokenizer.
     fn prompt_text(&self, dump: &Dump<'_>, prompt: &ReferencePrompt) -> Result<Vec<u32>, Error> {
-        let queries = self.config.num_query_tokens;
+        let queries = self.config().num_query_tokens;
         let text = prompt.input_ids.get(queries..).unwrap_or_default().to_vec();
-        let ours = self.tokenizer.encode(&prompt.prompt)?;
+        let ours = self.prompter().tokenizer.encode(&prompt.prompt)?;
         if ours != text {
             return Err(dump.error(format!(
                 "prompt {:?} is {text:?} there and {ours:?} by this model's tokenizer",
@@ -164,7 +164,7 @@ impl Blip2 {
             num_beams,
             num_return_sequences: 1,
             max_new_tokens: reference.max_new_tokens,
-            ..self.generation.clone()
+            ..self.prompter().generation.clone()
         }
     }
 
@@ -187,15 +187,15 @@ impl Blip2 {
         for (num_beams, expected) in greedy.into_iter().chain(beams) {
             let options = self.reference_options(reference, num_beams);
             let history = self.prompter().history(text, Preset::Hf);
-            let mut queue = Queue::new(&mut self.engine, 1);
-            queue.push(Request {
-                image: Arc::clone(pixels),
+            let request = Request {
                 text: text.to_vec(),
                 history,
                 options: Arc::new(options),
-            })?;
-            let texts = queue.finish().await?;
-            let ours = &texts[0][0];
+                stop: None,
+            };
+            let (door, pixels) = (&self.handle.door, Arc::clone(pixels));
+            let texts = self.service.answer(door, request, pixels).await?;
+            let ours = &texts[0];
             let stage = match num_beams {
                 1 => format!("image {image}, prompt.{prompt_index}.greedy"),
                 beams => format!("image {image}, prompt.{prompt_index}.beams.{beams}"),

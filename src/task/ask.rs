@@ -1,0 +1,47 @@
+//! What can be asked of a generative model.
+
+use std::sync::Arc;
+
+use super::{CaptionOptions, ImageSource, Preset, Text, VqaOptions};
+
+/// One thing to say about an image.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// The image. Items about the same image share its encoding while it is remembered.
+    pub image: ImageSource,
+    /// What to say about it.
+    pub ask: Ask,
+}
+
+/// What to say about an image. Items that share their options share the allocation.
+#[derive(Debug, Clone)]
+pub enum Ask {
+    /// What is on it.
+    Caption(Arc<CaptionOptions>),
+    /// The answer to a question.
+    Question {
+        /// The question as it is asked; the preset cleans it.
+        question: String,
+        /// How to ask and answer.
+        options: Arc<VqaOptions>,
+    },
+}
+
+impl Ask {
+    /// Whose defaults it follows.
+    pub(super) fn preset(&self) -> Preset {
+        match self {
+            Self::Caption(options) => options.preset,
+            Self::Question { options, .. } => options.preset,
+        }
+    }
+}
+
+/// What is said of an item.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Texts {
+    /// Its texts, best first; at least one of an item that is done.
+    pub texts: Vec<Text>,
+    /// Tokens that the prompt lost to fit what the model or the preset takes: 0 where it was given whole.
+    pub prompt_tokens_cut: usize,
+}

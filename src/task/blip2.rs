@@ -93,7 +93,7 @@ impl Blip2 {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let files = CheckpointFiles::of(path.as_ref(), &options)?;
+        let files = options.open_files(path.as_ref())?;
         Self::load(files, options, progress).await
     }
 

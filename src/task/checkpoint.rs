@@ -37,18 +37,27 @@ enum SmallFile {
     /// In this folder, under its usual name.
     Folder(PathBuf),
     /// In memory; the name stands for it in errors.
+    #[cfg_attr(
+        not(any(feature = "convert", feature = "demo-model")),
+        expect(
+            dead_code,
+            reason = "only the demo model and assembled files are in memory"
+        )
+    )]
     Text(Cow<'static, str>, PathBuf),
 }
 
-impl CheckpointFiles {
-    /// The checkpoint at `path`, as `options` say.
-    pub(super) fn of(path: &Path, options: &OpenOptions) -> Result<Self, Error> {
+impl OpenOptions {
+    /// The files of the checkpoint at `path`.
+    pub(super) fn open_files(&self, path: &Path) -> Result<CheckpointFiles, Error> {
         #[cfg(feature = "convert")]
-        return Self::open_with_parts(path, &options.parts);
+        return CheckpointFiles::open_with_parts(path, &self.parts);
         #[cfg(not(feature = "convert"))]
-        return Self::open(path);
+        return CheckpointFiles::open(path);
     }
+}
 
+impl CheckpointFiles {
     /// A folder in the Hugging Face layout, or the file of its weights; of these only headers are
     /// read.
     ///

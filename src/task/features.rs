@@ -51,7 +51,7 @@ impl ImageFeaturizer {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let files = CheckpointFiles::of(path.as_ref(), &options)?;
+        let files = options.open_files(path.as_ref())?;
         let plan = |gpu: &Gpu, (vit, qformer): &(Vit, QFormer), batch, weights| {
             Ok(MemoryPlan::of_images(gpu, vit, qformer, weights, batch)?)
         };

@@ -123,7 +123,7 @@ impl Retriever {
         options: OpenOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, Error> {
-        let files = CheckpointFiles::of(path.as_ref(), &options)?;
+        let files = options.open_files(path.as_ref())?;
         Self::load(files, options, progress).await
     }
 

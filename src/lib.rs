@@ -5,6 +5,8 @@
 //! checkpoints come with, [`generate`] holds greedy, beam search and sampling as plain state machines.
 #![deny(missing_docs)]
 
+#[cfg(test)]
+mod arrows;
 #[cfg(feature = "bench")]
 pub mod bench;
 #[cfg(feature = "cli")]

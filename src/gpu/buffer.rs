@@ -419,6 +419,9 @@ impl Readback {
             message,
         };
         let mapped = gpu.unless_lost(receiver).await;
+        if !matches!(mapped, Some(Ok(()))) {
+            gpu.settle().await;
+        }
         // An earlier error explains a failed mapping better than the mapping's own.
         gpu.check("reading a result back")?;
         match mapped {

@@ -410,6 +410,13 @@ impl Gpu {
         self.inner.loss.or(callback).await
     }
 
+    /// Waits until a device that is gone has said so: its failed mappings are told of before its loss is, perhaps on
+    /// another thread.
+    pub(super) async fn settle(&self) {
+        let _ = self.inner.device.poll(wgpu::PollType::Poll);
+        self.inner.poller.settle().await;
+    }
+
     /// The first error the device reported since the last check, as an error of ours. A device that is gone stays so.
     ///
     /// # Errors

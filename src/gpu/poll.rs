@@ -48,14 +48,27 @@ impl Loss {
 /// device while the process ends, under the feet of the driver's own exit handlers: a segmentation fault now and then on
 /// Mesa.
 #[derive(Debug)]
-pub(super) struct Poller(Attendant<wgpu::SubmissionIndex>);
+pub(super) struct Poller(Attendant<Job>);
+
+/// What the polling thread does, in the order given.
+#[derive(Debug)]
+enum Job {
+    /// Waits for a submission.
+    Watch(wgpu::SubmissionIndex),
+    /// Tells that the callbacks of all earlier ones have run.
+    Tell(oneshot::Sender<()>),
+}
 
 impl Poller {
     /// Starts the thread for `device`.
     pub(super) fn new(device: wgpu::Device, loss: Loss) -> std::io::Result<Self> {
         // wgpu panics where a driver loses the device while it is polled; this thread must go on.
         let poll = move |how| catch_unwind(AssertUnwindSafe(|| device.poll(how)));
-        let wait = move |submission| {
+        let work = move |job| {
+            let submission = match job {
+                Job::Watch(submission) => submission,
+                Job::Tell(sender) => return drop(sender),
+            };
             let waited = poll(wgpu::PollType::Wait {
                 submission_index: Some(submission),
                 timeout: None,
@@ -67,11 +80,18 @@ impl Poller {
                 Err(_) => loss.tell(),
             }
         };
-        Ok(Self(Attendant::new("blip2-wgpu poll", wait)?))
+        Ok(Self(Attendant::new("blip2-wgpu poll", work)?))
     }
 
     /// Sees to it that the callbacks of `submission` run once it is done.
     pub(super) fn watch(&self, submission: wgpu::SubmissionIndex) {
-        self.0.give(submission);
+        self.0.give(Job::Watch(submission));
+    }
+
+    /// Waits until the callbacks of everything watched so far have run. In a browser it does not wait.
+    pub(super) async fn settle(&self) {
+        let (sender, told) = oneshot::channel();
+        self.0.give(Job::Tell(sender));
+        let _ = told.await; // the sender is dropped, here or by a thread that is gone
     }
 }

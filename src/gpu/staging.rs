@@ -145,6 +145,9 @@ impl Staging {
             return Err(failed("no staging buffer is left".into()));
         };
         let mapped = mapped.await;
+        if !matches!(mapped, Ok(Ok(()))) {
+            self.gpu.settle().await;
+        }
         self.gpu.check("uploading weights")?;
         match mapped {
             Ok(Ok(())) => Ok(buffer),

@@ -11,7 +11,6 @@ use crate::model::{Blip2Config, QFormer, Vit};
 use crate::schedule::{ImageEncoder, ImageShapes, MemoryPlan};
 use crate::weights::{Tensors, WeightsError};
 
-use super::checkpoint::CheckpointFiles;
 use super::open::open;
 use super::{ImageFeatures, OpenOptions};
 

@@ -243,7 +243,11 @@ impl Error {
                 | Self::ImageSize { .. }
                 | Self::Template { .. }
                 | Self::Generate(GenerateError::Option { .. })
-                | Self::Gpu(GpuError::UnknownDisable { .. })
+                | Self::Gpu(
+                    GpuError::UnknownDisable { .. }
+                        | GpuError::UnknownKernel { .. }
+                        | GpuError::UnfitKernel { .. }
+                )
         )
     }
 }

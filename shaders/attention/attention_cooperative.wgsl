@@ -1,57 +1,33 @@
-// attention_cooperative: attention without a causal mask, out = softmax(q · kᵀ * scale) · v, on cooperative matrices: the
-// contract of attention_flash.wgsl with f16 products and f32 sums. q, k, v and the softmax's weights are rounded to f16:
+// attention_cooperative: attention without a causal mask, out = softmax(q · kᵀ * scale) · v, on cooperative
+// matrices, with f16 products and f32 sums. inputs.wgsl has layouts and bindings. q, k, v and the softmax's weights are rounded to f16:
 // relative error about 5e-4 where scores are below 10 or so, as in any attention in f16.
 //
-//   q   row (b, i), head h: q[q_offset + (b * queries + i) * q_stride + h * HEAD_DIM + d]
-//   k   row (b, j), head h: k[k_offset + (b * keys + j) * k_stride + h * HEAD_DIM + d];  v alike
-//   key_lengths [batch] u32: keys j >= key_lengths[b] are masked (0 keys: the output is 0)
-//   out [batch * queries, heads * HEAD_DIM] f32, dense
-//
 // Grid: (ceil(queries / (SIZE · SUBGROUPS)), heads, batch); each of SUBGROUPS subgroups has SIZE queries of one head.
-// HEAD_DIM: a multiple of 4, at most 128; heads are padded with zeros to DEPTH, a multiple of SIZE (88 to 96).
+// Heads are padded with zeros to DEPTH, a multiple of SIZE (88 to 96).
 // The keys are gone through twice, 32 at a time: first for each query's maximum and sum, then for the outputs. So no
 // output is ever rescaled, which fragments cannot do row by row; the scores' second product is the price.
 // Workgroup memory, bytes: 2 · (DEPTH + 8) · (SIZE · SUBGROUPS + 64) + SIZE · SUBGROUPS · (228 + 8 · LANES / SIZE).
 // LANES, the width of every subgroup, is a multiple of SIZE.
-// Called by kernels/attention.rs where the adapter lists such fragments and all subgroups are equally wide.
+// Called by kernels/attention/cooperative.rs where the adapter lists such fragments and all subgroups are equally wide.
 //
 // Unmeasured on a GPU. Tested with fragments of 8 × 8 on llvmpipe (Mesa 26.2), which computes them lane by lane.
 
 enable subgroups;
 
 #import shared/fragments_{size}
-#import shared/lowest
+#import shared/halves
+#import attention/inputs
 
-override HEAD_DIM: u32 = 64u;
-override DEPTH: u32 = 64u; // HEAD_DIM, up to the next multiple of SIZE
+override DEPTH: u32 = (HEAD_DIM + SIZE - 1u) / SIZE * SIZE;
 override LANES: u32 = 32u;
 override SUBGROUPS: u32 = 4u;
 override WORKGROUP_SIZE: u32 = 128u; // LANES · SUBGROUPS
 
-struct Params {
-    queries: u32,
-    keys: u32,
-    heads: u32,
-    q_stride: u32,
-    k_stride: u32,
-    v_stride: u32,
-    q_offset: u32,
-    k_offset: u32,
-    v_offset: u32,
-    scale: f32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> key_lengths: array<u32>;
 @group(0) @binding(5) var<storage, read_write> out: array<f32>;
 
 const KEYS: u32 = 32u; // a step
 const SCORE_ROW: u32 = KEYS + 4u;
 const WEIGHT_ROW: u32 = KEYS + 8u;
-const LARGEST: f32 = 65504.0;
 
 override QUERIES: u32 = SIZE * SUBGROUPS;
 // Eight halves of padding spread the rows over the memory banks and keep them at 16 bytes.
@@ -66,10 +42,6 @@ var<workgroup> weights: array<f16, QUERIES * WEIGHT_ROW>; // [query, key]
 var<workgroup> scores: array<f32, QUERIES * SCORE_ROW>;   // [query, key]; in the end fragments of the output
 var<workgroup> parts: array<vec2<f32>, QUERIES * SHARERS>; // maxima and sums [query, sharer]
 var<workgroup> norms: array<f32, QUERIES>;
-
-fn to_f16(value: vec4<f32>) -> vec4<f16> {
-    return vec4<f16>(clamp(value, vec4<f32>(-LARGEST), vec4<f32>(LARGEST)));
-}
 
 // Rows past the end repeat the last one, and are not stored.
 fn stage_q(thread: u32, item: u32, first: u32, head: u32) {

@@ -1,46 +1,20 @@
-// attention_flash: attention without a causal mask, out = softmax(q · kᵀ * scale) · v, for GPUs, where attention.wgsl
-// loads too much for what it multiplies. The contract of attention.wgsl, but HEAD_DIM and
-// every stride and offset are multiples of 4 (q, k, v and out are read as vec4s). Works on any GPU: no subgroup
-// operations, no f16.
-//
-//   q   row (b, i), head h: q[q_offset + (b * queries + i) * q_stride + h * HEAD_DIM + d]
-//   k   row (b, j), head h: k[k_offset + (b * keys + j) * k_stride + h * HEAD_DIM + d];  v alike
-//   key_lengths [batch] u32: keys j >= key_lengths[b] are masked (0 keys: the output is 0)
-//   out [batch * queries, heads * HEAD_DIM] f32, dense
+// attention_flash: attention without a causal mask, out = softmax(q · kᵀ * scale) · v. Works on any GPU: no subgroup
+// operations, no f16. inputs.wgsl has layouts and bindings.
 //
 // Grid: (ceil(queries / QUERIES), heads, batch); a workgroup of 2 · QUERIES threads owns QUERIES (32, or 64 where there is
-// enough to do) queries of one head. HEAD_DIM: at most 128.
+// enough to do) queries of one head.
 // The softmax is streamed over tiles of 32 keys (Milakov & Gimelshein, 2018; Dao et al., 2022). Q, K and V come through
 // workgroup memory in slices of 32 dimensions. A thread has 4 × 4 scores (8 loads for 64 multiply-adds), then the
 // outputs of its 4 queries in every eighth vec4 of the head (2 loads for 16, in registers all the while).
 // Workgroup memory: 6.5 KiB + 144 bytes a query, 15.5 KiB at most.
-// Called by kernels/attention.rs where subgroups are not known to be narrow (up to 16 lanes: a CPU's).
+// Called by kernels/attention/flash.rs wherever nothing faster serves.
 // Unmeasured on a GPU.
 
-#import shared/lowest
+#import attention/inputs
 
-override HEAD_DIM: u32 = 64u;
 override QUERIES: u32 = 32u;        // 32 or 64
 override WORKGROUP_SIZE: u32 = 64u; // 2 · QUERIES
 
-struct Params {
-    queries: u32,
-    keys: u32,
-    heads: u32,
-    q_stride: u32,
-    k_stride: u32,
-    v_stride: u32,
-    q_offset: u32,
-    k_offset: u32,
-    v_offset: u32,
-    scale: f32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> key_lengths: array<u32>;
 @group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
 
 const KEYS: u32 = 32u; // a step

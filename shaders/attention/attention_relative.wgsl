@@ -1,4 +1,4 @@
-// Attention with a bias by relative position over one layer's paged cache: T5's three kinds. A request's pages hold
+// attention_relative: attention with a bias by relative position over one layer's paged cache: T5's three kinds. A request's pages hold
 // its prompt first (positions 0..prompt_length: what the encoder read), then the decoded text.
 //
 //   q              row r, head h: q[r * q_stride + h * head_dim + d] (queries alone, or fused qkv: the row's key and value
@@ -15,7 +15,7 @@
 // (store_kv), but for the decoder's own: each workgroup first puts its row's there, as no row of a step attends to another.
 // Scores are not scaled. head_dim and q_stride are multiples of 4, head_dim <= 128. The softmax is streamed over tiles
 // of 32 positions, always from the span's first on: a row's result depends on nothing but its own sequence.
-// Grid: (rows, heads, 1); a workgroup of 32 a row and head. Called by T5. Its cost is that of attention_cached_vec4.wgsl.
+// Grid: (rows, heads, 1); a workgroup of 32 a row and head. Called by T5. Its cost is that of attention_cached.wgsl.
 
 #import shared/lowest
 

@@ -1,12 +1,5 @@
-// Attention without a causal mask, out = softmax(q · kᵀ * scale) · v, for adapters whose subgroups
-// have at least 8 lanes, fast where they have just 8. The contract of attention.wgsl, but
-//   - HEAD_DIM and every stride and offset are multiples of 4 (q, k, v, out are read as vec4s);
-//   - it needs Features::SUBGROUP and a smallest subgroup of 8 or more (the workgroup is one subgroup).
-//
-//   q   row (b, i), head h: q[q_offset + (b * queries + i) * q_stride + h * HEAD_DIM + d]
-//   k   row (b, j), head h: k[k_offset + (b * keys + j) * k_stride + h * HEAD_DIM + d];  v alike
-//   key_lengths [batch] u32: keys j >= key_lengths[b] are masked (0 keys: the output is 0)
-//   out [batch * queries, heads * HEAD_DIM] f32, dense
+// attention_tile: attention without a causal mask, out = softmax(q · kᵀ * scale) · v, for adapters whose subgroups have at
+// least 8 lanes (the workgroup is one subgroup), fast where they have just 8. inputs.wgsl has layouts and bindings.
 //
 // Grid: (ceil(queries / 32), heads, batch); a workgroup of 8 lanes owns 32 queries of one head, 4 a lane.
 // Both products are sums of outer products in registers: 4 query vectors, one component a lane,
@@ -15,32 +8,12 @@
 // Keys go in chunks of 112: scores, then the running maximum and sum, then the outputs, which
 // accumulate in `out`. A lane reads only what it wrote itself, hence no barrier. Shared memory: 16 KiB.
 // Called by the ViT and the Q-Former where all subgroups have 8 lanes.
-// Measured: ViT-g 257 x 16 x 88 on llvmpipe, CPU time / 2 cores: 16 ms, 23 GFLOP/s (attention.wgsl: 187).
+// Measured: ViT-g 257 x 16 x 88 on llvmpipe, CPU time / 2 cores: 16 ms, 23 GFLOP/s.
 
 enable subgroups;
 
-#import shared/lowest
+#import attention/inputs
 
-override HEAD_DIM: u32 = 64u;
-
-struct Params {
-    queries: u32,
-    keys: u32,
-    heads: u32,
-    q_stride: u32,
-    k_stride: u32,
-    v_stride: u32,
-    q_offset: u32,
-    k_offset: u32,
-    v_offset: u32,
-    scale: f32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> key_lengths: array<u32>;
 @group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
 
 const LANES: u32 = 8u;

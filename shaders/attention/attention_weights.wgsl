@@ -1,5 +1,5 @@
-// The weights of an attention, for looking at them: softmax(q · kᵀ * scale), the mean over all heads.
-// The forward pass does not use it: attention.wgsl and attention_cached.wgsl keep no weights.
+// attention_weights: the weights of an attention, for looking at them: softmax(q · kᵀ * scale), the mean over all heads.
+// The forward pass does not use it: its kernels keep no weights.
 //
 //   q          row r, head h: q[q_offset + r * q_stride + h * head_dim + d]
 //   k          row p, head h: k[k_offset + p * k_stride + h * head_dim + d]

@@ -1,4 +1,4 @@
-// Copies the keys and values of new tokens into one layer's paged KV cache.
+// store_kv: copies the keys and values of new tokens into one layer's paged KV cache.
 //
 //   qkv        row r: the key at qkv[r * qkv_stride + k_offset + i], the value at v_offset, i < width
 //   k_cache, v_cache  [physical rows, width] f32

@@ -4,7 +4,7 @@
 //
 // A sum runs over the ranges in their order. Four columns a thread, columns along the lanes.
 // Grid: (ceil(N / 4 / 64), M, 1) of 64.
-// Called by kernels/linear.rs.
+// Called by kernels/linear/passes.rs.
 // linear.wgsl's `in_features` is the number of ranges, its `weight` is not read.
 //
 // Unmeasured on a GPU.

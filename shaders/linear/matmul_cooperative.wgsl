@@ -23,7 +23,7 @@
 //
 // A sum's order depends on K, SIZE, the splits and params.range, where DEPTH is a multiple of SIZE · SPLITS.
 // Grid: (ceil(N / tile columns), ceil(M / tile rows), ceil(K / params.range)).
-// Called by kernels/linear.rs where the adapter lists such fragments (`Capabilities::cooperative_matrices`).
+// Called by kernels/linear/cooperative.rs where the adapter lists such fragments (`Capabilities::cooperative_matrices`).
 // linear.wgsl has the shapes and bindings.
 //
 // Unmeasured on a GPU. Tested with fragments of 8 × 8 on llvmpipe (Mesa 26.2), which computes them lane by lane.

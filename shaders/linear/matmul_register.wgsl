@@ -7,7 +7,7 @@
 // Grid: (ceil(N / (COLUMNS · WORKGROUP_SIZE)), ceil(M / ROWS), 1).
 // Every sum runs over K in the same order whatever M, ROWS, COLUMNS and the subgroup size are: a row's result has the
 // same bits alone and in a batch, in prefill and in decode (the kernel test checks it on each adapter).
-// Called by kernels/linear.rs for any number of rows where subgroups have at most 16 lanes.
+// Called by kernels/linear/register.rs for any number of rows where subgroups have at most 16 lanes.
 // linear.wgsl has the shapes and bindings.
 //
 // Measured: 256×1024×1024, ROWS 32: 58 GFLOP/s, matmul_tile beside it 7.6; 10240×2560: 7.7 GB/s of weight for 1 row,

@@ -3,7 +3,7 @@
 // Tile: TILE_ROWS (32, 64 or 128) × TILE_COLUMNS (32 or 64) a workgroup of 4 · TILE_COLUMNS, TILE_ROWS / 16 × 4 a
 // thread, 16 of K a step; 80 · (TILE_ROWS + TILE_COLUMNS) bytes of workgroup memory. Sums have one order for all sizes.
 // Grid: (ceil(N / TILE_COLUMNS), ceil(M / TILE_ROWS), 1).
-// Called by kernels/linear.rs for more than 8 rows, where matmul_register is not.
+// Called by kernels/linear/tile.rs for more than 8 rows, where matmul_register is not.
 // linear.wgsl has the shapes and bindings.
 //
 // Measured: 256×1024×1024, 7.6 GFLOP/s (llvmpipe, Mesa 22.3.6, two 2.6 GHz cores; by CPU time, on a busy machine).

@@ -4,7 +4,7 @@
 // ROWS. M is at most ROWS.
 // Grid: (ceil(N / 8), 1, 1).
 // A sum's order depends on K alone, not on M or ROWS: a row has the same bits alone and among eight.
-// Called by kernels/linear.rs for decode steps and beams, where subgroups are missing or vary in size.
+// Called by kernels/linear/matvec.rs for decode steps and beams, where subgroups are missing or vary in size.
 // linear.wgsl has the shapes and bindings; matvec_sums.wgsl walks.
 //
 // Measured: 10240×2560, 4.4 GB/s of weight for 1 row, 1.7 for 8

@@ -9,7 +9,7 @@
 // Grid: (ceil(N / (COLUMNS · WORKGROUP_SIZE / subgroup size / splits)), 1, 1).
 // A sum's order depends on K, the subgroup size and SPLITS, not on M, ROWS or COLUMNS: a row has the same bits alone
 // and among eight.
-// Called by kernels/linear.rs for decode steps and beams, where subgroups have more than 16 lanes.
+// Called by kernels/linear/matvec_subgroup.rs for decode steps and beams, where subgroups have more than 16 lanes.
 // linear.wgsl has the shapes and bindings; matvec_sums.wgsl walks.
 //
 // Measured: 10240×2560, 7.8 GB/s of weight for 1 row, 2.7 for 8

@@ -3,7 +3,7 @@
 //   x  [eights, 8] f32     y  [eights, 8] f16
 //
 // Grid: any number of workgroups of 256 in x; they take turns.
-// Called by kernels/linear.rs before matmul_cooperative, where its workgroups would each convert the same rows again.
+// Called by kernels/linear/passes.rs before matmul_cooperative, where its workgroups would each convert the same rows again.
 //
 // Unmeasured on a GPU.
 

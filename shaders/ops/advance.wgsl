@@ -9,7 +9,7 @@
 //
 // A row that meets an end token or its greatest length (row_rules.wgsl) is finished: it writes 0 and stays where it is.
 // Grid: 1; one thread a row, workgroup of 256 loops over rows.
-// Called once a decode step by schedule/tails.rs (kernels/advance.rs). Its cost is the dispatch.
+// Called once a decode step by schedule/programs/sample.rs (kernels/ops/advance.rs). Its cost is the dispatch.
 
 #import shared/row_rules
 

@@ -4,7 +4,7 @@
 //
 // Grid: one thread a value, workgroups of 256 spread over x and y.
 // Called where a result leaves its program: image tokens, projected queries, all scores, stages kept for a parity check
-// (kernels/copy.rs). Bandwidth-bound.
+// (kernels/ops/copy.rs). Bandwidth-bound.
 
 struct Params {
     count: u32,

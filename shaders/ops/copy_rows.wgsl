@@ -5,7 +5,7 @@
 //
 // Grid: x = ceil(width / 64), y = count, z = groups; one thread a value.
 // Called by the Q-Former where queries and text tokens of a sequence meet and part, and for a text's first token
-// (kernels/copy_rows.rs). A few MiB a call at most: its cost is the dispatch.
+// (kernels/ops/copy_rows.rs). A few MiB a call at most: its cost is the dispatch.
 
 struct Params {
     width: u32,

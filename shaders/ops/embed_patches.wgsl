@@ -6,7 +6,7 @@
 //   tokens     f32 [batch * (1 + count), width]
 //
 // Grid: x = ceil(width / 64), y = batch * (1 + count); one thread a value.
-// Called once an image batch by model/vit.rs (kernels/embed_patches.rs). Bandwidth-bound.
+// Called once an image batch by model/vit.rs (kernels/ops/embed_patches.rs). Bandwidth-bound.
 
 struct Params {
     count: u32, // patches an image

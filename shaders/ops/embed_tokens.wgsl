@@ -11,7 +11,7 @@
 // Every part of the embedding has its own dispatch, which writes the rows whose token lies in it; the first
 // (first_row = 0) also writes visual and inactive rows.
 // width is a multiple of 8. Grid: x = ceil(width / 512), y = rows; one thread eight values.
-// Called by model/opt.rs and model/t5.rs for prefill and for each decode step (kernels/embed_tokens.rs). Its cost is the dispatch.
+// Called by model/opt.rs and model/t5.rs for prefill and for each decode step (kernels/ops/embed_tokens.rs). Its cost is the dispatch.
 
 #import shared/weights_{weights}
 

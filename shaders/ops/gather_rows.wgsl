@@ -6,7 +6,7 @@
 //
 // Grid: x = ceil(width / 64), y = rows; one thread a value.
 // Called for the learned queries (one copy an image) and for the last hidden state of each prompt
-// (kernels/gather_rows.rs). A few KiB a call: its cost is the dispatch.
+// (kernels/ops/gather_rows.rs). A few KiB a call: its cost is the dispatch.
 
 struct Params {
     width: u32,

@@ -5,7 +5,7 @@
 //   scores  f32 [images, texts], or [texts, images] where TRANSPOSED is 1
 //
 // Grid: x = ceil(texts / 64), y = images; one thread a score.
-// Called by the ITC search (kernels/max_over_queries.rs). Bandwidth-bound: reads each value once.
+// Called by the ITC search (kernels/ops/max_over_queries.rs). Bandwidth-bound: reads each value once.
 
 override TRANSPOSED: u32 = 0u;
 

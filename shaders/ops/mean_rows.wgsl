@@ -4,7 +4,7 @@
 //   y  f32 [groups, width]
 //
 // Grid: x = ceil(width / 64), y = groups; one thread a value, rows added in order.
-// Called for the logits of the matching head, one row a query (kernels/mean_rows.rs). Its cost is the dispatch.
+// Called for the logits of the matching head, one row a query (kernels/ops/mean_rows.rs). Its cost is the dispatch.
 
 struct Params {
     width: u32,

@@ -7,7 +7,7 @@
 //
 // k <= 512. The result does not depend on how the candidates were cut into tiles.
 // Grid: (rows, 1, 1); one workgroup of 64 a row. Workgroup memory: 8 KiB.
-// Called by the ITC search (kernels/merge_top_k.rs).
+// Called by the ITC search (kernels/ops/merge_top_k.rs).
 //
 // Candidates better than the worst one kept are set aside; when there may be no more room for them, and at the
 // end, all are sorted and the best k stay. After the first tiles hardly any candidate is that good: a tile then is

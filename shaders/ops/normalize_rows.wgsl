@@ -3,7 +3,7 @@
 //   x, y  f32 [rows, width]
 //
 // Grid: x = rows; one workgroup of 64 a row, sums in the same order for every row.
-// Called for the features of the common space of images and texts (kernels/normalize_rows.rs). Its cost is the dispatch.
+// Called for the features of the common space of images and texts (kernels/ops/normalize_rows.rs). Its cost is the dispatch.
 
 struct Params {
     width: u32,

@@ -5,7 +5,7 @@
 //
 // Column order is the convolution weight's own: channel, then row in the patch, then column in the patch.
 // Grid: x = ceil(columns / 64), y = batch * grid * grid; one thread a value.
-// Called once an image batch by model/vit.rs (kernels/patchify.rs). Bandwidth-bound: 0.6 MB an image of 224 px.
+// Called once an image batch by model/vit.rs (kernels/ops/patchify.rs). Bandwidth-bound: 0.6 MB an image of 224 px.
 
 struct Params {
     size: u32,    // pixels a side

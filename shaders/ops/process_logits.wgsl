@@ -11,7 +11,7 @@
 //   row_state  [rows]: x = history length, y = new tokens so far
 //
 // Masked is -3.4028235e38, the lowest finite f32: no infinities in the arithmetic that follows.
-// Grid: (rows, 1, 1); one workgroup of 64 a row. Called by schedule/tails.rs (kernels/process_logits.rs).
+// Grid: (rows, 1, 1); one workgroup of 64 a row. Called by schedule/programs/sample.rs (kernels/ops/process_logits.rs).
 // Measured: 10 rows, 60 tokens of history, on llvmpipe, CPU time / 2 cores: 0.06 ms.
 
 #import shared/row_rules

@@ -3,9 +3,10 @@
 
 use crate::gpu::{Gpu, GpuError, ProgramBuilder, WeightFormat};
 use crate::kernels::{
-    Attention, CooperativeLoop, Heads, LayerNorm, LinearVariant, MATVEC_ROWS, MULTIPLY_STEP_FLOPS,
-    READ_BYTES, View, argmax, attention_candidates, attention_with, bench_cooperative, bench_copy,
-    bench_multiply, bench_read, candidates, layer_norm, linear_with, sums_bytes, top_k,
+    Attention, AttentionVariant, CooperativeLoop, Heads, LayerNorm, LinearVariant, MATVEC_ROWS,
+    MULTIPLY_STEP_FLOPS, READ_BYTES, View, argmax, attention_candidates, attention_with,
+    bench_cooperative, bench_copy, bench_multiply, bench_read, candidates, layer_norm, linear_with,
+    sums_bytes, top_k,
 };
 
 use super::Inputs;
@@ -275,17 +276,18 @@ fn products(
     };
     let case = |variant: LinearVariant| {
         let shape = format!("{rows}x{out_features}x{in_features} {format}");
+        let (cooperative, name) = (variant.is_cooperative(), variant.to_string());
         let case = Case::new(kernel, shape, work, move |inputs, program| {
             let x = inputs.activation(rows, in_features)?;
             for layer in inputs.layers(format, [out_features, in_features], layers)? {
-                linear_with(program, variant, &x, &layer);
+                linear_with(program, &variant, &x, &layer);
             }
             Ok(())
         });
         Case {
-            cooperative: matches!(variant, LinearVariant::Cooperative(_)),
+            cooperative,
             repeats: layers,
-            ..case.variant(variant.to_string())
+            ..case.variant(name)
         }
     };
     candidates(gpu.capabilities(), rows)
@@ -303,7 +305,8 @@ fn attentions(gpu: &Gpu, tokens: usize, batch: usize) -> Vec<Case> {
         _ => (batch * tokens, format!("{batch}x{tokens}x16x88")),
     };
     let work = (4 * rows * tokens * width, rows * 4 * width * 4);
-    let case = |variant| {
+    let case = |variant: AttentionVariant| {
+        let name = variant.to_string();
         let record = move |inputs: &mut Inputs, program: &mut ProgramBuilder| {
             let qkv = inputs.activation(rows, 3 * width)?;
             let lengths = vec![tokens as u32; batch];
@@ -321,12 +324,12 @@ fn attentions(gpu: &Gpu, tokens: usize, batch: usize) -> Vec<Case> {
                 heads,
                 scale: heads.scale(),
             };
-            attention_with(program, &inputs, variant);
+            attention_with(program, &inputs, &variant);
             Ok(())
         };
         Case::new("attention", shape.clone(), work, record)
             .copying()
-            .variant(format!("{variant:?}").to_lowercase())
+            .variant(name)
     };
     attention_candidates(gpu.capabilities())
         .into_iter()

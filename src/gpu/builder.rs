@@ -157,6 +157,11 @@ impl<'gpu> ProgramBuilder<'gpu> {
         }
     }
 
+    /// Whether this is recorded to run: not to be counted, nor for its products.
+    pub(crate) fn will_run(&self) -> bool {
+        self.products.is_none() && self.gpu.rehearsed().is_none()
+    }
+
     /// Every product recorded so far, of a program begun with [`ProgramBuilder::with_products`].
     #[must_use]
     pub fn products(&mut self) -> Vec<Product> {

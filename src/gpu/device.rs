@@ -1,16 +1,18 @@
 //! Opening a device, what it can do, and the errors it reports.
 
+use std::any::Any;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::adapter::{self, AdapterChoice};
-use super::choices::Choices;
 use super::pipeline::{PipelineStore, cache_file_name};
 use super::poll::{Loss, Poller};
 use super::profile::{Phase, Profiler};
 use super::rehearsal::Rehearsal;
 use super::timestamps::{self, Timestamps};
+use super::tuning_cache::TuningCache;
 use super::{GpuError, Kernel};
 
 /// Features that are left unused although the adapter has them: for tests, and around driver faults.
@@ -48,6 +50,49 @@ impl Disabled {
     }
 }
 
+/// A kernel that the user has chosen, as `linear=matvec_subgroup`: what is computed, and by which variant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelChoice {
+    /// `linear`, or one of `matmul` and `matvec` alone; `attention`.
+    pub family: String,
+    /// A variant as `devices` lists it, the first word of one, or a kernel's name.
+    pub variant: String,
+}
+
+impl KernelChoice {
+    /// Reads a comma-separated list of choices.
+    ///
+    /// # Errors
+    /// [`GpuError::UnknownKernel`] for what has no `=`. Which families and variants there are is known when the device is
+    /// open.
+    pub fn parse(list: &str) -> Result<Vec<Self>, GpuError> {
+        let words = list.split(',').map(str::trim).filter(|it| !it.is_empty());
+        words
+            .map(|word| match word.split_once('=') {
+                Some((family, variant)) => Ok(Self {
+                    family: family.trim().into(),
+                    variant: variant.trim().into(),
+                }),
+                None => Err(GpuError::UnknownKernel {
+                    wanted: word.into(),
+                    available: "a choice is FAMILY=VARIANT, such as linear=tile".into(),
+                }),
+            })
+            .collect()
+    }
+
+    /// The variant without its size.
+    pub(crate) fn kind(&self) -> &str {
+        self.variant.split(' ').next().unwrap_or_default()
+    }
+}
+
+impl std::fmt::Display for KernelChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}={}", self.family, self.variant)
+    }
+}
+
 /// How to open a device.
 #[derive(Debug, Clone, Default)]
 pub struct GpuOptions {
@@ -59,6 +104,9 @@ pub struct GpuOptions {
     pub checked: bool,
     /// Where compiled pipelines are kept between runs; `None` keeps none.
     pub cache_dir: Option<PathBuf>,
+    /// The variants that serve, in the place of those that this program would choose: for measuring, and around driver faults.
+    /// Which variants there are, `devices` lists. What cannot be is an error of [`crate::kernels::self_check`].
+    pub kernels: Vec<KernelChoice>,
     /// A folder of shaders, laid out as `shaders/` is, that stand in for those of this program: for trying a change without
     /// building anew. A kernel whose text is not this program's own is built with bounds checks, as by `checked`: what
     /// is promised of ours is not known of it.
@@ -187,7 +235,10 @@ struct Inner {
     loss: Loss,
     poller: Poller,
     pipelines: PipelineStore,
-    choices: Choices,
+    tuning_cache: TuningCache,
+    kernel_choices: Vec<KernelChoice>,
+    /// What the layer above keeps for each device.
+    attached: OnceLock<Box<dyn Any + Send + Sync>>,
     checked: bool,
     profiler: Option<Profiler>,
     timestamps: OnceLock<Arc<Timestamps>>,
@@ -246,9 +297,8 @@ impl Gpu {
         let poller = Poller::new(device.clone(), loss.clone());
         let poller = poller.map_err(|error| no_device(one_line(&error)))?;
         let pipelines = PipelineStore::new(&device, &info, options);
-        let choices_file = options.cache_dir.as_ref();
-        let choices =
-            Choices::open(choices_file.map(|dir| dir.join(cache_file_name(&info, "json"))));
+        let cache_file = options.cache_dir.as_ref();
+        let cache_file = cache_file.map(|dir| dir.join(cache_file_name(&info, "json")));
         let gpu = Self {
             inner: Arc::new(Inner {
                 device,
@@ -260,7 +310,9 @@ impl Gpu {
                 loss,
                 poller,
                 pipelines,
-                choices,
+                tuning_cache: TuningCache::new(cache_file),
+                kernel_choices: options.kernels.clone(),
+                attached: OnceLock::new(),
                 checked: options.checked,
                 profiler: options.profiler.clone(),
                 timestamps: OnceLock::new(),
@@ -358,15 +410,30 @@ impl Gpu {
         &self.inner.pipelines
     }
 
-    /// What was found out about the kernels on this device.
-    #[must_use]
-    pub fn choices(&self) -> &Choices {
-        &self.inner.choices
+    /// Where findings about the kernels on this device are kept.
+    pub(crate) fn tuning_cache(&self) -> &TuningCache {
+        &self.inner.tuning_cache
     }
 
-    /// A hash of the text of `kernel`: what is found out about one text does not hold for another.
-    pub(crate) fn text_hash(&self, kernel: &Kernel) -> u64 {
-        self.inner.pipelines.text_hash(kernel)
+    /// [`GpuOptions::kernels`]
+    pub(crate) fn kernel_choices(&self) -> &[KernelChoice] {
+        &self.inner.kernel_choices
+    }
+
+    /// What the layer above keeps for this device, made when it is first asked for. There is one such thing: all callers want
+    /// the same type.
+    pub(crate) fn attached<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> &T {
+        let attached = self.inner.attached.get_or_init(|| Box::new(make()));
+        attached.downcast_ref().expect("one type for all callers")
+    }
+
+    /// A hash of the texts of `kernels`: what is found out about some texts does not hold for others.
+    pub(crate) fn text_hash(&self, kernels: &[&Kernel]) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for kernel in kernels {
+            self.inner.pipelines.text_hash(kernel).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// Whether shaders check bounds: [`GpuOptions::checked`].
@@ -375,10 +442,9 @@ impl Gpu {
         self.inner.checked
     }
 
-    /// Writes compiled pipelines and the choice of kernels to the cache folder, if there is one and something is new.
+    /// Writes compiled pipelines to the cache folder, if there is one and something is new.
     pub fn save_pipelines(&self) {
         self.inner.pipelines.save();
-        self.inner.choices.save();
     }
 
     /// Submits `commands` and has their callbacks driven.

@@ -68,6 +68,22 @@ pub enum GpuError {
         /// wgpu's words, on one line.
         message: String,
     },
+    /// A choice of a kernel that there is not.
+    #[error("cannot choose kernel '{wanted}': {available}")]
+    UnknownKernel {
+        /// What was asked for.
+        wanted: String,
+        /// What there is.
+        available: String,
+    },
+    /// A choice of a kernel that this device cannot run.
+    #[error("cannot choose kernel '{wanted}' on this device: {reason}")]
+    UnfitKernel {
+        /// What was asked for.
+        wanted: String,
+        /// What the device lacks.
+        reason: String,
+    },
     /// A shader file that is missing, or that cannot be put together.
     #[error("{place}: {problem}")]
     Shader {

@@ -4,7 +4,6 @@ mod activation;
 mod adapter;
 mod buffer;
 mod builder;
-mod choices;
 mod device;
 mod error;
 mod kernel;
@@ -17,14 +16,14 @@ mod rehearsal;
 pub(crate) mod shader_source;
 mod staging;
 mod timestamps;
+mod tuning_cache;
 mod weight_format;
 
 pub use activation::{Activation, ActivationPool, Operand};
 pub use adapter::{AdapterChoice, AdapterReport, Backend, list_adapters};
 pub use buffer::{Matrix, MatrixPart, Readback, Vector, WeightBuffer};
 pub use builder::{Product, ProgramBuilder};
-pub use choices::{Choices, Claim};
-pub use device::{Capabilities, Disabled, Gpu, GpuOptions};
+pub use device::{Capabilities, Disabled, Gpu, GpuOptions, KernelChoice};
 pub use error::GpuError;
 #[cfg(test)]
 pub(crate) use kernel::Declared;

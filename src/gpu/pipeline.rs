@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use super::choices::write_whole;
 use super::device::error_of;
 use super::shader_source::{ShaderFiles, ShaderText};
+use super::tuning_cache::write_whole;
 use super::{Access, Constants, GpuError, GpuOptions, Kernel};
 
 /// A pipeline and the layout of its one bind group.

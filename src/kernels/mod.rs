@@ -9,7 +9,7 @@ mod attention;
 mod ceilings;
 mod linear;
 mod ops;
-mod self_check;
+mod select;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -27,11 +27,12 @@ pub use ceilings::{
     bench_multiply, bench_read, sums_bytes,
 };
 pub use linear::{
-    Activate, CooperativeTile, Linear, LinearVariant, MATVEC_ROWS, candidates, chosen, linear,
-    linear_into, linear_to, linear_with, tune,
+    Activate, Linear, LinearVariant, MATVEC_ROWS, candidates, chosen, linear, linear_into,
+    linear_to, linear_with, tune,
 };
 pub use ops::*;
-pub use self_check::self_check;
+pub use select::check_choices;
+pub use select::verdict::self_check;
 
 use linear::NARROW_LANES;
 

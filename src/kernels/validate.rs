@@ -275,11 +275,10 @@ fn every_variant_of_every_gpu_is_valid_and_fits_its_workgroup_memory() {
         for rows in [1, 3, 8, 12, 32, 40, 64, 257, 2056] {
             for variant in candidates(&capabilities, rows) {
                 for format in WeightFormat::ALL {
-                    let shape = variant.shape(rows, format);
-                    let mut constants = shape.constants;
+                    let (kernel, mut constants) = variant.build(rows, format);
                     constants.extend([("ACTIVATION", 1.0), ("HAS_BIAS", 1.0), ("ACCUMULATE", 1.0)]);
-                    if compiled.insert(format!("{} {constants:?}", shape.kernel.name)) {
-                        let bytes = compile(shape.kernel, &constants);
+                    if compiled.insert(format!("{} {constants:?}", kernel.name)) {
+                        let bytes = compile(kernel, &constants);
                         let most = capabilities.workgroup_bytes;
                         assert!(bytes <= most, "{variant}: {bytes} of {most} bytes");
                     }
@@ -288,8 +287,9 @@ fn every_variant_of_every_gpu_is_valid_and_fits_its_workgroup_memory() {
         }
         for variant in attention_candidates(&capabilities) {
             for dim in [64, 80, 88, 96, 128] {
-                let (kernel, constants, predicted) = variant.build(Heads { count: 1, dim });
-                let bytes = compile(kernel, &constants);
+                let heads = Heads { count: 1, dim };
+                let bytes = compile(variant.kernel(), &variant.constants(heads));
+                let predicted = variant.workgroup_bytes(heads);
                 assert!(
                     bytes <= predicted,
                     "{variant} {dim}: {bytes} of {predicted}"
@@ -308,20 +308,15 @@ fn every_variant_of_the_kernels_of_a_decode_step_is_valid_and_fits_its_workgroup
     for is_wide in [false, true] {
         for width in [88, 768, 1408, 2048, 2560, 4096, 6144] {
             let threads = ops::layer_norm::norm_threads(is_wide, width);
-            let Some(constants) = ops::layer_norm::vec4_constants(width, threads) else {
-                continue;
-            };
-            for kernel in [
-                &ops::layer_norm::LAYER_NORM_VEC4,
-                &ops::rms_norm::RMS_NORM_VEC4,
-            ] {
+            let constants = ops::layer_norm::norm_constants(width, threads);
+            for kernel in [&ops::layer_norm::LAYER_NORM, &ops::rms_norm::RMS_NORM] {
                 assert!(compile(kernel, &constants) <= least);
             }
         }
         for rows_are_apart in [false, true] {
             let groups = attention::cached::groups(is_wide, rows_are_apart);
             let constants = attention::cached::constants(groups, rows_are_apart);
-            let kernel = &attention::cached::ATTENTION_CACHED_VEC4;
+            let kernel = &attention::cached::ATTENTION_CACHED;
             assert!(compile(kernel, &constants) <= least);
         }
     }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::gpu::WeightFormat;
+use crate::kernels::MAX_NORM_WIDTH;
 
 pub use fields::ConfigError;
 use fields::Section;
@@ -26,6 +27,8 @@ pub const WIDTH_MULTIPLE: usize = 8;
 
 /// Heads the attention kernels have room for.
 const MAX_HEAD: usize = 128;
+/// Heads must be multiples of this: kernels read f32 rows 16 bytes at a time.
+const HEAD_MULTIPLE: usize = 4;
 
 // Limits far above any published model, low enough that no product of sizes overflows 64 bits.
 const MAX_WIDTH: usize = 1 << 16;
@@ -223,7 +226,7 @@ impl Blip2Config {
 impl VisionConfig {
     fn read(section: &Section) -> Result<Self, ConfigError> {
         let config = Self {
-            hidden_size: section.size("hidden_size", 1408, MAX_WIDTH)?,
+            hidden_size: section.size("hidden_size", 1408, MAX_NORM_WIDTH)?,
             intermediate_size: section.size("intermediate_size", 6144, MAX_INNER_WIDTH)?,
             num_hidden_layers: section.size("num_hidden_layers", 39, MAX_LAYERS)?,
             num_attention_heads: section.size("num_attention_heads", 16, MAX_WIDTH)?,
@@ -277,7 +280,7 @@ impl QFormerConfig {
     fn read(section: &Section, encoder_hidden_size: usize) -> Result<Self, ConfigError> {
         let config = Self {
             vocab_size: section.size("vocab_size", 30522, MAX_VOCABULARY)?,
-            hidden_size: section.size("hidden_size", 768, MAX_WIDTH)?,
+            hidden_size: section.size("hidden_size", 768, MAX_NORM_WIDTH)?,
             num_hidden_layers: section.size("num_hidden_layers", 12, MAX_LAYERS)?,
             num_attention_heads: section.size("num_attention_heads", 12, MAX_WIDTH)?,
             intermediate_size: section.size("intermediate_size", 3072, MAX_INNER_WIDTH)?,
@@ -388,9 +391,9 @@ fn check_heads(section: &Section, hidden_size: usize, heads: usize) -> Result<()
     check_width(section, "hidden_size", hidden_size)?;
     let problem = if !hidden_size.is_multiple_of(heads) {
         format!("does not divide hidden_size {hidden_size}; restore both as published")
-    } else if !(hidden_size / heads).is_multiple_of(2) {
+    } else if !(hidden_size / heads).is_multiple_of(HEAD_MULTIPLE) {
         format!(
-            "gives heads of {} elements, which must be even; {USE_BLIP2}",
+            "gives heads of {} elements, which must be a multiple of {HEAD_MULTIPLE}; {USE_BLIP2}",
             hidden_size / heads
         )
     } else if hidden_size / heads > MAX_HEAD {

@@ -19,7 +19,7 @@ pub mod scores;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
-use crate::gpu::{AdapterChoice, Disabled, GpuOptions, Profiler, WeightFormat};
+use crate::gpu::{AdapterChoice, Disabled, GpuOptions, KernelChoice, Profiler, WeightFormat};
 use crate::task::{Blip2, OpenOptions, Work};
 
 use output::{Output, load_progress};
@@ -58,6 +58,16 @@ pub struct Shared {
         env = "BLIP2_WGPU_DISABLE"
     )]
     disable: String,
+    /// Kernels to use in the place of those chosen for this device, such as linear=tile; `devices`
+    /// lists them, -v says which serve. Repeatable, or comma-separated
+    #[arg(
+        long,
+        global = true,
+        value_name = "FAMILY=VARIANT",
+        value_delimiter = ',',
+        env = "BLIP2_WGPU_KERNEL"
+    )]
+    kernel: Vec<String>,
     /// Store weights in 8 or 4 bits a value on the device (in the folder, for convert); left out,
     /// as the checkpoint has them
     #[arg(
@@ -129,6 +139,7 @@ impl Shared {
             adapter: AdapterChoice::parse(&self.adapter),
             disabled: Disabled::parse(&self.disable)?,
             checked: self.checked,
+            kernels: KernelChoice::parse(&self.kernel.join(","))?,
             cache_dir: cache_dir(),
             shaders: std::env::var_os("BLIP2_WGPU_SHADERS").map(PathBuf::from),
             max_part_bytes: None,

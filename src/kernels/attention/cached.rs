@@ -1,4 +1,4 @@
-//! `attention_cached.wgsl`, `attention_cached_vec4.wgsl`: causal attention over the paged KV cache, for prefill and
+//! `attention_cached.wgsl`: causal attention over the paged KV cache, for prefill and
 //! decode.
 
 use crate::gpu::{
@@ -9,10 +9,8 @@ use super::{Heads, KvLayer, Pages, store_kv};
 use crate::kernels::{is_wide, word};
 
 kernels! {
-    static ATTENTION_CACHED: Kernel =
-        Kernel::new::<Params>("attention/attention_cached", &[READ, READ, READ, READ, READ, WRITE]);
-    pub(in crate::kernels) static ATTENTION_CACHED_VEC4: Kernel = Kernel::new::<Params>(
-        "attention/attention_cached_vec4",
+    pub(in crate::kernels) static ATTENTION_CACHED: Kernel = Kernel::new::<Params>(
+        "attention/attention_cached",
         &[READ, WRITE, WRITE, READ, READ, WRITE],
     );
 }
@@ -55,7 +53,7 @@ pub(in crate::kernels) fn groups(is_wide: bool, rows_are_apart: bool) -> u32 {
     }
 }
 
-/// Constants of `attention_cached_vec4`.
+/// Constants of the kernel.
 pub(in crate::kernels) fn constants(groups: u32, stores: bool) -> Constants {
     vec![
         ("GROUPS", f64::from(groups)),
@@ -79,21 +77,14 @@ fn record(program: &mut ProgramBuilder, inputs: &CachedAttention, groups: u32) -
         heads,
         scale,
     } = *inputs;
-    debug_assert!(heads.dim <= 128);
-    let reads_vec4 = heads.dim.is_multiple_of(4);
-    let stores = reads_vec4 && rows_are_apart;
-    if !stores {
+    debug_assert!(heads.dim <= 128 && heads.dim.is_multiple_of(4));
+    if !rows_are_apart {
         store_kv(program, qkv, cache, pages);
     }
     let out = program.activation(qkv.rows, heads.width());
-    let (kernel, constants) = if reads_vec4 {
-        (&ATTENTION_CACHED_VEC4, constants(groups, stores))
-    } else {
-        (&ATTENTION_CACHED, vec![])
-    };
     program.dispatch(
-        kernel,
-        constants,
+        &ATTENTION_CACHED,
+        constants(groups, rows_are_apart),
         &Params {
             heads: word(heads.count),
             head_dim: word(heads.dim),
@@ -119,11 +110,11 @@ mod tests {
     use super::*;
     use crate::gpu::Gpu;
     use crate::kernels::INACTIVE;
-    use crate::kernels::attention::reference_row;
+    use crate::kernels::attention::check::reference_row;
     use crate::kernels::attention::store_kv::reference as store_reference;
     use crate::kernels::testing::{Random, assert_close, gpus, run, upload};
 
-    const SHAPES: [(usize, usize); 5] = [(80, 2), (12, 3), (64, 1), (126, 2), (2, 1)];
+    const SHAPES: [(usize, usize); 5] = [(80, 2), (12, 3), (64, 1), (124, 2), (4, 1)];
 
     /// Positions below, at and above one tile of 32, 64 or 256 keys; two sequences; one row idle.
     #[test]

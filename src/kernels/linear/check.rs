@@ -5,13 +5,16 @@ use std::sync::Arc;
 use half::f16;
 
 use crate::gpu::{Activation, Gpu, GpuError, ProgramBuilder, QUANT_BLOCK, WeightFormat};
-use crate::kernels::self_check::{Check, finding, is_wrong, scattered};
+use crate::kernels::select;
+use crate::kernels::select::verdict::{Check, scattered};
 
-use super::variant::more_candidates;
-use super::{Activate, Linear, LinearVariant, MATVEC_ROWS, candidates, record_with, reference};
+use super::reference::reference;
+use super::{
+    Activate, Linear, LinearVariant, MATVEC_ROWS, candidates, cooperative, family, record_with,
+};
 
 /// Rows of the cases: one that the matrix–vector kernels take, and one for more than a tile of most others.
-pub(crate) const CHECKED_ROWS: [usize; 2] = [5, 70];
+pub(in crate::kernels) const CHECKED_ROWS: [usize; 2] = [5, 70];
 const OUT_FEATURES: usize = 75;
 /// Many times the depth of any tile, and not a multiple of the deepest ones'.
 const IN_FEATURES: usize = 480;
@@ -20,7 +23,7 @@ const MANY_IN_FEATURES: usize = 1120;
 
 /// A case for every kernel that `gpu` offers for weights in `format`: a product with all that may follow it. Cooperative
 /// matrices, which store bare products and ranges of K in their own way, have a second one.
-pub(crate) fn checks(gpu: &Gpu, format: WeightFormat) -> Vec<Check> {
+pub(in crate::kernels) fn checks(gpu: &Gpu, format: WeightFormat) -> Vec<Check> {
     let weights = [IN_FEATURES, MANY_IN_FEATURES].map(|it| Weight::new(format, it));
     let [full, many] = weights.map(Arc::new);
     let capabilities = gpu.capabilities();
@@ -31,19 +34,19 @@ pub(crate) fn checks(gpu: &Gpu, format: WeightFormat) -> Vec<Check> {
         let mut variants = candidates(capabilities, rows);
         if rows > MATVEC_ROWS {
             // Which of them serve depends on the rows; the cases stand for all numbers of them.
-            variants.extend(more_candidates(capabilities));
+            variants.extend(cooperative::all_variants(capabilities));
         }
         let mut seen = Vec::new();
-        for variant in variants {
-            let finding = name_of(gpu, rows, variant, format);
-            if seen.contains(&finding) {
+        for variant in select::allowed(gpu, family(rows), variants) {
+            let check = full.check(gpu, &variant);
+            if seen.contains(check.key()) {
                 continue;
             }
-            checks.push(full.check(gpu, variant, &finding));
-            if is_experimental(variant) {
-                checks.push(bare.check(gpu, variant, &finding));
+            seen.push(check.key().clone());
+            checks.push(check);
+            if variant.is_cooperative() {
+                checks.push(bare.check(gpu, &variant));
             }
-            seen.push(finding);
         }
     }
     checks
@@ -75,25 +78,19 @@ impl Case {
         }
     }
 
-    fn check(&self, gpu: &Gpu, variant: LinearVariant, finding: &str) -> Check {
-        let (gpu, case) = (gpu.clone(), self.clone());
-        Check {
-            finding: finding.into(),
-            what: if self.rows <= MATVEC_ROWS {
-                "linear layers of few rows"
-            } else {
-                "linear layers of many rows"
-            },
-            is_experimental: is_experimental(variant),
-            expected: self.expected.clone(),
-            record: Box::new(move |program| case.record(&gpu, variant, program)),
-        }
+    fn check(&self, gpu: &Gpu, variant: &LinearVariant) -> Check {
+        let format = self.weight.format;
+        let (of_gpu, case, by) = (gpu.clone(), self.clone(), variant.clone());
+        let record =
+            Box::new(move |program: &mut ProgramBuilder| case.record(&of_gpu, &by, program));
+        let expected = self.expected.clone();
+        Check::new(gpu, family(self.rows), variant, format, expected, record)
     }
 
     fn record(
         &self,
         gpu: &Gpu,
-        variant: LinearVariant,
+        variant: &LinearVariant,
         program: &mut ProgramBuilder,
     ) -> Result<Activation, GpuError> {
         let Self {
@@ -118,11 +115,6 @@ impl Case {
         record_with(program, variant, &x, &layer, end.activate, &y, accumulate);
         Ok(y)
     }
-}
-
-/// Whether a kernel is of a kind that drivers are new to.
-fn is_experimental(variant: LinearVariant) -> bool {
-    matches!(variant, LinearVariant::Cooperative(_))
 }
 
 /// What follows a product.
@@ -198,24 +190,4 @@ impl Weight {
             values,
         }
     }
-}
-
-/// The kernels for `rows` rows and weights in `format` that have not failed their check, the one to take unmeasured first.
-pub(crate) fn usable(gpu: &Gpu, rows: usize, format: WeightFormat) -> Vec<LinearVariant> {
-    let mut all = candidates(gpu.capabilities(), rows);
-    let first = all[0];
-    all.retain(|&variant| !is_wrong(gpu, &name_of(gpu, rows, variant, format)));
-    if all.is_empty() {
-        all.push(first); // `self_check` has refused the device; who goes on has not asked it
-    }
-    all
-}
-
-/// What the verdict on `variant` is kept under. A register tile's heights are one code; they are one finding.
-fn name_of(gpu: &Gpu, rows: usize, variant: LinearVariant, format: WeightFormat) -> String {
-    let name = match variant {
-        LinearVariant::Register { lanes, .. } => format!("register {lanes}"),
-        other => other.to_string(),
-    };
-    finding(gpu, variant.shape(rows, format).kernel, &name)
 }

@@ -1,10 +1,89 @@
-//! Tiles of `matmul_cooperative`: how fragments and subgroups cover the result, and which tiles a device can run.
+//! `matmul_cooperative`: a tile of fragments on cooperative matrices, x rounded to f16.
 
-use crate::gpu::Capabilities;
+use crate::gpu::{Capabilities, Constants, Kernel, kernels};
+use crate::kernels::select::{self, invariance::Order};
+
+use super::{BINDINGS, Kind, LinearVariant, MATVEC_ROWS, NARROW_LANES, Params};
+
+/// The kernel for fragments of a size, x as it is or rounded before, and workgroup memory of vectors
+/// or scalars: one a weight format. f16 weights are multiplied as they lie, others are rounded first.
+macro_rules! by_format {
+    ($name:literal, $size:literal, $x:literal, $tile:literal) => {
+        [
+            by_format!($name, "", "f16", "f16", $size, $x, $tile),
+            by_format!($name, "_q8", "q8", "quantised", $size, $x, $tile),
+            by_format!($name, "_q4", "q4", "quantised", $size, $x, $tile),
+        ]
+    };
+    ($name:literal, $format:literal, $weights:literal, $halves:literal, $size:literal, $x:literal, $tile:literal) => {
+        Kernel::new::<Params>("linear/matmul_cooperative", BINDINGS).named(
+            concat!("matmul_cooperative_", $name, $format),
+            &[
+                ("size", $size),
+                ("weights", $weights),
+                ("weight_halves", $halves),
+                ("x", $x),
+                ("tile", $tile),
+            ],
+        )
+    };
+}
+
+kernels! {
+    static VECTORS_16: [Kernel; 3] = by_format!("16", "16", "x", "vectors");
+    static VECTORS_16_ROUNDED: [Kernel; 3] = by_format!("16_rounded", "16", "x_rounded", "vectors");
+    static VECTORS_8: [Kernel; 3] = by_format!("8", "8", "x", "vectors");
+    static VECTORS_8_ROUNDED: [Kernel; 3] = by_format!("8_rounded", "8", "x_rounded", "vectors");
+    static SCALARS_8: [Kernel; 3] = by_format!("8_scalars", "8", "x", "scalars");
+    static SCALARS_8_ROUNDED: [Kernel; 3] =
+        by_format!("8_scalars_rounded", "8", "x_rounded", "scalars");
+}
+
+pub(super) static KIND: Kind = Kind {
+    kind: select::Kind {
+        name: "cooperative",
+        kernel: "matmul_cooperative",
+        is_experimental: true,
+        fits,
+    },
+    variants,
+};
+
+fn fits(capabilities: &Capabilities) -> Result<(), &'static str> {
+    let is_wide = |(least, _)| least > NARROW_LANES;
+    if capabilities.cooperative_size().is_none() {
+        Err("it needs cooperative matrices of f16 into f32, square, of 16 or 8")
+    } else if !capabilities.subgroups.is_some_and(is_wide) {
+        Err("it needs subgroups of more than 16 lanes")
+    } else {
+        Ok(())
+    }
+}
+
+fn variants(capabilities: &Capabilities, rows: usize) -> Vec<LinearVariant> {
+    match rows {
+        ..=MATVEC_ROWS => Vec::new(),
+        _ => tiles(capabilities, rows)
+            .into_iter()
+            .map(CooperativeTile::variant)
+            .collect(),
+    }
+}
+
+/// Those for any number of rows: which of them serve depends on it.
+pub(super) fn all_variants(capabilities: &Capabilities) -> Vec<LinearVariant> {
+    match fits(capabilities) {
+        Ok(()) => all_tiles(capabilities)
+            .into_iter()
+            .map(CooperativeTile::variant)
+            .collect(),
+        Err(_) => Vec::new(),
+    }
+}
 
 /// A tile of `matmul_cooperative`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CooperativeTile {
+pub(super) struct CooperativeTile {
     /// Rows and columns of a fragment: 16 (Vulkan) or 8 (Metal).
     size: u32,
     /// Lanes of the narrowest and the widest subgroup.
@@ -159,31 +238,13 @@ impl CooperativeTile {
     }
 
     /// Rows of the tile.
-    #[must_use]
-    pub fn rows(self) -> u32 {
+    fn rows(self) -> u32 {
         self.size * self.layout.fragments.0 * self.layout.subgroups.0
     }
 
     /// Columns of the tile.
-    #[must_use]
-    pub fn columns(self) -> u32 {
+    fn columns(self) -> u32 {
         self.size * self.layout.fragments.1 * self.layout.subgroups.1
-    }
-
-    /// Rows and columns of a fragment.
-    #[must_use]
-    pub fn size(self) -> u32 {
-        self.size
-    }
-
-    /// Whether x is rounded to f16 before the product.
-    pub(super) fn is_rounded(self) -> bool {
-        self.layout.rounded
-    }
-
-    /// Whether workgroup memory is of vectors.
-    pub(super) fn has_vectors(self) -> bool {
-        self.vectors
     }
 
     /// The same with workgroup memory of scalars, as on Metal.
@@ -195,12 +256,40 @@ impl CooperativeTile {
         }
     }
 
-    /// Whether the sums have `other`'s order. Where the driver chooses how wide subgroups are, only the same pipeline's
-    /// do.
-    pub(super) fn has_sums_of(self, other: Self) -> bool {
-        let is_fixed = self.lanes.0 == self.lanes.1;
-        self == other
-            || is_fixed && self.layout.splits == other.layout.splits && self.size == other.size
+    pub(super) fn variant(self) -> LinearVariant {
+        LinearVariant {
+            kind: KIND.kind,
+            size: self.to_string(),
+            kernels: match (self.size, self.vectors, self.layout.rounded) {
+                (16, _, false) => &VECTORS_16,
+                (16, _, true) => &VECTORS_16_ROUNDED,
+                (_, true, false) => &VECTORS_8,
+                (_, true, true) => &VECTORS_8_ROUNDED,
+                (_, false, false) => &SCALARS_8,
+                (_, false, true) => &SCALARS_8_ROUNDED,
+            },
+            constants: self.constants(),
+            tile: [self.rows() as usize, self.columns() as usize],
+            order: self.order(),
+            is_built_for_rows: false,
+            rounds_x: self.layout.rounded,
+            range_of_k: Some(range_of_k),
+        }
+    }
+
+    /// Sums of all tiles with as many splits run alike. Where the driver chooses how wide subgroups
+    /// are, only the same pipeline's do.
+    fn order(self) -> Order {
+        if self.lanes.0 == self.lanes.1 {
+            return Order::by("matmul_cooperative", vec![self.size, self.layout.splits]);
+        }
+        let constants = self.constants().into_iter().map(|(_, value)| value as u32);
+        Order::by(
+            "matmul_cooperative",
+            constants
+                .chain([self.size, self.vectors.into(), self.layout.rounded.into()])
+                .collect(),
+        )
     }
 
     fn invocations(self) -> u32 {
@@ -222,7 +311,7 @@ impl CooperativeTile {
     }
 
     /// The shader's constants.
-    pub(super) fn constants(self) -> Vec<(&'static str, f64)> {
+    fn constants(self) -> Constants {
         let is_fixed = self.lanes.0 == self.lanes.1;
         let Layout {
             fragments,
@@ -281,13 +370,13 @@ impl std::fmt::Display for CooperativeTile {
 }
 
 /// The tiles that a device can run, for `rows` rows the one to take unmeasured first; none without cooperative matrices.
-pub(super) fn cooperative_tiles(capabilities: &Capabilities, rows: usize) -> Vec<CooperativeTile> {
+pub(super) fn tiles(capabilities: &Capabilities, rows: usize) -> Vec<CooperativeTile> {
     let size = capabilities.cooperative_size().unwrap_or(16);
     distinct(capabilities, layouts(rows, size))
 }
 
 /// The tiles that a device can run for any number of rows.
-pub(super) fn all_cooperative_tiles(capabilities: &Capabilities) -> Vec<CooperativeTile> {
+pub(super) fn all_tiles(capabilities: &Capabilities) -> Vec<CooperativeTile> {
     let few = (1..=MOST_FRAGMENTS).flat_map(few_rows);
     let layouts = few.chain(SOME_ROWS).chain(MANY_ROWS_LAYOUTS);
     distinct(capabilities, layouts)
@@ -321,7 +410,7 @@ const RANGE_UNIT: usize = 128;
 
 /// How much of K a workgroup takes: all of it where the tiles fill a GPU. Depends on the weight alone up to [`SPLIT_ROWS`]
 /// rows, and beyond them on nothing: a row's result must not depend on which tile is fastest, nor on the rows beside it.
-pub(super) fn range_of_k(rows: usize, out_features: usize, in_features: usize) -> usize {
+fn range_of_k(rows: usize, out_features: usize, in_features: usize) -> usize {
     let tiles = out_features.div_ceil(64);
     let ranges = match rows {
         0..=SPLIT_ROWS => (FULL / tiles).min(in_features / LEAST_RANGE),

@@ -1,30 +1,167 @@
-//! Linear layers. Bias, activation and residual are fused. The kernels: `variant.rs`; which of them is right on
-//! this device: `check.rs`; which is fastest for a shape: `tune.rs`.
+//! Linear layers. Bias, activation and residual are fused. One file a kernel: `tile`, `register`,
+//! `cooperative` for many rows, `register`, `matvec_subgroup`, `matvec` for few.
 
 mod check;
 mod cooperative;
-mod cooperative_kernels;
+mod matvec;
+mod matvec_subgroup;
 mod passes;
+mod reference;
+mod register;
+mod tile;
 mod tune;
-mod variant;
 
-use crate::gpu::{Activation, Matrix, Operand, ProgramBuilder, Vector, params};
+use crate::gpu::{
+    Access, Activation, Capabilities, Constants, Gpu, Kernel, Matrix, Operand, ProgramBuilder,
+    READ, Vector, WRITE, WeightFormat, params,
+};
 
+use super::select::invariance::Order;
+use super::select::table::Table;
+use super::select::{self, Family, Variant};
+use super::weights::of_format;
 use super::{groups, word};
-use cooperative::range_of_k;
-use passes::{add_ranges, range_sums, round_to_f16};
+use passes::{ADD_RANGES, ROUND_TO_F16, add_ranges, range_sums, round_to_f16};
 
-pub(crate) use check::checks;
 #[cfg(test)]
-pub(crate) use check::{CHECKED_ROWS, usable};
-pub use cooperative::CooperativeTile;
-pub(super) use passes::{ADD_RANGES, ROUND_TO_F16};
-pub use tune::{chosen, tune};
-pub(crate) use variant::NARROW_LANES;
-pub use variant::{LinearVariant, candidates};
+pub(super) use check::CHECKED_ROWS;
+pub(super) use check::checks;
+pub(super) use tune::ProductKey;
+pub use tune::tune;
 
 /// Rows up to which the matrix–vector kernels serve: they read the weights once for all of them.
 pub const MATVEC_ROWS: usize = 8;
+
+/// Subgroups up to this wide are vector units of a CPU, where workgroup memory is ordinary memory and
+/// staging tiles in it costs more than it saves; wider ones share weights through it.
+pub(super) const NARROW_LANES: u32 = 16;
+
+/// The kernels, those to take unmeasured first in front.
+pub(super) static KINDS: [&Kind; 5] = [
+    &cooperative::KIND,
+    &register::KIND,
+    &tile::KIND,
+    &matvec_subgroup::KIND,
+    &matvec::KIND,
+];
+
+/// Numbers of rows that have all the sizes there are between them.
+pub(super) static SAMPLED_ROWS: [usize; 16] = [
+    9, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 257, 512, 2056,
+];
+
+/// A kernel of linear layers: what a file of this folder declares.
+#[derive(Debug)]
+pub(super) struct Kind {
+    pub kind: select::Kind,
+    /// The sizes for so many rows on a device that it fits, the one to take unmeasured first; none if
+    /// it is not for so many rows.
+    pub variants: fn(&Capabilities, usize) -> Vec<LinearVariant>,
+}
+
+/// One way to do a product: a kernel of linear layers at one size. [`candidates`] lists those that
+/// serve.
+#[derive(Debug, Clone)]
+pub struct LinearVariant {
+    kind: select::Kind,
+    /// The rest of its name.
+    size: String,
+    kernels: &'static [Kernel; 3],
+    constants: Constants,
+    /// Rows and columns of the result that a workgroup computes.
+    tile: [usize; 2],
+    order: Order,
+    /// Whether the kernel is built for the number of rows: its constant `ROWS`.
+    is_built_for_rows: bool,
+    /// Whether x is rounded to f16 by a dispatch of its own, before the product.
+    rounds_x: bool,
+    /// How much of K a workgroup takes, by rows and the weight's shape; `None`: all of it.
+    range_of_k: Option<fn(usize, usize, usize) -> usize>,
+}
+
+impl LinearVariant {
+    /// Whether products run on cooperative matrices.
+    #[must_use]
+    pub fn is_cooperative(&self) -> bool {
+        self.kind.name == cooperative::KIND.kind.name
+    }
+
+    /// The constants for a product of `rows` rows.
+    fn constants(&self, rows: usize) -> Constants {
+        let mut constants = self.constants.clone();
+        if self.is_built_for_rows {
+            constants.push(("ROWS", rows.next_power_of_two() as f64));
+        }
+        constants
+    }
+
+    /// The kernel and its constants, but for the end of a sum: for tests that compile them.
+    #[cfg(test)]
+    pub(super) fn build(&self, rows: usize, format: WeightFormat) -> (&'static Kernel, Constants) {
+        (of_format(self.kernels, format), self.constants(rows))
+    }
+
+    /// Whether it may stand in for `other` in a race.
+    fn may_replace(&self, other: &Self) -> bool {
+        self.order == other.order
+    }
+}
+
+impl std::fmt::Display for LinearVariant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(format!("{} {}", self.kind.name, self.size).trim_end())
+    }
+}
+
+impl Variant for LinearVariant {
+    fn kind(&self) -> select::Kind {
+        self.kind
+    }
+
+    fn kernels(&self, format: WeightFormat) -> Vec<&'static Kernel> {
+        let mut kernels = vec![of_format(self.kernels, format)];
+        if self.range_of_k.is_some() {
+            kernels.extend([&ADD_RANGES, &ROUND_TO_F16]);
+        }
+        kernels
+    }
+
+    fn size(&self) -> &Constants {
+        &self.constants
+    }
+}
+
+/// The variants that can multiply `rows` rows on a device, the one to take unmeasured first.
+#[must_use]
+pub fn candidates(capabilities: &Capabilities, rows: usize) -> Vec<LinearVariant> {
+    let fitting = KINDS
+        .iter()
+        .filter(|it| (it.kind.fits)(capabilities).is_ok());
+    fitting
+        .flat_map(|it| (it.variants)(capabilities, rows))
+        .collect()
+}
+
+fn family(rows: usize) -> Family {
+    match rows {
+        ..=MATVEC_ROWS => Family::Matvec,
+        _ => Family::Matmul,
+    }
+}
+
+/// The variants for `rows` rows and weights in `format` that may serve, the one to take unmeasured
+/// first.
+pub(super) fn usable(gpu: &Gpu, rows: usize, format: WeightFormat) -> Vec<LinearVariant> {
+    let candidates = candidates(gpu.capabilities(), rows);
+    select::usable(gpu, family(rows), candidates, format)
+}
+
+/// The variant for `rows` rows times a weight: the measured one, or the first that is right.
+#[must_use]
+pub fn chosen(gpu: &Gpu, rows: usize, weight: &Matrix) -> LinearVariant {
+    let product = [rows, weight.rows, weight.columns];
+    Table::of(gpu).chosen(product, weight.format, || tune::fastest(gpu, rows, weight))
+}
 
 /// A linear layer's weights: `y = x · weightᵀ + bias`.
 #[derive(Debug, Clone)]
@@ -60,6 +197,9 @@ impl Activate {
         }
     }
 }
+
+/// The bindings of all kernels: x, weight, bias, y.
+const BINDINGS: &[Access] = &[READ, READ, READ, WRITE];
 
 params! {
     struct Params {
@@ -98,10 +238,10 @@ pub fn linear_to(
     record(program, x, layer, activate, y, false);
 }
 
-/// [`linear`] without activation by a chosen kernel: for measuring one against another.
+/// [`linear`] without activation by a variant of one's choice: for measuring one against another.
 pub fn linear_with(
     program: &mut ProgramBuilder,
-    variant: LinearVariant,
+    variant: &LinearVariant,
     x: &Activation,
     layer: &Linear,
 ) -> Activation {
@@ -116,7 +256,7 @@ pub fn linear_into(program: &mut ProgramBuilder, x: &Activation, layer: &Linear,
     record(program, x, layer, Activate::Identity, y, true);
 }
 
-/// Records the product by the kernel that is chosen for it.
+/// Records the product by the variant that is chosen for it.
 fn record(
     program: &mut ProgramBuilder,
     x: &Activation,
@@ -125,32 +265,33 @@ fn record(
     y: &Activation,
     accumulate: bool,
 ) {
-    debug_assert_eq!(x.columns, layer.weight.columns);
+    let weight = &layer.weight;
+    debug_assert_eq!(x.columns, weight.columns);
     debug_assert!(x.columns.is_multiple_of(8));
-    program.note_product(x.rows, &layer.weight);
-    let variant = chosen(program.gpu(), x.rows, &layer.weight);
-    record_with(program, variant, x, layer, activate, y, accumulate);
+    program.note_product(x.rows, weight);
+    let variant = chosen(program.gpu(), x.rows, weight);
+    if program.will_run() {
+        let [rows, columns] = [weight.rows, weight.columns];
+        let product = format!("product {}x{rows}x{columns} {}", x.rows, weight.format);
+        let kernel = of_format(variant.kernels, weight.format).name;
+        Table::of(program.gpu()).tell(product, kernel, &variant.to_string());
+    }
+    record_with(program, &variant, x, layer, activate, y, accumulate);
 }
 
 /// One dispatch for each part of the weight, with what the variant needs before and after it.
 fn record_with(
     program: &mut ProgramBuilder,
-    variant: LinearVariant,
+    variant: &LinearVariant,
     x: &Activation,
     layer: &Linear,
     activate: Activate,
     y: &Activation,
     accumulate: bool,
 ) {
-    let shape = variant.shape(x.rows, layer.weight.format);
-    let tile = match variant {
-        LinearVariant::Cooperative(tile) => Some(tile),
-        _ => None,
-    };
-    let range = match tile {
-        Some(_) => range_of_k(x.rows, layer.weight.rows, x.columns),
-        None => x.columns,
-    };
+    let range = variant.range_of_k.map_or(x.columns, |range_of_k| {
+        range_of_k(x.rows, layer.weight.rows, x.columns)
+    });
     let ranges = x.columns.div_ceil(range);
     // Without a bias the binding still needs a buffer; the shader does not read it.
     let bias = layer
@@ -162,11 +303,12 @@ fn record_with(
         ("HAS_BIAS", f64::from(u8::from(layer.bias.is_some()))),
         ("ACCUMULATE", f64::from(u8::from(accumulate))),
     ];
-    let x_operand = if tile.is_some_and(CooperativeTile::is_rounded) {
+    let x_operand = if variant.rounds_x {
         round_to_f16(program, x).operand()
     } else {
         x.operand()
     };
+    let [tile_rows, tile_columns] = variant.tile;
     for part in &layer.weight.parts {
         let params = Params {
             rows: word(x.rows),
@@ -186,8 +328,8 @@ fn record_with(
             end.clone()
         };
         program.dispatch(
-            shape.kernel,
-            [shape.constants.clone(), own_end].concat(),
+            of_format(variant.kernels, layer.weight.format),
+            [variant.constants(x.rows), own_end].concat(),
             &params,
             vec![
                 x_operand.clone(),
@@ -196,8 +338,8 @@ fn record_with(
                 result.operand(),
             ],
             [
-                groups(part.rows, shape.tile_columns),
-                groups(x.rows, shape.tile_rows),
+                groups(part.rows, tile_columns),
+                groups(x.rows, tile_rows),
                 word(ranges),
             ],
         );
@@ -209,58 +351,6 @@ fn record_with(
 
 /// No activation, bias or residual.
 const NO_END: [(&str, f64); 3] = [("ACTIVATION", 0.0), ("HAS_BIAS", 0.0), ("ACCUMULATE", 0.0)];
-
-/// Plain-Rust twin of [`linear`] and [`linear_into`] (`old` is the value added to), in f64.
-fn reference(
-    x: &[f32],
-    weight: &[f32],
-    bias: Option<&[f32]>,
-    in_features: usize,
-    activate: Activate,
-    old: Option<&[f32]>,
-) -> Vec<f32> {
-    let out_features = weight.len() / in_features;
-    let mut y = Vec::with_capacity(x.len() / in_features * out_features);
-    for row in x.chunks(in_features) {
-        for (n, w) in weight.chunks(in_features).enumerate() {
-            let dot: f64 = row
-                .iter()
-                .zip(w)
-                .map(|(&a, &b)| f64::from(a) * f64::from(b))
-                .sum();
-            let value = apply(activate, dot + bias.map_or(0.0, |bias| f64::from(bias[n])));
-            let old = old.map_or(0.0, |old| f64::from(old[y.len()]));
-            y.push((value + old) as f32);
-        }
-    }
-    y
-}
-
-fn apply(activate: Activate, x: f64) -> f64 {
-    match activate {
-        Activate::Identity => x,
-        Activate::Relu => x.max(0.0),
-        Activate::GeluTanh => {
-            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
-            0.5 * x * (1.0 + inner.tanh())
-        }
-        Activate::GeluErf => 0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2)),
-    }
-}
-
-/// The error function by its Maclaurin series, exact to f32 for the |x| < 5 that tests use
-/// (Abramowitz & Stegun 7.1.6).
-fn erf(x: f64) -> f64 {
-    if x.abs() > 5.0 {
-        return x.signum();
-    }
-    let (mut term, mut sum) = (x, x);
-    for n in 1..200 {
-        term *= 2.0 * x * x / f64::from(2 * n + 1);
-        sum += term;
-    }
-    2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * sum
-}
 
 #[cfg(test)]
 mod tests;

@@ -1,3 +1,4 @@
+use super::reference::reference;
 use super::*;
 use crate::gpu::WeightFormat::{self, F16, Q4, Q8};
 use crate::gpu::{ActivationPool, Gpu, Matrix};
@@ -71,7 +72,7 @@ impl Case {
     fn run(
         &self,
         gpu: &Gpu,
-        variant: LinearVariant,
+        variant: &LinearVariant,
         activate: Activate,
         accumulate: bool,
         biased: bool,
@@ -97,39 +98,37 @@ impl Case {
     }
 }
 
-/// Every kernel that `gpu` can multiply `rows` rows with, those included that are not worth offering on it.
+/// Every variant that `gpu` can multiply `rows` rows with, those included that are not worth offering on it.
 fn variants(gpu: &Gpu, rows: usize) -> Vec<LinearVariant> {
     let capabilities = gpu.capabilities();
-    let mut variants = candidates(capabilities, rows);
     let more: Vec<_> = if rows <= MATVEC_ROWS {
-        let lanes = capabilities.fixed_subgroup_size();
-        lanes
-            .into_iter()
-            .flat_map(|lanes| {
-                [
-                    (lanes, 4, 8),
-                    (4 * lanes, 0, 8),
-                    (lanes, 1, 4),
-                    (lanes, 2, 4),
-                ]
-                .map(|(lanes, splits, columns)| LinearVariant::VectorSubgroup {
-                    lanes,
-                    splits,
-                    columns,
-                })
-            })
+        let lanes = capabilities.fixed_subgroup_size().into_iter();
+        let sizes = |lanes| {
+            [
+                (lanes, 4, 8),
+                (4 * lanes, 0, 8),
+                (lanes, 1, 4),
+                (lanes, 2, 4),
+            ]
+        };
+        let sizes = lanes.flat_map(sizes);
+        sizes
+            .map(|(lanes, splits, columns)| matvec_subgroup::variant(lanes, splits, columns))
             .collect()
     } else {
-        let tiles = [(32, 32), (32, 64), (128, 64)]
-            .map(|(rows, columns)| LinearVariant::Tile { rows, columns });
-        let cooperative = cooperative::cooperative_tiles(capabilities, rows);
+        let tiles = [[32, 32], [32, 64], [128, 64]].map(tile::variant);
+        let cooperative = cooperative::tiles(capabilities, rows);
         let scalars = cooperative.first().map(|tile| tile.of_scalars());
         let cooperative = cooperative.into_iter().chain(scalars);
-        let cooperative = cooperative.map(LinearVariant::Cooperative);
+        let cooperative = cooperative.map(|tile| tile.variant());
         tiles.into_iter().chain(cooperative).collect()
     };
+    let mut variants = candidates(capabilities, rows);
     for variant in more {
-        if !variants.contains(&variant) {
+        if !variants
+            .iter()
+            .any(|it| it.to_string() == variant.to_string())
+        {
             variants.push(variant);
         }
     }
@@ -137,11 +136,8 @@ fn variants(gpu: &Gpu, rows: usize) -> Vec<LinearVariant> {
 }
 
 /// Relative error of a product: cooperative matrices take x rounded to f16.
-fn tolerance(variant: LinearVariant) -> f64 {
-    match variant {
-        LinearVariant::Cooperative(_) => 1e-3,
-        _ => 1e-5,
-    }
+fn tolerance(variant: &LinearVariant) -> f64 {
+    if variant.is_cooperative() { 1e-3 } else { 1e-5 }
 }
 
 #[test]
@@ -167,10 +163,10 @@ fn matmul_equals_its_twin_at_odd_sizes() {
             }
             let case = Case::new(format, m, n, k);
             for variant in variants(gpu, m) {
-                let ours = case.run(gpu, variant, Activate::Identity, false, true);
+                let ours = case.run(gpu, &variant, Activate::Identity, false, true);
                 let twin = case.twin(Activate::Identity, false, true);
-                let what = format!("{variant:?} {format} {m}x{n}x{k}");
-                assert_close(&ours, &twin, tolerance(variant), &what);
+                let what = format!("{variant} {format} {m}x{n}x{k}");
+                assert_close(&ours, &twin, tolerance(&variant), &what);
             }
         }
     }
@@ -195,10 +191,10 @@ fn matvec_equals_its_twin_at_odd_sizes() {
                 }
                 let case = Case::new(format, rows, n, k);
                 for variant in variants(gpu, rows) {
-                    let ours = case.run(gpu, variant, Activate::Identity, false, true);
+                    let ours = case.run(gpu, &variant, Activate::Identity, false, true);
                     let twin = case.twin(Activate::Identity, false, true);
-                    let what = format!("{variant:?} {format} {rows}x{n}x{k}");
-                    assert_close(&ours, &twin, tolerance(variant), &what);
+                    let what = format!("{variant} {format} {rows}x{n}x{k}");
+                    assert_close(&ours, &twin, tolerance(&variant), &what);
                 }
             }
         }
@@ -220,22 +216,42 @@ fn every_epilogue_equals_its_twin() {
             let case = Case::new(F16, rows, 37, 48);
             let mut variants = variants(gpu, rows);
             // All cooperative tiles end alike, and take long where they are emulated.
-            let is_cooperative = |v: &LinearVariant| matches!(v, LinearVariant::Cooperative(_));
-            let last = variants.iter().rposition(is_cooperative);
+            let last = variants.iter().rposition(LinearVariant::is_cooperative);
             let mut index = 0..;
-            variants.retain(|v| index.next() == last || !is_cooperative(v));
+            variants.retain(|v| index.next() == last || !v.is_cooperative());
             for variant in variants {
                 for (activate, accumulate, biased) in epilogues {
-                    let ours = case.run(gpu, variant, activate, accumulate, biased);
+                    let ours = case.run(gpu, &variant, activate, accumulate, biased);
                     let twin = case.twin(activate, accumulate, biased);
                     let what = format!("{variant} {activate:?} {accumulate} {biased}");
-                    assert_close(&ours, &twin, tolerance(variant), &what);
+                    assert_close(&ours, &twin, tolerance(&variant), &what);
                 }
             }
         }
     }
 }
 
+/// `select::invariance`: what may stand in for each other gives the same bits.
+#[test]
+fn variants_of_one_order_give_the_same_bits() {
+    for (gpu, format) in gpus().into_iter().flat_map(|gpu| [(gpu, F16), (gpu, Q4)]) {
+        for rows in [9, 33, 40, 100] {
+            let case = Case::new(format, rows, 75, 96);
+            let mut results: Vec<(LinearVariant, Vec<f32>)> = Vec::new();
+            for variant in variants(gpu, rows) {
+                let ours = case.run(gpu, &variant, Activate::Identity, false, true);
+                let alike = results.iter().find(|(other, _)| variant.may_replace(other));
+                if let Some((other, expected)) = alike {
+                    assert_eq!(ours, *expected, "{variant} and {other}, {rows} rows");
+                }
+                results.push((variant, ours));
+            }
+        }
+    }
+}
+
+/// `select::invariance`: a row has the same bits alone and among eight, and where one order serves any number of rows, in
+/// prefill, too.
 #[test]
 fn a_row_does_not_depend_on_the_rows_beside_it() {
     let formats = |gpu| WeightFormat::ALL.map(|format| (gpu, format));
@@ -248,22 +264,17 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
             rows: count,
             ..case.clone()
         };
-        let product =
-            |case: &Case, variant| case.run(gpu, variant, Activate::Identity, false, true);
-        // The n-th kernel for one row and the n-th for eight are the same one, if not of the same tile height.
-        for (one, many) in variants(gpu, 1).into_iter().zip(variants(gpu, 8)) {
+        let product = |case: &Case, variant: &LinearVariant| {
+            case.run(gpu, variant, Activate::Identity, false, true)
+        };
+        // The n-th variant for one row and the n-th for eight are the same one, if not of the same tile height.
+        for (one, many) in variants(gpu, 1).iter().zip(&variants(gpu, 8)) {
             let eight = product(&rows(0, 8), many);
             for row in 0..8 {
                 let alone = product(&rows(row, 1), one);
                 assert_eq!(alone, eight[row * n..][..n], "{one} row {row}: bit for bit");
             }
-            if !matches!(many, LinearVariant::Register { .. }) {
-                continue;
-            }
-            let registers = variants(gpu, 30)
-                .into_iter()
-                .filter(|variant| matches!(variant, LinearVariant::Register { .. }));
-            for variant in registers {
+            for variant in variants(gpu, 30).iter().filter(|it| it.may_replace(many)) {
                 let all = product(&case, variant);
                 assert_eq!(eight, all[..8 * n], "in prefill as in decode, bit for bit");
             }
@@ -276,11 +287,7 @@ fn few_rows_have_the_same_bits_in_every_cooperative_tile() {
     let gpu = gpu();
     let (n, k) = (33, 1352);
     let case = Case::new(F16, 70, n, k);
-    let tiles = cooperative::all_cooperative_tiles(gpu.capabilities());
-    if tiles.is_empty() {
-        return; // no cooperative matrices here
-    }
-    let mut expected = None;
+    let mut expected = None; // stays so without cooperative matrices
     for rows in [9, 12, 20, 30, 70] {
         let part = Case {
             x: case.x[..rows * k].to_vec(),
@@ -288,9 +295,9 @@ fn few_rows_have_the_same_bits_in_every_cooperative_tile() {
             rows,
             ..case.clone()
         };
-        for tile in cooperative::cooperative_tiles(gpu.capabilities(), rows) {
-            let variant = LinearVariant::Cooperative(tile);
-            let all = part.run(gpu, variant, Activate::GeluErf, false, true);
+        for tile in cooperative::tiles(gpu.capabilities(), rows) {
+            let variant = tile.variant();
+            let all = part.run(gpu, &variant, Activate::GeluErf, false, true);
             let first = all[..9 * n].to_vec();
             let expected = expected.get_or_insert_with(|| first.clone());
             assert_eq!(first, *expected, "{variant}, {rows} rows: bit for bit");
@@ -300,7 +307,7 @@ fn few_rows_have_the_same_bits_in_every_cooperative_tile() {
 
 #[test]
 fn tiles_have_names_of_their_own() {
-    let tiles = cooperative::all_cooperative_tiles(gpu().capabilities());
+    let tiles = cooperative::all_tiles(gpu().capabilities());
     let names: std::collections::BTreeSet<_> = tiles.iter().map(ToString::to_string).collect();
     assert_eq!(names.len(), tiles.len());
 }
@@ -346,46 +353,75 @@ fn programs_reuse_pipelines_and_replay() {
 
 #[test]
 fn each_width_of_subgroups_has_its_kernels() {
-    use LinearVariant::{Register, VectorSubgroup};
     let all = |subgroups| {
         let mut capabilities = gpu().capabilities().clone();
         capabilities.subgroups = subgroups;
         capabilities.invocations = 256;
-        [1, 5, 40, 300].map(|rows| candidates(&capabilities, rows))
+        capabilities.cooperative_matrices.clear();
+        [1, 5, 40, 300].map(|rows| {
+            let candidates = candidates(&capabilities, rows);
+            candidates
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        })
     };
-    let has_registers = |variants: &Vec<LinearVariant>| {
-        let mut variants = variants.iter();
-        variants.any(|variant| matches!(variant, Register { .. }))
-    };
+    let has_registers = |names: &Vec<String>| names.iter().any(|it| it.starts_with("register"));
     assert!(all(Some((8, 8))).iter().all(has_registers));
-    for subgroups in [
+    let others = [
         Some((4, 4)),
         Some((32, 32)),
         Some((64, 64)),
         Some((32, 64)),
         None,
-    ] {
+    ];
+    for subgroups in others {
         assert!(!all(subgroups).iter().any(has_registers), "{subgroups:?}");
     }
+    let one_row = |subgroups| all(subgroups)[0].join(", ");
+    assert_eq!(
+        one_row(Some((8, 8))),
+        "register 1x64, vector_subgroup 8, vector"
+    );
+    assert_eq!(one_row(Some((4, 4))), "vector_subgroup 4, vector");
+    assert_eq!(
+        one_row(Some((32, 32))),
+        "vector_subgroup 32 split 4, vector_subgroup 32 split 2, vector_subgroup 32 split 8, vector_subgroup 32, \
+         vector_subgroup 32 split 4 4 columns, vector_subgroup 32 split 2 4 columns, vector"
+    );
     // Where the driver chooses between 32 and 64 lanes: workgroups of one, two and four of the widest.
-    let workgroups: Vec<_> = all(Some((32, 64)))[0]
-        .iter()
-        .filter_map(|variant| match variant {
-            VectorSubgroup {
-                lanes,
-                splits: 0,
-                columns: 8,
-            } => Some(*lanes),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(workgroups, [64, 128, 256]);
+    assert_eq!(
+        one_row(Some((32, 64))),
+        "vector_subgroup 64 split, vector_subgroup 128 split, vector_subgroup 256 split, \
+         vector_subgroup 64 split 4 columns, vector"
+    );
+    assert_eq!(
+        all(Some((8, 8)))[2..],
+        [
+            [
+                "register 20x64",
+                "register 24x64",
+                "register 16x64",
+                "tile 64x64"
+            ],
+            [
+                "register 28x64",
+                "register 32x64",
+                "register 24x64",
+                "tile 64x64"
+            ],
+        ]
+    );
+    assert_eq!(
+        all(None)[3],
+        ["tile 64x64", "tile 32x64", "tile 128x64", "tile 32x32"]
+    );
 }
 
 #[test]
 fn without_f16_no_kernel_rounds_what_it_multiplies() {
     use crate::gpu::Disabled;
-    use crate::kernels::{AttentionVariant, attention_candidates};
+    use crate::kernels::attention_candidates;
     let mut gpu = gpu().capabilities().clone();
     gpu.f16 = true;
     gpu.subgroups = Some((32, 32));
@@ -401,12 +437,12 @@ fn without_f16_no_kernel_rounds_what_it_multiplies() {
     }];
     let rounds = |capabilities: &crate::gpu::Capabilities| {
         let linear = candidates(capabilities, 300);
-        let mut linear = linear.iter();
         let attention = attention_candidates(capabilities);
-        let mut attention = attention.iter();
         [
-            linear.any(|it| matches!(it, LinearVariant::Cooperative(_))),
-            attention.any(|it| matches!(it, AttentionVariant::Cooperative { .. })),
+            linear.iter().any(|it| it.is_cooperative()),
+            attention
+                .iter()
+                .any(|it| it.to_string().starts_with("cooperative")),
         ]
     };
     assert_eq!(rounds(&gpu), [true, true]);

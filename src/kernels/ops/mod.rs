@@ -28,7 +28,7 @@ pub use embed_patches::embed_patches;
 pub use embed_tokens::{EmbedTokens, INACTIVE, Positions, VISUAL, embed_tokens};
 pub use gate::gate;
 pub use gather_rows::gather_rows;
-pub use layer_norm::{LayerNorm, layer_norm};
+pub use layer_norm::{LayerNorm, MAX_NORM_WIDTH, layer_norm};
 pub use log_softmax::log_softmax;
 pub use max_over_queries::max_over_queries;
 pub use mean_rows::mean_rows;

@@ -5,6 +5,7 @@ use crate::bench::{KernelRow, measure_kernels, unmatched};
 use crate::cli::shared::Shared;
 use crate::cli::shared::output::Output;
 use crate::gpu::Gpu;
+use crate::kernels::check_choices;
 
 use super::{four_digits, percent};
 
@@ -20,6 +21,7 @@ pub struct Args {
 
 pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
     let gpu = Gpu::open(&shared.gpu_options()?).await?;
+    check_choices(&gpu)?;
     let unmatched = unmatched(&gpu, &args.filter);
     for word in &unmatched {
         output.error(&format!(

@@ -1,5 +1,6 @@
 //! The decoder of the blip2-opt models.
 
+use crate::kernels::MAX_NORM_WIDTH;
 use crate::text::PromptMark;
 
 use super::super::fields::{ConfigError, Section};
@@ -41,7 +42,7 @@ impl OptConfig {
         check_opt(section)?;
         let config = Self {
             vocab_size: section.size("vocab_size", 50272, MAX_VOCABULARY)?,
-            hidden_size: section.size("hidden_size", 768, MAX_WIDTH)?,
+            hidden_size: section.size("hidden_size", 768, MAX_NORM_WIDTH)?,
             num_hidden_layers: section.size("num_hidden_layers", 12, MAX_LAYERS)?,
             num_attention_heads: section.size("num_attention_heads", 12, MAX_WIDTH)?,
             ffn_dim: section.size("ffn_dim", 3072, MAX_INNER_WIDTH)?,

@@ -1,16 +1,14 @@
 //! The encoder-decoder of the blip2-flan-t5 models (T5 v1.1: gated feed-forward blocks).
 
+use crate::kernels::MAX_NORM_WIDTH;
 use crate::text::PromptMark;
 
 use super::super::fields::{ConfigError, Section};
 use super::super::{
-    Activation, MAX_HEAD, MAX_INNER_WIDTH, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH,
-    USE_BLIP2, WIDTH_MULTIPLE, activation, check_width,
+    Activation, HEAD_MULTIPLE, MAX_HEAD, MAX_INNER_WIDTH, MAX_LAYERS, MAX_POSITIONS,
+    MAX_VOCABULARY, MAX_WIDTH, USE_BLIP2, WIDTH_MULTIPLE, activation, check_width,
 };
 use super::DecoderConfig;
-
-/// The kernels read a head's numbers four at a time.
-const HEAD_MULTIPLE: usize = 4;
 
 /// The T5 language model: an encoder and a decoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,7 +59,7 @@ impl T5Config {
         let tie_word_embeddings = section.flag("tie_word_embeddings", true)?;
         let config = Self {
             vocab_size: section.size("vocab_size", 32128, MAX_VOCABULARY)?,
-            d_model: section.size("d_model", 512, MAX_WIDTH)?,
+            d_model: section.size("d_model", 512, MAX_NORM_WIDTH)?,
             d_kv: section.size("d_kv", 64, MAX_WIDTH)?,
             d_ff: section.size("d_ff", 2048, MAX_INNER_WIDTH)?,
             num_layers,

@@ -1,57 +1,99 @@
-//! Whether the kernels compute rightly on this device: each variant of linear layers and attention runs once on a small
-//! case that a mistake would show in (shapes are not square, operands do not commute), and is left out if it fails.
+//! Whether the kernels compute rightly on this device: each variant of linear layers and attention
+//! runs once on a small case that a mistake would show in (shapes are not square, operands do not
+//! commute), and is left out if it fails.
 //!
-//! Drivers do miscompile, refuse what is valid, and hang: a variant that one of them cannot run must not cost the answer,
-//! only its speed. Each variant therefore runs by itself. Verdicts are kept with the device's other findings
-//! ([`crate::gpu::Choices`]), so that a start pays for them once a driver; of experimental variants it is written down
-//! beforehand that they are being tried, so that the next start knows which one a process died of. They are compiled
-//! together before that; if a process died there, the next start compiles them one by one.
+//! Drivers do miscompile, refuse what is valid, and hang: a variant that one of them cannot run must
+//! not cost the answer, only its speed. Each variant therefore runs by itself. Verdicts are kept
+//! ([`super::table`]), so that a start pays for them once a driver; of experimental variants it is
+//! written down beforehand that they are being tried, so that the next start knows which one a process
+//! died of. They are compiled together before that; if a process died there, the next start compiles
+//! them one by one.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use serde::{Deserialize, Serialize};
 
 use crate::gpu::{
-    Activation, ActivationPool, Gpu, GpuError, Kernel, ProgramBuilder, Readback, WeightFormat,
+    Activation, ActivationPool, Gpu, GpuError, ProgramBuilder, Readback, WeightFormat,
 };
+use crate::kernels::{attention, copy, linear};
 
-use super::{attention, copy, linear};
+use super::table::Table;
+use super::{Family, Variant, VariantKey, check_choices};
 
 /// Largest `‖result − twin‖ / ‖twin‖` of a right kernel, those that round their inputs to f16 included.
 const TOLERANCE: f64 = 2e-3;
 
-const RIGHT: &str = "right";
-/// Wrong, refused or fatal.
-const WRONG: &str = "wrong";
-/// Being checked; where it is left over, the process died of it or the device was lost.
-const TRYING: &str = "trying";
-/// Being compiled with others; where that is left over, one of them may have been fatal: the next start tries them singly.
-const COMPILING: &str = "compiling";
-/// There was no room to check it: the next start tries again.
-const NO_ROOM: &str = "no room";
-
-/// Counts the changes of the cases: what has passed others has passed nothing.
-const CASES_VERSION: u32 = 3;
+/// What is known of a variant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::kernels) enum Verdict {
+    Right,
+    /// Wrong, refused or fatal.
+    Wrong,
+    /// Being checked; where it is left over, the process died of it or the device was lost.
+    Trying,
+    /// Being compiled with others; where that is left over, one of them may have been fatal: the next
+    /// start tries them singly.
+    Compiling,
+    /// There was no room to check it: the next start tries again.
+    NoRoom,
+}
 
 type Record = dyn Fn(&mut ProgramBuilder) -> Result<Activation, GpuError> + Send + Sync;
 
 /// One variant of a kernel with its case.
-pub(super) struct Check {
-    /// The kernel's name among the findings: [`finding`].
-    pub finding: String,
-    /// What it is for, in an error message.
-    pub what: &'static str,
-    /// Whether it uses what drivers are new to: cooperative matrices.
-    pub is_experimental: bool,
+pub(in crate::kernels) struct Check {
+    key: VariantKey,
+    /// Of kernel and variant, in messages.
+    name: String,
+    family: Family,
+    is_experimental: bool,
     /// What it must give.
-    pub expected: Vec<f32>,
+    expected: Vec<f32>,
     /// Records the case.
-    pub record: Box<Record>,
+    record: Box<Record>,
+}
+
+impl Check {
+    /// `record` computes a case by `variant`, which must give `expected`.
+    pub fn new(
+        gpu: &Gpu,
+        family: Family,
+        variant: &impl Variant,
+        format: WeightFormat,
+        expected: Vec<f32>,
+        record: Box<Record>,
+    ) -> Self {
+        Self {
+            key: VariantKey::new(gpu, variant, format).of_any_height(),
+            name: format!("{} ({variant})", variant.kernels(format)[0].name),
+            family,
+            is_experimental: variant.kind().is_experimental,
+            expected,
+            record,
+        }
+    }
+
+    /// What the verdict is kept under. Several checks may share one: all of them must be right.
+    pub fn key(&self) -> &VariantKey {
+        &self.key
+    }
+
+    fn verdict(&self, gpu: &Gpu) -> Option<Verdict> {
+        Table::of(gpu).verdict(&self.key)
+    }
+
+    fn set_verdict(&self, gpu: &Gpu, verdict: Verdict) {
+        Table::of(gpu).set_verdict(&self.key, verdict);
+    }
 }
 
 /// Runs every variant that `gpu` offers for weights in `formats` and that has no verdict yet.
 ///
 /// # Errors
-/// No variant of a kernel is right, or the device was lost: the next start leaves out what it was lost with.
+/// [`crate::gpu::GpuOptions::kernels`] name what cannot be. No variant of a kernel is right, or the
+/// device was lost: the next start leaves out what it was lost with.
 pub async fn self_check(gpu: &Gpu, formats: &[WeightFormat]) -> Result<(), GpuError> {
+    check_choices(gpu)?;
     let mut checks = Vec::new();
     for &format in formats {
         checks.extend(linear::checks(gpu, format));
@@ -59,49 +101,25 @@ pub async fn self_check(gpu: &Gpu, formats: &[WeightFormat]) -> Result<(), GpuEr
     checks.extend(attention::checks(gpu));
     run_new(gpu, &checks).await?;
     for check in &checks {
-        let same = |other: &&Check| other.what == check.what;
+        let same = |other: &&Check| other.family == check.family;
         let mut alike = checks.iter().filter(same);
-        if alike.clone().all(|check| is_wrong(gpu, &check.finding)) {
+        let is_wrong = |check: &Check| check.verdict(gpu).is_some_and(|it| it != Verdict::Right);
+        if alike.clone().all(is_wrong) {
             let adapter = gpu.info().name.clone();
-            let what = check.what;
-            return Err(if alike.any(|check| verdict_is(gpu, check, NO_ROOM)) {
-                let doing = format!("checking the kernels for {what}");
-                GpuError::OutOfMemory { adapter, doing }
-            } else {
-                let what = what.into();
-                GpuError::WrongKernels { adapter, what }
-            });
+            let what = check.family.work();
+            return Err(
+                if alike.any(|it| it.verdict(gpu) == Some(Verdict::NoRoom)) {
+                    let doing = format!("checking the kernels for {what}");
+                    GpuError::OutOfMemory { adapter, doing }
+                } else {
+                    let what = what.into();
+                    GpuError::WrongKernels { adapter, what }
+                },
+            );
         }
     }
-    gpu.choices().save();
+    Table::of(gpu).save(gpu);
     Ok(())
-}
-
-/// The name under which a finding about variant `variant` of `kernel` is kept. It changes with the kernels' texts and
-/// with how they are built.
-pub(super) fn finding(gpu: &Gpu, kernel: &Kernel, variant: &str) -> String {
-    let mut hasher = DefaultHasher::new();
-    CASES_VERSION.hash(&mut hasher);
-    for kernel in [kernel, &linear::ADD_RANGES, &linear::ROUND_TO_F16] {
-        gpu.text_hash(kernel).hash(&mut hasher);
-    }
-    let checked = if gpu.is_checked() { " checked" } else { "" };
-    format!(
-        "{} {variant}{checked} {:016x}",
-        kernel.name,
-        hasher.finish()
-    )
-}
-
-/// Whether a variant has failed its check. One that was never checked has not.
-pub(super) fn is_wrong(gpu: &Gpu, finding: &str) -> bool {
-    gpu.choices()
-        .get(finding)
-        .is_some_and(|verdict| verdict != RIGHT)
-}
-
-fn verdict_is(gpu: &Gpu, check: &Check, verdict: &str) -> bool {
-    gpu.choices().get(&check.finding).as_deref() == Some(verdict)
 }
 
 /// Runs the checks without a verdict and keeps what they show.
@@ -110,19 +128,19 @@ fn verdict_is(gpu: &Gpu, check: &Check, verdict: &str) -> bool {
 /// The device was lost.
 async fn run_new(gpu: &Gpu, checks: &[Check]) -> Result<(), GpuError> {
     let is_open = |check: &&Check| {
-        let verdict = gpu.choices().get(&check.finding);
-        !matches!(verdict.as_deref(), Some(RIGHT | WRONG))
+        let verdict = check.verdict(gpu);
+        !matches!(verdict, Some(Verdict::Right | Verdict::Wrong))
     };
     if !checks.iter().any(|check| is_open(&check)) {
         return Ok(());
     }
     gpu.check("starting the self-check")?;
-    let claim = gpu.choices().claim();
-    if claim.is_first() {
+    let lock = gpu.tuning_cache().lock();
+    if lock.is_first() {
         leave_out_unfinished(gpu, checks);
     }
     let open: Vec<&Check> = checks.iter().filter(is_open).collect();
-    let (experimental, plain): (Vec<_>, Vec<_>) = by_finding(open)
+    let (experimental, plain): (Vec<_>, Vec<_>) = by_key(open)
         .into_iter()
         .partition(|it| it[0].is_experimental);
     let cases: Vec<Case> = plain.iter().map(|it| Case::record(gpu, it)).collect();
@@ -130,14 +148,14 @@ async fn run_new(gpu: &Gpu, checks: &[Check]) -> Result<(), GpuError> {
     for (checks, case) in plain.iter().zip(cases) {
         conclude(gpu, checks, case.run(gpu, checks).await)?;
     }
-    let is_wary = claim.is_first() && checks.iter().any(|it| verdict_is(gpu, it, COMPILING));
+    let was_compiling = |it: &Check| it.verdict(gpu) == Some(Verdict::Compiling);
+    let is_wary = lock.is_first() && checks.iter().any(was_compiling);
     if !is_wary {
         compile_together(gpu, &experimental);
     }
     for checks in &experimental {
-        let name = &checks[0].finding;
-        gpu.choices().set(name.clone(), TRYING.into());
-        gpu.choices().save();
+        checks[0].set_verdict(gpu, Verdict::Trying);
+        Table::of(gpu).save(gpu);
         let case = Case::record(gpu, checks);
         conclude(gpu, checks, case.run(gpu, checks).await)?;
     }
@@ -145,36 +163,36 @@ async fn run_new(gpu: &Gpu, checks: &[Check]) -> Result<(), GpuError> {
 }
 
 /// Compiles experimental kernels on all cores: on a GPU they are dozens of pipelines.
-fn compile_together(gpu: &Gpu, findings: &[Vec<&Check>]) {
-    for checks in findings {
-        let name = &checks[0].finding;
-        gpu.choices().set(name.clone(), COMPILING.into());
+fn compile_together(gpu: &Gpu, variants: &[Vec<&Check>]) {
+    for checks in variants {
+        checks[0].set_verdict(gpu, Verdict::Compiling);
     }
-    gpu.choices().save();
-    let cases: Vec<Case> = findings.iter().map(|it| Case::record(gpu, it)).collect();
+    Table::of(gpu).save(gpu);
+    let cases: Vec<Case> = variants.iter().map(|it| Case::record(gpu, it)).collect();
     ProgramBuilder::compile_all(cases.iter().map(|it| &it.program));
 }
 
 /// Counts the checks that a process of old never finished as failed: it may have died of them.
 fn leave_out_unfinished(gpu: &Gpu, checks: &[Check]) {
-    for check in checks.iter().filter(|it| verdict_is(gpu, it, TRYING)) {
-        let remedy = gpu.choices().file().map_or_else(String::new, |file| {
+    let was_trying = |it: &&Check| it.verdict(gpu) == Some(Verdict::Trying);
+    for check in checks.iter().filter(was_trying) {
+        let remedy = gpu.tuning_cache().file().map_or_else(String::new, |file| {
             format!("; delete {} to have it tried again", file.display())
         });
         log::warn!(
             "kernel {} was being checked on {} when an earlier run ended, and is left out{remedy}",
-            check.finding,
+            check.name,
             gpu.info().name
         );
-        gpu.choices().set(check.finding.clone(), WRONG.into());
+        check.set_verdict(gpu, Verdict::Wrong);
     }
 }
 
-/// The checks of each finding: all of them must be right.
-fn by_finding(checks: Vec<&Check>) -> Vec<Vec<&Check>> {
+/// The checks of each variant: all of them must be right.
+fn by_key(checks: Vec<&Check>) -> Vec<Vec<&Check>> {
     let mut groups: Vec<Vec<&Check>> = Vec::new();
     for check in checks {
-        match groups.iter_mut().find(|it| it[0].finding == check.finding) {
+        match groups.iter_mut().find(|it| it[0].key == check.key) {
             Some(group) => group.push(check),
             None => groups.push(vec![check]),
         }
@@ -182,29 +200,32 @@ fn by_finding(checks: Vec<&Check>) -> Vec<Vec<&Check>> {
     groups
 }
 
-/// Keeps what the checks of a finding have shown.
+/// Keeps what the checks of a variant have shown.
 ///
 /// # Errors
 /// The device was lost: nothing can follow.
 fn conclude(gpu: &Gpu, checks: &[&Check], shown: Result<f64, GpuError>) -> Result<(), GpuError> {
-    let name = &checks[0].finding;
+    let name = &checks[0].name;
     let (verdict, problem) = match &shown {
-        Ok(error) if is_close(*error) => (RIGHT, None),
-        Ok(error) => (WRONG, Some(format!("wrong (relative error {error:.1e})"))),
+        Ok(error) if is_close(*error) => (Verdict::Right, None),
+        Ok(error) => (
+            Verdict::Wrong,
+            Some(format!("wrong (relative error {error:.1e})")),
+        ),
         Err(error @ GpuError::OutOfMemory { .. }) => {
-            (NO_ROOM, Some(format!("unchecked ({error})")))
+            (Verdict::NoRoom, Some(format!("unchecked ({error})")))
         }
-        Err(error) => (WRONG, Some(format!("unusable ({error})"))),
+        Err(error) => (Verdict::Wrong, Some(format!("unusable ({error})"))),
     };
     if let Some(problem) = problem {
         let adapter = &gpu.info().name;
         log::warn!("kernel {name} is {problem} on {adapter} and is left out");
     }
-    gpu.choices().set(name.clone(), verdict.into());
+    checks[0].set_verdict(gpu, verdict);
     match shown {
         Err(GpuError::Lost { reason }) => {
-            gpu.choices().save();
-            let is_kept = gpu.choices().file().is_some();
+            Table::of(gpu).save(gpu);
+            let is_kept = gpu.tuning_cache().file().is_some();
             let remedy = if is_kept {
                 ", which the next run leaves out"
             } else {
@@ -217,7 +238,7 @@ fn conclude(gpu: &Gpu, checks: &[&Check], shown: Result<f64, GpuError>) -> Resul
     }
 }
 
-/// The checks of a finding in a program of their own.
+/// The checks of a variant in a program of their own.
 struct Case<'gpu> {
     program: ProgramBuilder<'gpu>,
     /// Where each one's result goes, and its bytes.
@@ -298,7 +319,7 @@ fn is_close(error: f64) -> bool {
 }
 
 /// `‖ours − expected‖ / ‖expected‖`
-pub(super) fn relative_error(ours: &[f32], expected: &[f32]) -> f64 {
+pub(in crate::kernels) fn relative_error(ours: &[f32], expected: &[f32]) -> f64 {
     let square = |value: f32| f64::from(value).powi(2);
     let error: f64 = ours.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
     let norm: f64 = expected.iter().map(|&b| square(b)).sum();
@@ -307,7 +328,7 @@ pub(super) fn relative_error(ours: &[f32], expected: &[f32]) -> f64 {
 
 /// `count` values in (-1, 1) without a pattern that a transposed or shifted operand could share: multiples of the golden
 /// ratio, modulo 1 (Weyl's sequence).
-pub(super) fn scattered(count: usize, seed: usize) -> Vec<f32> {
+pub(in crate::kernels) fn scattered(count: usize, seed: usize) -> Vec<f32> {
     const GOLDEN: f64 = 0.618_033_988_749_894_9;
     (0..count)
         .map(|index| (((index + 1009 * seed + 1) as f64 * GOLDEN).fract() * 2.0 - 1.0) as f32)
@@ -317,7 +338,7 @@ pub(super) fn scattered(count: usize, seed: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::{Disabled, GpuOptions, params};
+    use crate::gpu::{Disabled, GpuOptions, Kernel, params};
     use crate::kernels::candidates;
 
     fn fresh_gpu(subgroups: bool) -> Gpu {
@@ -338,7 +359,7 @@ mod tests {
             ..GpuOptions::default()
         });
         for kernel in [&SEVENS, &REFUSED] {
-            assert_ne!(gpu.text_hash(kernel), 0); // read while the folder is there
+            assert_ne!(gpu.text_hash(&[kernel]), 0); // read while the folder is there
         }
         gpu
     }
@@ -362,12 +383,7 @@ mod tests {
                 "a case of two kernels of linear layers in each format"
             );
             for check in checks {
-                assert_eq!(
-                    gpu.choices().get(&check.finding).as_deref(),
-                    Some(RIGHT),
-                    "{}",
-                    check.finding
-                );
+                assert_eq!(check.verdict(&gpu), Some(Verdict::Right), "{}", check.name);
             }
         }
     }
@@ -378,39 +394,49 @@ mod tests {
         let mut checks = linear::checks(&gpu, WeightFormat::F16);
         assert!(checks.len() > 2, "more than one variant to choose from");
         // As if the driver had swapped two results of the first variant.
-        let first = checks[0].finding.clone();
+        let first = checks[0].key.clone();
         checks[0].expected.swap(0, 1);
         pollster::block_on(run_new(&gpu, &checks)).expect("it runs");
-        assert!(is_wrong(&gpu, &first));
-        let others = checks.iter().filter(|check| check.finding != first);
+        let is_wrong = |key| Table::of(&gpu).is_wrong(key);
+        assert!(is_wrong(&first));
+        let others = checks.iter().filter(|check| check.key != first);
         assert!(others.clone().count() > 2);
-        assert!(others.map(|it| &it.finding).all(|it| !is_wrong(&gpu, it)));
+        assert!(others.map(|it| &it.key).all(|it| !is_wrong(it)));
         let rows = linear::CHECKED_ROWS[0];
         let usable = linear::usable(&gpu, rows, WeightFormat::F16);
         assert_eq!(usable.len() + 1, candidates(gpu.capabilities(), rows).len());
 
         // And if none is right, that is said before anything is computed with them.
         for check in &checks {
-            gpu.choices().set(check.finding.clone(), WRONG.into());
+            check.set_verdict(&gpu, Verdict::Wrong);
         }
         let error = pollster::block_on(self_check(&gpu, &[WeightFormat::F16]))
             .expect_err("nothing is right");
         assert!(error.to_string().contains("linear layers"), "{error}");
     }
 
-    /// A check of an invented kernel that puts `workgroup_size` threads into a workgroup.
+    /// A check of an invented kernel that puts a number of threads into a workgroup.
     fn invented(gpu: &Gpu, name: &str, kernel: &'static Kernel) -> Check {
+        let key = VariantKey {
+            kernel: name.into(),
+            size: Vec::new(),
+            checked: false,
+            text: gpu.text_hash(&[kernel]),
+            cases: 0,
+        };
         let gpu = gpu.clone();
         Check {
-            finding: name.into(),
-            what: "inventions",
+            key,
+            name: name.into(),
+            family: Family::Attention,
             is_experimental: true,
             expected: vec![7.0; 4],
             record: Box::new(move |program| {
                 let y = program.activation(1, 4);
                 let x = gpu.storage("x", 16)?;
                 let operands = vec![(&x).into(), y.operand()];
-                program.dispatch(kernel, vec![], &Params { factor: 0 }, operands, [1, 1, 1]);
+                let params = Params { factor: 0 };
+                program.dispatch(kernel, vec![], &params, operands, [1, 1, 1]);
                 Ok(y)
             }),
         }
@@ -459,8 +485,8 @@ mod tests {
             },
         ];
         pollster::block_on(run_new(&gpu, &checks)).expect("nothing that matters failed");
-        let verdicts = checks.each_ref().map(|it| gpu.choices().get(&it.finding));
-        let wanted = [WRONG, RIGHT, WRONG].map(|it| Some(it.to_owned()));
+        let verdicts = checks.each_ref().map(|it| it.verdict(&gpu));
+        let wanted = [Verdict::Wrong, Verdict::Right, Verdict::Wrong].map(Some);
         assert_eq!(verdicts, wanted);
         // No error is left behind for whoever comes next, and who uses it all the same learns its name.
         gpu.check("testing").expect("all errors were caught");
@@ -479,9 +505,9 @@ mod tests {
         let error = pollster::block_on(run_new(&gpu, &checks)).expect_err("nothing can run");
         assert!(matches!(error, GpuError::Lost { .. }), "{error}");
         assert!(error.to_string().contains("first"), "{error}");
-        assert!(is_wrong(&gpu, "first"));
+        assert_eq!(checks[0].verdict(&gpu), Some(Verdict::Wrong));
         // Never tried by itself: the next start does so.
-        assert_eq!(gpu.choices().get("second").as_deref(), Some(COMPILING));
+        assert_eq!(checks[1].verdict(&gpu), Some(Verdict::Compiling));
     }
 
     #[test]
@@ -494,33 +520,30 @@ mod tests {
         };
         let open = || open(&options);
         let gpu = open();
+        let check = |gpu: &Gpu, name: &str| invented(gpu, name, &SEVENS);
         for name in ["died", "sevens"] {
-            gpu.choices().set(name.into(), TRYING.into());
+            check(&gpu, name).set_verdict(&gpu, Verdict::Trying);
         }
-        gpu.choices().set("compiled".into(), COMPILING.into());
-        gpu.choices().save();
+        check(&gpu, "compiled").set_verdict(&gpu, Verdict::Compiling);
+        Table::of(&gpu).save(&gpu);
 
         // While another process is at it, nobody has died: everything is checked again.
-        let claim = gpu.choices().claim();
+        let lock = gpu.tuning_cache().lock();
         let other = open();
-        let checks = [invented(&other, "sevens", &SEVENS)];
+        let checks = [check(&other, "sevens")];
         pollster::block_on(run_new(&other, &checks)).expect("it runs");
-        assert_eq!(other.choices().get("sevens").as_deref(), Some(RIGHT));
-        drop((claim, gpu));
+        assert_eq!(checks[0].verdict(&other), Some(Verdict::Right));
+        drop((lock, gpu));
 
         let next = open();
-        let checks = [
-            invented(&next, "died", &SEVENS),
-            invented(&next, "compiled", &SEVENS),
-            invented(&next, "new", &SEVENS),
-        ];
+        let checks = ["died", "compiled", "new"].map(|name| check(&next, name));
         pollster::block_on(run_new(&next, &checks)).expect("it runs");
-        assert!(is_wrong(&next, "died"));
-        assert!(!is_wrong(&next, "compiled"));
-        assert!(!is_wrong(&next, "new"));
+        let verdicts = checks.each_ref().map(|it| it.verdict(&next));
+        let wanted = [Verdict::Wrong, Verdict::Right, Verdict::Right].map(Some);
+        assert_eq!(verdicts, wanted);
         // That something is tried is on disk before it runs.
-        let kept = std::fs::read_to_string(next.choices().file().expect("a folder"));
-        assert!(kept.expect("written").contains(r#""new": "trying""#));
+        let kept = open();
+        assert_eq!(check(&kept, "new").verdict(&kept), Some(Verdict::Trying));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 A folder gets the configuration files and `tensors.txt`, a line a tensor: name, shape, and three whole numbers `add`,
 `most`, `shift`. Element i of tensor `name` is `add + k / 2^shift`, k being a hash of seed, name and i between -most and
-most: exact in float16 and the same in any language (`values` here, tests/sizes.rs there). With `--weights` the folder
+most: exact in float16 and the same in any language (`values` here, tests/engine/sizes.rs there). With `--weights` the folder
 also gets these tensors and a tokenizer, for reference_dump.py and retrieval_dump.py.
 
     python weights-tools/seeded_checkpoint.py opt-6.7b-coco OUT [--seed N] [--weights --tokenizer tests/data/tiny]

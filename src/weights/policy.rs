@@ -1,5 +1,5 @@
 //! Which matrices quantised weights are for, chosen by what they cost in captions and answers
-//! (README, "Smaller").
+//! (docs/quantisation.md).
 
 use crate::gpu::{QUANT_BLOCK, WeightFormat};
 

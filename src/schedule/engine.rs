@@ -148,21 +148,31 @@ impl Engine {
     }
 
     /// Runs one image and prompt with every stage kept: those of the image, then those of the decoder.
+    /// `said` are tokens of the text so far, each of which adds the logits after it, `step.1.logits` and
+    /// so on; an encoder-decoder, which does not read them with its prompt, has none.
     ///
     /// # Errors
     /// A device that fails or has no room.
-    pub async fn stages(&self, pixels: &[f32], text: &[u32]) -> Result<Vec<Tap>, Error> {
+    pub async fn stages(
+        &self,
+        pixels: &[f32],
+        text: &[u32],
+        said: &[u32],
+    ) -> Result<Vec<Tap>, Error> {
         let encoder = self.record_encoder(1, Keep::Stages)?;
-        let prompt = Prompt {
+        let decoder_start = self.model.language_model.decoder_start();
+        let said = if decoder_start.is_some() { &[] } else { said };
+        let prompt_of = |said: &[u32]| Prompt {
             visual_row: 0,
             visual_count: self.model.qformer.queries(),
-            text: text.to_vec(),
-            decoder_start: self.model.language_model.decoder_start(),
+            text: [text, said].concat(),
+            decoder_start,
         };
+        let longest = prompt_of(said).len();
         let shape = Shape {
             rows: 1,
-            max_length: prompt.len(),
-            cache_rows: prompt.len(),
+            max_length: longest,
+            cache_rows: longest,
             rules_stride: 1,
             images: 1,
         };
@@ -173,10 +183,24 @@ impl Engine {
         encoder
             .run(&self.gpu, &[pixels], &mut timings, copy)
             .await?;
-        let prefill = state.prefill_with_stages(&self.gpu, &self.model, &prompt)?;
+        let mut run = |said| state.prefill_with_stages(&self.gpu, &self.model, &prompt_of(said));
+        let prefill = run(&[])?;
+        let mut stages: Vec<Tap> = encoder
+            .taps()
+            .chain(prefill.program.taps())
+            .cloned()
+            .collect();
+        for step in 1..=said.len() {
+            let prefill = run(&said[..step])?;
+            let logits = prefill.program.taps().iter();
+            let logits = logits.filter(|tap| tap.name == "logits");
+            stages.extend(logits.cloned().map(|tap| Tap {
+                name: format!("step.{step}.logits"),
+                ..tap
+            }));
+        }
         self.gpu.finish("running all stages").await?;
-        let stages = encoder.taps().chain(prefill.program.taps());
-        Ok(stages.cloned().collect())
+        Ok(stages)
     }
 
     /// An empty device state that takes over `images` if there are places enough.

@@ -17,6 +17,7 @@ mod question;
 mod retrieval;
 mod run;
 mod service;
+mod stages;
 mod text;
 mod vqa;
 
@@ -43,5 +44,6 @@ pub use retrieval::{
 };
 pub use run::{ItemEvent, Run, RunOptions};
 pub use service::{Handle, ServeOptions, Service, Ticket, TicketEvent};
+pub use stages::{Stage, StageRun};
 pub use text::Text;
 pub use vqa::{Answer, Question, VqaOptions, check_vqa_options};

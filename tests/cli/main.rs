@@ -10,6 +10,7 @@ mod folders;
 mod generation;
 mod inspect;
 mod results;
+mod stages;
 mod streams;
 mod vqa;
 

@@ -12,6 +12,7 @@ mod parity;
 mod pull;
 mod retrieve;
 mod score;
+mod stages;
 mod vqa;
 
 use clap::Subcommand;
@@ -49,6 +50,8 @@ pub enum Command {
     /// Measure results: captions, answers, or retrieval scores against the truth
     #[command(subcommand)]
     Score(score::Command),
+    /// Write every stage of an image as an array, and compare two runs
+    Stages(Box<stages::Args>),
     /// Answer questions about images
     Vqa(Box<vqa::Args>),
     /// Fetch a checkpoint from the Hugging Face Hub, or the rest of it
@@ -89,6 +92,7 @@ impl Command {
             Self::Parity(args) => parity::run(shared, args, output).await,
             Self::Pull(args) => pull::run(args, output),
             Self::Score(command) => score::run(command, output),
+            Self::Stages(args) => stages::run(shared, args, output).await,
             Self::Vqa(args) => vqa::run(shared, args, output).await,
         }
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::Error;
-use crate::task::{DumpModel, DumpSummary, TOLERANCE, Work};
+use crate::task::{DumpModel, DumpSummary, ParityReport, TOLERANCE, Work};
 
 use crate::cli::shared::Shared;
 use crate::cli::shared::output::Output;
@@ -38,6 +38,12 @@ pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, 
             model.parity(&args.dump).await?
         }
     };
+    print_report(&report, output);
+    Ok(report.pass())
+}
+
+/// A row a stage.
+pub fn print_report(report: &ParityReport, output: &Output) {
     if !output.json {
         output.line(&format!(
             "{:<52}{:>12}{:>12}  (relative at most {TOLERANCE:e})",
@@ -63,5 +69,4 @@ pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, 
             line.trim_end().to_owned()
         });
     }
-    Ok(report.pass())
 }

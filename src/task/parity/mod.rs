@@ -14,7 +14,7 @@ use crate::Error;
 use crate::generate::GenerationOptions;
 use crate::schedule::{Pixels, Request};
 
-use super::{Blip2, Preset};
+use super::{Blip2, Preset, Text};
 use dump::{Dump, GENERATION, Pictures};
 
 pub use dump::{DumpModel, DumpSummary};
@@ -104,7 +104,7 @@ impl Blip2 {
                     .map_err(|error| dump.error(error.to_string()))?;
             }
             for (image, pixels) in pixels.iter().enumerate() {
-                for tap in self.service.engine().stages(pixels, &text).await? {
+                for tap in self.service.engine().stages(pixels, &text, &[]).await? {
                     // The image side is the same for every prompt: one comparison is enough.
                     let of_language_model = ["opt.", "t5.", "logits"]
                         .iter()
@@ -208,7 +208,8 @@ impl Blip2 {
     }
 }
 
-fn compare(stage: String, ours: &[f32], expected: &[f32]) -> ParityRow {
+/// The row of a stage: how far our values are from those expected.
+pub(super) fn compare(stage: String, ours: &[f32], expected: &[f32]) -> ParityRow {
     let differences = || ours.iter().zip(expected).map(|(a, b)| f64::from(a - b));
     let error: f64 = differences().map(|d| d * d).sum();
     let norm: f64 = expected.iter().map(|&b| f64::from(b).powi(2)).sum();
@@ -223,6 +224,16 @@ fn compare(stage: String, ours: &[f32], expected: &[f32]) -> ParityRow {
     }
 }
 
+/// The row of a text's tokens beside those of another run.
+pub(super) fn same_tokens(ours: &Text, theirs: &Text) -> ParityRow {
+    let expected = ReferenceText {
+        tokens: theirs.tokens.clone(),
+        score: theirs.score,
+        margins: Vec::new(),
+    };
+    compare_tokens("tokens".into(), &ours.tokens, ours.score, &expected)
+}
+
 fn compare_tokens(stage: String, ours: &[u32], score: f32, expected: &ReferenceText) -> ParityRow {
     let difference = f64::from((score - expected.score).abs());
     let first = ours.iter().zip(&expected.tokens).position(|(a, b)| a != b);
@@ -230,14 +241,15 @@ fn compare_tokens(stage: String, ours: &[u32], score: f32, expected: &ReferenceT
     let note = match first {
         _ if equal => format!("{} tokens equal, score {score:.4}", ours.len()),
         Some(at) => {
-            let margin = expected.margins.get(at).copied().unwrap_or(f32::INFINITY);
-            let close = if margin < CLOSE_CALL {
-                ", a close call"
-            } else {
-                ""
+            let ahead = match expected.margins.get(at) {
+                Some(margin) if *margin < CLOSE_CALL => {
+                    format!(" (reference ahead by {margin:.4}, a close call)")
+                }
+                Some(margin) => format!(" (reference ahead by {margin:.4})"),
+                None => String::new(),
             };
             format!(
-                "differ from token {at} on (reference ahead by {margin:.4}{close}): {ours:?}, expected {:?}",
+                "differ from token {at} on{ahead}: {ours:?}, expected {:?}",
                 expected.tokens
             )
         }

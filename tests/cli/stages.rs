@@ -1,0 +1,111 @@
+//! `stages`: what it writes, and what it says of two runs.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::cli_support::{BOAT, HOUSE, Run, TINY, run};
+
+/// A tiny checkpoint with a T5.
+const TINY_T5: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tiny-t5");
+
+fn stages(model: &str, image: &str, out: &Path, more: &[&str]) -> Run {
+    let out = out.to_str().expect("a path in UTF-8");
+    let arguments = ["stages", image, "--model", model, "--out", out];
+    run(arguments.iter().chain(more))
+}
+
+fn listing(folder: &Path) -> Value {
+    let text = std::fs::read(folder.join("stages.json")).expect("a listing");
+    serde_json::from_slice(&text).expect("JSON")
+}
+
+#[test]
+fn a_run_is_written_and_compared_with_another() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [ours, theirs] = ["ours", "theirs"].map(|name| folder.path().join(name));
+    let against = ["--against", ours.to_str().unwrap()];
+    stages(TINY, HOUSE, &ours, &[]).exits(0);
+    let listing_of_ours = listing(&ours);
+    let names: Vec<&str> = listing_of_ours["stages"]
+        .as_array()
+        .expect("stages")
+        .iter()
+        .map(|stage| stage["name"].as_str().expect("a name"))
+        .collect();
+    for name in ["vit.block.0", "logits", "step.1.logits"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    let tokens = listing_of_ours["tokens"].as_array().expect("tokens");
+    let steps = names
+        .iter()
+        .filter(|name| name.starts_with("step."))
+        .count();
+    assert_eq!(steps, tokens.len() - 1);
+    // A file a stage, and the listing.
+    let files = std::fs::read_dir(&ours).expect("a folder").count();
+    assert_eq!(files, names.len() + 1);
+
+    // The same again is the same bits; without subgroups other kernels serve.
+    let same = stages(TINY, HOUSE, &theirs, &against).exits(0);
+    assert!(same.stdout.contains("tokens"), "{}", same.stdout);
+    assert!(!same.stdout.contains("FAIL"), "{}", same.stdout);
+    for (file, number) in names.iter().zip(0..) {
+        let file = format!("{number:03}.{file}.npy");
+        let read = |folder: &Path| std::fs::read(folder.join(&file)).expect("a stage");
+        assert_eq!(read(&ours), read(&theirs), "{file}");
+    }
+    let others = ["--disable", "subgroups", "--json"];
+    let rows = stages(TINY, HOUSE, &theirs, &[&against[..], &others].concat()).exits(0);
+    let rows = rows.json();
+    assert_eq!(rows.len(), names.len() + 1);
+    assert!(rows.iter().all(|row| row["pass"] == true), "{rows:?}");
+
+    // Another image is off from the first stage on; fewer tokens are fewer stages.
+    let other = stages(TINY, BOAT, &theirs, &against).exits(1);
+    let first = names[0];
+    other.says(&[&format!("the first that is off: {first}")]);
+    let fewer = ["--max-new-tokens", "1"];
+    let fewer = stages(TINY, HOUSE, &theirs, &[&against[..], &fewer].concat()).exits(1);
+    assert!(fewer.stdout.contains("only there"), "{}", fewer.stdout);
+    // What the earlier, longer run left there is gone.
+    let left = std::fs::read_dir(&theirs).expect("a folder").count();
+    assert!(left < files, "{left} files");
+}
+
+#[test]
+fn questions_and_other_decoders_have_stages() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let question = ["--question", "what is it?"];
+    stages(TINY_T5, HOUSE, folder.path(), &question).exits(0);
+    let listing = listing(folder.path());
+    let names = listing["stages"].to_string();
+    assert!(
+        names.contains("\"logits\"") && !names.contains("step."),
+        "{names}"
+    );
+}
+
+#[test]
+fn a_damaged_run_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [ours, theirs] = ["ours", "theirs"].map(|name| folder.path().join(name));
+    let against = ["--against", ours.to_str().unwrap()];
+    stages(TINY, HOUSE, &theirs, &against)
+        .exits(1)
+        .one_error(&["stages.json", "blip2-wgpu stages"]);
+    stages(TINY, HOUSE, &ours, &["--max-new-tokens", "2"]).exits(0);
+    let listed = listing(&ours);
+    let file = ours.join(listed["stages"][3]["file"].as_str().expect("a file"));
+    let bytes = std::fs::read(&file).expect("a stage");
+    std::fs::write(&file, &bytes[..bytes.len() - 4]).expect("room");
+    stages(TINY, HOUSE, &theirs, &against)
+        .exits(1)
+        .one_error(&[file.to_str().unwrap(), "write the stages again"]);
+    std::fs::remove_file(&file).expect("a file");
+    stages(TINY, HOUSE, &theirs, &against)
+        .exits(1)
+        .one_error(&[file.to_str().unwrap(), "cannot be read"]);
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tiny-itm");
+    stages(model, HOUSE, &theirs, &[]).exits(1);
+}

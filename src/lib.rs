@@ -4,6 +4,7 @@
 //! [`gpu`] and [`kernels`] are a small compute engine, [`image`], [`text`] and [`weights`] read what the published
 //! checkpoints come with, [`generate`] holds greedy, beam search and sampling as plain state machines.
 #![deny(missing_docs)]
+#![deny(unsafe_code)]
 
 #[cfg(test)]
 mod arrows;

@@ -407,6 +407,7 @@ impl Readback {
         gpu: &Gpu,
         count: usize,
     ) -> Result<Vec<T>, GpuError> {
+        gpu.pipelines().settle().await?;
         let bytes = (count * size_of::<T>()) as u64;
         let slice = self.buffer.slice(0..bytes.next_multiple_of(4).max(4));
         let (sender, receiver) = futures_channel::oneshot::channel();

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::FutureExt;
+use futures_util::future::{JoinAll, join_all};
 
 use super::device::error_of;
 use super::shader_source::{ShaderFiles, ShaderText};
@@ -38,11 +40,32 @@ impl PipelineKey {
     }
 }
 
+/// Pipelines, or why the driver refused them: asked again, it would refuse them again.
+type Pipelines = HashMap<PipelineKey, Result<Compiled, GpuError>>;
+
+/// What the error scopes around a pipeline have caught, innermost first.
+type Caught = JoinAll<Pin<Box<dyn Future<Output = Option<wgpu::Error>> + Send>>>;
+
+/// A pipeline that the driver has not judged yet. Natively it does so at once, in a browser later.
+struct Unjudged {
+    key: PipelineKey,
+    /// What an error says was being done.
+    doing: String,
+    text: Arc<ShaderText>,
+    caught: Caught,
+}
+
+impl std::fmt::Debug for Unjudged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Unjudged").field(&self.key).finish()
+    }
+}
+
 /// All pipelines of a device.
 #[derive(Debug)]
 pub(super) struct PipelineStore {
-    /// What the driver refused is kept, too: asked again, it would refuse it again.
-    compiled: Mutex<HashMap<PipelineKey, Result<Compiled, GpuError>>>,
+    compiled: Mutex<Pipelines>,
+    unjudged: Mutex<Vec<Unjudged>>,
     /// The adapter's name, for errors.
     adapter: String,
     checked: bool,
@@ -69,6 +92,7 @@ impl PipelineStore {
             .map(|file| open_disk_cache(device, file));
         Self {
             compiled: Mutex::default(),
+            unjudged: Mutex::default(),
             adapter: info.name.clone(),
             checked: options.checked,
             files: ShaderFiles::new(options.shaders.clone(), is_browser),
@@ -99,9 +123,31 @@ impl PipelineStore {
         }
         self.grown.store(true, Ordering::Relaxed);
         crate::platform::for_each_on_threads(missing, |(key, kernel, constants)| {
-            let compiled = self.compile(device, kernel, constants);
+            let compiled = self.compile(device, &key, kernel, constants);
             self.lock().insert(key, compiled);
         });
+    }
+
+    /// Waits until the driver has judged every pipeline that was asked of it.
+    ///
+    /// # Errors
+    /// The first that it refused; the error names the kernel.
+    pub(super) async fn settle(&self) -> Result<(), GpuError> {
+        let unjudged = std::mem::take(&mut *self.unjudged());
+        let mut refused = Ok(());
+        for Unjudged {
+            key,
+            doing,
+            text,
+            caught,
+        } in unjudged
+        {
+            if let Err(error) = self.verdict(caught.await, doing, &text) {
+                self.lock().insert(key, Err(error.clone()));
+                refused = refused.and(Err(error));
+            }
+        }
+        refused
     }
 
     /// The pipeline of `kernel` with `constants`, compiled now if need be.
@@ -118,7 +164,7 @@ impl PipelineStore {
         if let Some(compiled) = self.lock().get(&key) {
             return compiled.clone();
         }
-        let compiled = self.compile(device, kernel, constants);
+        let compiled = self.compile(device, &key, kernel, constants);
         self.lock().entry(key).or_insert(compiled).clone()
     }
 
@@ -143,8 +189,12 @@ impl PipelineStore {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PipelineKey, Result<Compiled, GpuError>>> {
+    fn lock(&self) -> MutexGuard<'_, Pipelines> {
         self.compiled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unjudged(&self) -> MutexGuard<'_, Vec<Unjudged>> {
+        self.unjudged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A hash of the text of `kernel`; 0 where it cannot be put together, which compiling it tells.
@@ -152,10 +202,12 @@ impl PipelineStore {
         self.files.text(kernel).map_or(0, |text| text.hash)
     }
 
-    /// Compiles, and catches what goes wrong: left to the device, an error would not say which kernel it was about.
+    /// Compiles, and catches what goes wrong: left to the device, an error would not say which kernel it was about. What
+    /// is not known at once, [`PipelineStore::settle`] waits for.
     fn compile(
         &self,
         device: &wgpu::Device,
+        key: &PipelineKey,
         kernel: &Kernel,
         constants: &Constants,
     ) -> Result<Compiled, GpuError> {
@@ -163,16 +215,49 @@ impl PipelineStore {
         let text = self.files.text(kernel)?;
         let scopes = [Validation, Internal, OutOfMemory].map(|it| device.push_error_scope(it));
         let compiled = self.compile_unguarded(device, kernel, &text, constants);
-        let caught = scopes.into_iter().rev().filter_map(caught_by).last();
-        caught.map_or(Ok(compiled), |error| {
-            let doing = format!("compiling kernel {} {constants:?}", kernel.name);
-            match error_of(&error, &self.adapter, doing) {
-                GpuError::Internal { doing, message } => Err(GpuError::Internal {
-                    doing,
-                    message: text.trace_back(&message),
-                }),
-                other => Err(other),
-            }
+        let caught = scopes.into_iter().rev().map(|scope| scope.pop().boxed());
+        let doing = format!("compiling kernel {} {constants:?}", kernel.name);
+        self.judge(key, join_all(caught), doing, text)?;
+        Ok(compiled)
+    }
+
+    /// The driver's verdict on the pipeline `key`, if it is known; otherwise it is to be waited for.
+    fn judge(
+        &self,
+        key: &PipelineKey,
+        mut caught: Caught,
+        doing: String,
+        text: Arc<ShaderText>,
+    ) -> Result<(), GpuError> {
+        if let Some(caught) = (&mut caught).now_or_never() {
+            return self.verdict(caught, doing, &text);
+        }
+        let key = key.clone();
+        self.unjudged().push(Unjudged {
+            key,
+            doing,
+            text,
+            caught,
+        });
+        Ok(())
+    }
+
+    fn verdict(
+        &self,
+        caught: Vec<Option<wgpu::Error>>,
+        doing: String,
+        text: &ShaderText,
+    ) -> Result<(), GpuError> {
+        // The outermost scope has what was wrong first.
+        let Some(error) = caught.into_iter().flatten().last() else {
+            return Ok(());
+        };
+        Err(match error_of(&error, &self.adapter, doing) {
+            GpuError::Internal { doing, message } => GpuError::Internal {
+                doing,
+                message: text.trace_back(&message),
+            },
+            other => other,
         })
     }
 
@@ -222,18 +307,10 @@ impl PipelineStore {
         // configuration that is checked when it is read (`model::config`), ids and lengths from requests that
         // `schedule::Engine` checks; the launches assert them again in debug builds, and the tests run every shader
         // at odd sizes both ways and compare.
+        #[allow(unsafe_code)]
         unsafe {
             device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
         }
-    }
-}
-
-/// The error that a scope of this thread has caught. Natively it is there at once.
-fn caught_by(scope: wgpu::ErrorScopeGuard) -> Option<wgpu::Error> {
-    let popped = pin!(scope.pop());
-    match popped.poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(error) => error,
-        Poll::Pending => None,
     }
 }
 
@@ -278,6 +355,7 @@ fn open_disk_cache(device: &wgpu::Device, file: &Path) -> wgpu::PipelineCache {
     let data = std::fs::read(file).ok();
     // SAFETY: the file is in this program's own cache folder, written only by `save` from `get_data` and renamed
     // into place whole; wgpu checks its header against adapter and driver and `fallback` starts afresh on a misfit.
+    #[allow(unsafe_code)]
     unsafe {
         device.create_pipeline_cache(&wgpu::PipelineCacheDescriptor {
             label: Some("blip2-wgpu"),

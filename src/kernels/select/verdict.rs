@@ -145,6 +145,7 @@ async fn run_new(gpu: &Gpu, checks: &[Check]) -> Result<(), GpuError> {
         .partition(|it| it[0].is_experimental);
     let cases: Vec<Case> = plain.iter().map(|it| Case::record(gpu, it)).collect();
     ProgramBuilder::compile_all(cases.iter().map(|it| &it.program));
+    gpu.judge_kernels().await;
     for (checks, case) in plain.iter().zip(cases) {
         conclude(gpu, checks, case.run(gpu, checks).await)?;
     }
@@ -152,6 +153,7 @@ async fn run_new(gpu: &Gpu, checks: &[Check]) -> Result<(), GpuError> {
     let is_wary = lock.is_first() && checks.iter().any(was_compiling);
     if !is_wary {
         compile_together(gpu, &experimental);
+        gpu.judge_kernels().await;
     }
     for checks in &experimental {
         checks[0].set_verdict(gpu, Verdict::Trying);

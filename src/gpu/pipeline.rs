@@ -364,3 +364,47 @@ fn open_disk_cache(device: &wgpu::Device, file: &Path) -> wgpu::PipelineCache {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_channel::oneshot;
+
+    use super::*;
+    use crate::gpu::Gpu;
+
+    #[test]
+    fn a_verdict_that_comes_later_is_waited_for_and_kept() {
+        let options = GpuOptions::default();
+        let gpu = pollster::block_on(Gpu::open(&options)).expect("an adapter");
+        let store = PipelineStore::new(gpu.device(), gpu.info(), &options);
+        let kernel = Kernel::all()
+            .find(|it| it.name == "gate")
+            .expect("a kernel");
+        let key = PipelineKey::new(kernel, &Vec::new());
+        let get = || store.get(gpu.device(), kernel, &Vec::new());
+        let ask = || {
+            let (driver, later) = oneshot::channel();
+            let caught = async { later.await.ok().flatten() }.boxed();
+            let text = store.files.text(kernel).expect("our own");
+            let doing = "compiling kernel gate".into();
+            let judged = store.judge(&key, join_all([caught]), doing, text);
+            judged.expect("not known yet");
+            driver
+        };
+        get().expect("it compiles");
+        ask().send(None).expect("waited for");
+        pollster::block_on(store.settle()).expect("it is right");
+        let refusal = wgpu::Error::Validation {
+            source: "x".into(),
+            description: "no such type".into(),
+        };
+        ask().send(Some(refusal)).expect("waited for");
+        let error = pollster::block_on(store.settle()).expect_err("it is refused");
+        assert!(
+            error.to_string().contains("compiling kernel gate"),
+            "{error}"
+        );
+        assert!(get().is_err());
+        pollster::block_on(store.settle()).expect("it is told once");
+    }
+}

@@ -102,7 +102,7 @@ impl Service {
         self.set_batch_size(options.batch_size);
     }
 
-    /// How long the parts took since [`Service::begin_run`], or since the service was made.
+    /// How long the parts of the last run took, or all since the service was made.
     #[must_use]
     pub fn timings(&self) -> Timings {
         self.queue.counts().timings.since(&self.timed_from)

@@ -28,7 +28,7 @@ enum Outlined {
 
 impl<'g> Forecast<'g> {
     /// Goes through the checkpoint's tensors as loading would, weights stored as `quant`
-    /// ([`OpenOptions::quant`]).
+    /// ([`super::OpenOptions::quant`]).
     ///
     /// # Errors
     /// A tensor that is missing or misshapen, or a failing device.

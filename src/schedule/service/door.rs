@@ -291,7 +291,7 @@ impl Handle {
     }
 
     /// Has the service end: what it has accepted is finished, anything else refused. What is not finished within `limit`
-    /// is given up. [`Service::drive`] returns when all is done.
+    /// is given up. [`Service::drive`](super::Service::drive) returns when all is done.
     pub fn drain(&self, limit: Duration) {
         let mut door = self.shared.door();
         const A_YEAR: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -1,4 +1,4 @@
-//! `devices` and `--adapter`.
+//! `devices`, `--adapter` and `--kernel`.
 
 use crate::Object;
 use crate::cli_support::{HOUSE, TINY, caption, run};
@@ -77,6 +77,73 @@ fn an_adapter_by_number_and_by_name() {
                 adapters[0]["name"].as_str().unwrap(),
                 "blip2-wgpu devices",
             ]);
+    }
+}
+
+#[test]
+fn the_chosen_kernels_serve_and_verbose_says_so() {
+    let flags = [
+        "--verbose",
+        "--kernel=linear=tile,attention=flash",
+        "--kernel=matvec=matvec", // by the kernel's name; `devices` calls it vector
+        HOUSE,
+    ];
+    let told = caption(TINY, &flags).exits(0).stderr;
+    let count = |word: &str, is_right: fn(&str) -> bool| {
+        let lines: Vec<&str> = told
+            .iter()
+            .map(String::as_str)
+            .filter(|line| line.contains(word))
+            .collect();
+        let wrong = lines.iter().find(|line| !is_right(line));
+        assert_eq!(wrong, None, "{told:#?}");
+        lines.len()
+    };
+    let products = count("product ", |line| {
+        let rows = line
+            .split("product ")
+            .nth(1)
+            .and_then(|it| it.split('x').next());
+        let rows: usize = rows.expect("rows x out x in").parse().expect("a number");
+        let kernel = if rows <= 8 {
+            ": matvec (vector)"
+        } else {
+            ": matmul_tile (tile "
+        };
+        line.contains(kernel)
+    });
+    // The ViT's and the Q-Former's layers differ in shape, and a step has fewer rows than the prefill.
+    assert!(products > 8, "{told:#?}");
+    let is_flash = |line: &str| line.contains(": attention_flash (flash ");
+    assert!(count("attention ", is_flash) >= 2, "{told:#?}");
+}
+
+#[test]
+fn a_kernel_that_cannot_be_chosen_is_wrong_usage() {
+    for (flags, parts) in [
+        (&["--kernel", "tile"][..], &["'tile'", "FAMILY=VARIANT"][..]),
+        (
+            &["--kernel", "conv=tile"],
+            &["'conv=tile'", "attention, linear, matmul, matvec"],
+        ),
+        (
+            &["--kernel", "linear=warp"],
+            &["'linear=warp'", "this device has", "tile 64x64", "vector"],
+        ),
+        (
+            &[
+                "--kernel",
+                "matvec=matvec_subgroup",
+                "--disable",
+                "subgroups",
+            ],
+            &["'matvec=matvec_subgroup'", "it needs subgroups"],
+        ),
+    ] {
+        let run = caption(TINY, &[flags, &[HOUSE]].concat())
+            .exits(2)
+            .one_error(parts);
+        assert!(run.stdout.is_empty(), "{run:#?}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! The engine through the library: stages, tokens and scores against transformers, on every kind of device that the
 //! adapter can stand in for; memory, queues, streams.
 
+#[cfg(feature = "demo-model")]
 mod bench;
 #[path = "../support/cli_support/mod.rs"]
 mod cli_support;

@@ -17,7 +17,7 @@ use blip2_wgpu::schedule::{
 use blip2_wgpu::task::{
     Ask, Handle, ImageSource, Item, ItemEvent, RunOptions, ServeOptions, Texts, TicketEvent,
 };
-use blip2_wgpu::{Blip2, CaptionOptions, Error, OpenOptions};
+use blip2_wgpu::{Blip2, CaptionOptions, Error};
 use futures_channel::oneshot;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -641,7 +641,7 @@ fn items_come_in_from_any_thread_and_are_answered_as_by_the_model() {
 #[test]
 fn stop_strings_end_texts_wherever_tokens_part_them() {
     let scene = |name: &str| ImageSource::File(data("demo").join(name));
-    let model = pollster::block_on(Blip2::demo(OpenOptions::default())).expect("the demo model");
+    let model = pollster::block_on(Blip2::demo(Default::default())).expect("the demo model");
     let (handle, driver) = serve(model);
     let ask = |stop: Vec<String>, beams: usize, scene: ImageSource| {
         let options = CaptionOptions {

@@ -330,7 +330,7 @@ fn every_variant_of_the_kernels_of_a_decode_step_is_valid_and_fits_its_workgroup
 
 /// What an NVIDIA GPU, an Apple GPU, an AMD GPU with two widths of subgroups, a CPU and the least device have for our
 /// kernels.
-fn imagined_gpus() -> [crate::gpu::Capabilities; 5] {
+pub(super) fn imagined_gpus() -> [crate::gpu::Capabilities; 5] {
     let gpu = |subgroups, size: Option<u32>, workgroup_bytes, invocations| {
         let shape = |size| wgpu::CooperativeMatrixProperties {
             m_size: size,

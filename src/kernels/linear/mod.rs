@@ -102,7 +102,7 @@ impl LinearVariant {
     }
 
     /// Whether it may stand in for `other` in a race.
-    fn may_replace(&self, other: &Self) -> bool {
+    pub(super) fn may_replace(&self, other: &Self) -> bool {
         self.order == other.order
     }
 }

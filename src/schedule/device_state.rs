@@ -159,7 +159,8 @@ impl DeviceState {
             return Ok(Arc::clone(program));
         }
         let side = self.language_side(model, &self.decoding);
-        let program = Arc::new(record_decode(gpu, side, &self.step, rows, &self.pool)?);
+        let program = record_decode(gpu, side, &self.step, rows, Keep::Nothing, &self.pool)?;
+        let program = Arc::new(program);
         self.decodes.insert(rows, Arc::clone(&program));
         Ok(program)
     }
@@ -239,19 +240,28 @@ impl DeviceState {
         Ok(prefill)
     }
 
-    /// Runs `prompt` alone with every stage kept.
-    pub(super) fn prefill_with_stages(
+    /// Runs `prompt` alone with every stage kept, then a step for each token of `said`: a program each,
+    /// recorded as those that serve requests are.
+    pub(super) fn run_with_stages(
         &mut self,
         gpu: &Gpu,
         model: &Blip2Model,
         prompt: &Prompt,
-    ) -> Result<Prefill, GpuError> {
+        said: &[u32],
+    ) -> Result<Vec<Program>, GpuError> {
         let rows = prompt.input_len();
         let side = self.language_side(model, &self.prompts);
         let prefill = Prefill::record(gpu, side, rows, 1, Keep::Stages, &self.pool)?;
-        self.prompts.write_plain(gpu, prompt.len(), rows);
+        self.prompts
+            .write_plain(gpu, prompt.len() + said.len(), rows);
         prefill.write(gpu, [prompt].into_iter());
         prefill.program.run(gpu);
-        Ok(prefill)
+        let steps = said.iter().zip(prompt.len()..).map(|(&token, position)| {
+            let step = record_decode(gpu, side, &self.step, 1, Keep::Stages, &self.pool)?;
+            self.step.write_plain(gpu, token, position);
+            step.run(gpu);
+            Ok(step)
+        });
+        std::iter::once(Ok(prefill.program)).chain(steps).collect()
     }
 }

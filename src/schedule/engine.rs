@@ -147,9 +147,8 @@ impl Engine {
         })
     }
 
-    /// Runs one image and prompt with every stage kept: those of the image, then those of the decoder.
-    /// `said` are tokens of the text so far, each of which adds the logits after it, `step.1.logits` and
-    /// so on; an encoder-decoder, which does not read them with its prompt, has none.
+    /// Runs one image and prompt with every stage kept: those of the image, then those of the decoder. Each
+    /// token of `said`, the text so far, is decoded in a step, whose stages are `step.1.logits` and so on.
     ///
     /// # Errors
     /// A device that fails or has no room.
@@ -160,15 +159,13 @@ impl Engine {
         said: &[u32],
     ) -> Result<Vec<Tap>, Error> {
         let encoder = self.record_encoder(1, Keep::Stages)?;
-        let decoder_start = self.model.language_model.decoder_start();
-        let said = if decoder_start.is_some() { &[] } else { said };
-        let prompt_of = |said: &[u32]| Prompt {
+        let prompt = Prompt {
             visual_row: 0,
             visual_count: self.model.qformer.queries(),
-            text: [text, said].concat(),
-            decoder_start,
+            text: text.to_vec(),
+            decoder_start: self.model.language_model.decoder_start(),
         };
-        let longest = prompt_of(said).len();
+        let longest = prompt.len() + said.len();
         let shape = Shape {
             rows: 1,
             max_length: longest,
@@ -183,19 +180,14 @@ impl Engine {
         encoder
             .run(&self.gpu, &[pixels], &mut timings, copy)
             .await?;
-        let mut run = |said| state.prefill_with_stages(&self.gpu, &self.model, &prompt_of(said));
-        let prefill = run(&[])?;
-        let mut stages: Vec<Tap> = encoder
-            .taps()
-            .chain(prefill.program.taps())
-            .cloned()
-            .collect();
-        for step in 1..=said.len() {
-            let prefill = run(&said[..step])?;
-            let logits = prefill.program.taps().iter();
-            let logits = logits.filter(|tap| tap.name == "logits");
-            stages.extend(logits.cloned().map(|tap| Tap {
-                name: format!("step.{step}.logits"),
+        let programs = state.run_with_stages(&self.gpu, &self.model, &prompt, said)?;
+        let mut stages: Vec<Tap> = encoder.taps().cloned().collect();
+        for (step, program) in programs.iter().enumerate() {
+            stages.extend(program.taps().iter().cloned().map(|tap| Tap {
+                name: match step {
+                    0 => tap.name,
+                    step => format!("step.{step}.{}", tap.name),
+                },
                 ..tap
             }));
         }

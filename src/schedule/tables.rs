@@ -106,7 +106,7 @@ impl RowTables {
         gpu.write(&self.prompt_lengths, 0, &lengths.collect::<Vec<_>>());
     }
 
-    /// Writes of one prompt of `input_len` rows that position `i` lies in cache row `i`.
+    /// Writes of one sequence, whose prompt has `input_len` rows, that position `i` lies in cache row `i`.
     pub(super) fn write_plain(&self, gpu: &Gpu, positions: usize, input_len: usize) {
         let table: Vec<u32> = (0..positions as u32).collect();
         gpu.write(&self.page_table, 0, &table);
@@ -145,6 +145,12 @@ impl StepTables {
             tokens: gpu.storage("tokens", rows as u64 * 4)?,
             row_info: gpu.storage("row_info", rows as u64 * 8)?,
         })
+    }
+
+    /// Writes that the only row is `token`, at `position`.
+    pub(super) fn write_plain(&self, gpu: &Gpu, token: u32, position: usize) {
+        gpu.write(&self.tokens, 0, &[token]);
+        gpu.write(&self.row_info, 0, &[[0, position as u32]]);
     }
 
     /// Writes inputs and positions of `table_rows`, and that further rows up to `rows` do nothing.

@@ -13,8 +13,8 @@ use super::{Ask, Blip2, Text};
 /// A hidden state or the logits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stage {
-    /// Its name, as reference dumps have it: `vit.block.0`, `opt.layer.1`, `logits`; the logits of further
-    /// tokens are `step.1.logits` and so on.
+    /// Its name, as reference dumps have it: `vit.block.0`, `opt.layer.1`, `logits`. Those of the steps
+    /// that decode further tokens are `step.1.opt.layer.1`, `step.1.logits` and so on.
     pub name: String,
     /// Rows: image tokens, queries, or positions of the prompt.
     pub rows: usize,
@@ -42,9 +42,10 @@ impl StageRun {
             let theirs = earlier.stages.iter().find(|it| it.name == stage.name);
             let shape = (stage.rows, stage.columns);
             rows.push(match theirs {
-                Some(theirs) if (theirs.rows, theirs.columns) == shape => {
-                    compare(stage.name.clone(), &stage.values, &theirs.values)
-                }
+                Some(theirs) if (theirs.rows, theirs.columns) == shape => ParityRow {
+                    note: format!("{} × {}", stage.rows, stage.columns),
+                    ..compare(stage.name.clone(), &stage.values, &theirs.values)
+                },
                 Some(theirs) => failed(
                     &stage.name,
                     format!(
@@ -74,8 +75,8 @@ fn failed(stage: &str, note: String) -> ParityRow {
 }
 
 impl Blip2 {
-    /// Runs one image with every stage kept, then the text as any request is answered. The logits of
-    /// further tokens are those of the text read as a prompt, which an encoder-decoder does not have.
+    /// Answers a request as any is, then computes its text once more with every stage kept: the
+    /// image's, the prompt's, and those of each step but the first, whose logits are the prompt's.
     ///
     /// # Errors
     /// What cannot be asked of the model, or a device that fails.

@@ -20,6 +20,44 @@ fn listing(folder: &Path) -> Value {
     serde_json::from_slice(&text).expect("JSON")
 }
 
+/// Names of the stages, in order.
+fn names(listing: &Value) -> Vec<&str> {
+    let stages = listing["stages"].as_array().expect("stages");
+    stages
+        .iter()
+        .map(|stage| stage["name"].as_str().expect("a name"))
+        .collect()
+}
+
+/// Fails unless each token is the likeliest by the logits of its own step: the first by the prompt's.
+#[track_caller]
+fn assert_logits_choose_the_tokens(folder: &Path) {
+    let listing = listing(folder);
+    let tokens = listing["tokens"].as_array().expect("tokens");
+    assert!(tokens.len() > 1, "{tokens:?}");
+    let logits = listing["stages"].as_array().expect("stages").iter();
+    let logits: Vec<&Value> = logits
+        .filter(|stage| stage["name"].as_str().expect("a name").ends_with("logits"))
+        .collect();
+    assert_eq!(logits.len(), tokens.len());
+    for (step, (token, stage)) in tokens.iter().zip(logits).enumerate() {
+        let name = match step {
+            0 => "logits".to_owned(),
+            step => format!("step.{step}.logits"),
+        };
+        assert_eq!(stage["name"], name);
+        let bytes = std::fs::read(folder.join(stage["file"].as_str().expect("a file")));
+        let bytes = bytes.expect("a stage");
+        let (values, rest) = bytes[128..].as_chunks::<4>();
+        assert!(rest.is_empty());
+        let values = values.iter().map(|&value| f32::from_le_bytes(value));
+        let best = (0_u64..)
+            .zip(values)
+            .max_by(|(_, a), (_, b)| a.total_cmp(b));
+        assert_eq!(best.map(|(best, _)| best), token.as_u64(), "{name}");
+    }
+}
+
 #[test]
 fn a_run_is_written_and_compared_with_another() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -27,21 +65,11 @@ fn a_run_is_written_and_compared_with_another() {
     let against = ["--against", ours.to_str().unwrap()];
     stages(TINY, HOUSE, &ours, &[]).exits(0);
     let listing_of_ours = listing(&ours);
-    let names: Vec<&str> = listing_of_ours["stages"]
-        .as_array()
-        .expect("stages")
-        .iter()
-        .map(|stage| stage["name"].as_str().expect("a name"))
-        .collect();
-    for name in ["vit.block.0", "logits", "step.1.logits"] {
+    let names = names(&listing_of_ours);
+    for name in ["vit.block.0", "logits", "step.1.opt.layer.0"] {
         assert!(names.contains(&name), "{names:?}");
     }
-    let tokens = listing_of_ours["tokens"].as_array().expect("tokens");
-    let steps = names
-        .iter()
-        .filter(|name| name.starts_with("step."))
-        .count();
-    assert_eq!(steps, tokens.len() - 1);
+    assert_logits_choose_the_tokens(&ours);
     // A file a stage, and the listing.
     let files = std::fs::read_dir(&ours).expect("a folder").count();
     assert_eq!(files, names.len() + 1);
@@ -79,11 +107,11 @@ fn questions_and_other_decoders_have_stages() {
     let question = ["--question", "what is it?"];
     stages(TINY_T5, HOUSE, folder.path(), &question).exits(0);
     let listing = listing(folder.path());
-    let names = listing["stages"].to_string();
-    assert!(
-        names.contains("\"logits\"") && !names.contains("step."),
-        "{names}"
-    );
+    let names = names(&listing);
+    for name in ["t5.encoder.block.0", "logits", "step.1.t5.decoder.block.0"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    assert_logits_choose_the_tokens(folder.path());
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! A step of the decoder: tokens → logits.
 
-use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, Program, ProgramBuilder};
+use crate::gpu::{Activation, ActivationPool, Gpu, GpuError, Program};
 use crate::model::{Decoder, InputRows, KvCache};
 use crate::schedule::tables::{RowTables, StepTables};
+
+use super::image::Keep;
 
 /// What programs of the language model are recorded over.
 #[derive(Debug, Clone, Copy)]
@@ -22,9 +24,10 @@ pub(in crate::schedule) fn record_decode(
     side: LanguageSide<'_>,
     step: &StepTables,
     rows: usize,
+    keep: Keep,
     pool: &ActivationPool,
 ) -> Result<Program, GpuError> {
-    let mut program = ProgramBuilder::new(gpu, "decode");
+    let mut program = keep.builder(gpu, "decode");
     let inputs = InputRows {
         tokens: &step.tokens,
         count: rows,

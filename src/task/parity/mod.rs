@@ -37,7 +37,7 @@ pub struct ParityRow {
     pub max_error: f64,
     /// Whether it is within [`TOLERANCE`].
     pub pass: bool,
-    /// More words, for tokens.
+    /// More words: how tokens differ; of two of our own runs, the stage's shape.
     pub note: String,
 }
 

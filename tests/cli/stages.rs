@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cli_support::{BOAT, HOUSE, Run, TINY, run};
 
@@ -65,6 +65,9 @@ fn a_run_is_written_and_compared_with_another() {
     let against = ["--against", ours.to_str().unwrap()];
     stages(TINY, HOUSE, &ours, &[]).exits(0);
     let listing_of_ours = listing(&ours);
+    let said = |key: &str| listing_of_ours[key].as_str().expect("a text").to_owned();
+    assert_eq!([said("model"), said("image")], [TINY, HOUSE]);
+    assert!(!said("adapter").is_empty());
     let names = names(&listing_of_ours);
     for name in ["vit.block.0", "logits", "step.1.opt.layer.0"] {
         assert!(names.contains(&name), "{names:?}");
@@ -88,6 +91,19 @@ fn a_run_is_written_and_compared_with_another() {
     let rows = rows.json();
     assert_eq!(rows.len(), names.len() + 1);
     assert!(rows.iter().all(|row| row["pass"] == true), "{rows:?}");
+    let stages_listed = listing_of_ours["stages"].as_array().expect("stages");
+    for (row, stage) in rows.iter().zip(stages_listed) {
+        let shape = format!("{} × {}", stage["shape"][0], stage["shape"][1]);
+        assert_eq!(
+            [&row["stage"], &row["note"]],
+            [&stage["name"], &shape.into()]
+        );
+    }
+    let options = &listing(&theirs)["options"];
+    assert_eq!(
+        *options,
+        json!({"--disable": "subgroups", "--max-new-tokens": "8"})
+    );
 
     // Another image is off from the first stage on; fewer tokens are fewer stages.
     let other = stages(TINY, BOAT, &theirs, &against).exits(1);
@@ -135,5 +151,7 @@ fn a_damaged_run_is_named() {
         .exits(1)
         .one_error(&[file.to_str().unwrap(), "cannot be read"]);
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tiny-itm");
-    stages(model, HOUSE, &theirs, &[]).exits(1);
+    stages(model, HOUSE, &theirs, &[])
+        .exits(1)
+        .one_error(&["retrieval model", "use a generative"]);
 }

@@ -1,5 +1,6 @@
 //! `blip2-wgpu stages IMAGE --out DIR [--against DIR]`
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,9 +11,9 @@ use crate::files::{atomic, npy};
 use crate::generate::GenerationOverrides;
 use crate::task::{Ask, CaptionOptions, Preset, Stage, StageRun, Text, VqaOptions, Work};
 
-use crate::cli::shared::Shared;
 use crate::cli::shared::inputs::images_of;
 use crate::cli::shared::output::Output;
+use crate::cli::shared::{DEMO, Shared};
 
 use super::parity::print_report;
 
@@ -25,7 +26,7 @@ Examples:
   blip2-wgpu stages photo.jpg --out cpu --model blip2-opt-2.7b --adapter llvmpipe --against gpu
 
 Each stage is an array [rows, columns] of float32, in order of computation: 000.vit.embeddings.npy, and so on; \
-stages.json lists them, and the tokens.";
+stages.json says what was run and lists them, and the tokens.";
 
 /// Writes what the model computes for an image, stage by stage, and compares it with an earlier run.
 #[derive(Debug, clap::Args)]
@@ -75,13 +76,23 @@ impl StagesError {
 /// What [`LISTING`] holds.
 #[derive(Debug, Serialize, Deserialize)]
 struct Listing {
-    program: String,
-    adapter: String,
-    image: String,
+    #[serde(flatten)]
+    origin: Origin,
     text: String,
     tokens: Vec<u32>,
     score: f32,
     stages: Vec<ListedStage>,
+}
+
+/// What was run, by which program, on what.
+#[derive(Debug, Serialize, Deserialize)]
+struct Origin {
+    program: String,
+    adapter: String,
+    model: String,
+    image: String,
+    /// Flags and variables on which the values depend, as far as they were given.
+    options: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -108,8 +119,19 @@ pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, 
     let pixels = image.decode(Preset::Hf.decode_policy())?;
     let mut model = shared.open(args.image_size, args.work(), output).await?;
     let run = model.stages(&pixels, &args.ask()).await?;
-    let adapter = model.gpu().info().name.clone();
-    if let Err(error) = write(&args.out, &image.name, &adapter, &run) {
+    let checkpoint = shared.checkpoint()?;
+    let origin = Origin {
+        program: format!("blip2-wgpu {}", env!("CARGO_PKG_VERSION")),
+        adapter: model.gpu().info().name.clone(),
+        model: checkpoint.map_or_else(|| DEMO.into(), |path| path.display().to_string()),
+        image: image.name.clone(),
+        options: args
+            .given()
+            .chain(shared.given())
+            .chain(shared.given_to_device())
+            .collect(),
+    };
+    if let Err(error) = write(&args.out, origin, &run) {
         return Ok(output.fail(&error));
     }
     let (count, folder) = (run.stages.len(), args.out.display());
@@ -132,6 +154,20 @@ impl Args {
             beams: Some(1),
             new_tokens: Some(self.max_new_tokens),
         }
+    }
+
+    fn given(&self) -> impl Iterator<Item = (String, String)> {
+        let given = [
+            ("--prompt", self.prompt.clone()),
+            ("--question", self.question.clone()),
+            ("--max-new-tokens", Some(self.max_new_tokens.to_string())),
+            (
+                "--image-size",
+                self.image_size.as_ref().map(ToString::to_string),
+            ),
+        ];
+        let given = given.into_iter();
+        given.filter_map(|(flag, value)| Some((flag.to_owned(), value?)))
     }
 
     fn ask(&self) -> Ask {
@@ -158,7 +194,7 @@ impl Args {
 }
 
 /// Writes the stages of `run` into `folder`; without its listing, which comes last, it is none.
-fn write(folder: &Path, image: &str, adapter: &str, run: &StageRun) -> Result<(), StagesError> {
+fn write(folder: &Path, origin: Origin, run: &StageRun) -> Result<(), StagesError> {
     let failed = |file: &Path| {
         let file = file.to_owned();
         move |cause: std::io::Error| {
@@ -177,8 +213,10 @@ fn write(folder: &Path, image: &str, adapter: &str, run: &StageRun) -> Result<()
         }
     }
     let mut stages = Vec::with_capacity(run.stages.len());
+    // Numbers of one width sort as the stages do.
+    let width = run.stages.len().to_string().len().max(3);
     for (number, stage) in run.stages.iter().enumerate() {
-        let name = format!("{number:03}.{}.npy", stage.name);
+        let name = format!("{number:0width$}.{}.npy", stage.name);
         let shape = [stage.rows, stage.columns];
         let mut bytes = npy::header(&shape);
         bytes.extend_from_slice(bytemuck::cast_slice(&stage.values));
@@ -191,9 +229,7 @@ fn write(folder: &Path, image: &str, adapter: &str, run: &StageRun) -> Result<()
         });
     }
     let listing = Listing {
-        program: format!("blip2-wgpu {}", env!("CARGO_PKG_VERSION")),
-        adapter: adapter.into(),
-        image: image.into(),
+        origin,
         text: run.text.text.clone(),
         tokens: run.text.tokens.clone(),
         score: run.text.score,

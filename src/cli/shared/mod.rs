@@ -168,6 +168,22 @@ impl Shared {
         quant.into_iter().chain(self.parts.given())
     }
 
+    /// The flags and variables that change which kernels compute, for the record of a run.
+    pub fn given_to_device(&self) -> impl Iterator<Item = (String, String)> {
+        let shaders = std::env::var_os("BLIP2_WGPU_SHADERS");
+        let given = [
+            ("--disable", self.disable.clone()),
+            ("--kernel", self.kernel.join(",")),
+            ("--checked", if self.checked { "on" } else { "" }.into()),
+            (
+                "BLIP2_WGPU_SHADERS",
+                shaders.unwrap_or_default().to_string_lossy().into_owned(),
+            ),
+        ];
+        let given = given.into_iter().filter(|(_, value)| !value.is_empty());
+        given.map(|(flag, value)| (flag.to_owned(), value))
+    }
+
     /// Turns a name on the hub into the folder of its checkpoint.
     pub fn find_model(&mut self, output: &Output) -> Result<(), Error> {
         if let Some(model) = self.model.as_deref()

@@ -19,7 +19,7 @@ const LAYOUTS: &str = "COCO captions ({\"images\": […], \"annotations\": […]
 /// An image of a dataset.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ListedImage {
-    /// Its id: the file's own, or the number at the end of the image's name.
+    /// Its id: the file's own, else as [`ids_in_names`] has it.
     pub id: Id,
     /// Where it may lie below the image folder, the likeliest first; empty where only the id is
     /// known.
@@ -138,8 +138,7 @@ impl CaptionData {
         json: &JsonFile,
         items: &[&RawValue],
     ) -> Result<(), EvalError> {
-        let mut by_path: HashMap<String, usize> = HashMap::new();
-        let mut ids = HashSet::new();
+        let mut list = ImageList::default();
         for (index, raw) in items.iter().enumerate() {
             let item = json.item(raw, "", index, "image")?;
             let path = item.path("image")?;
@@ -150,31 +149,16 @@ impl CaptionData {
                 item.strings("caption", None)?
             };
             // The training split has an item a caption, the others an item an image.
-            let image = match by_path.get(path) {
-                Some(&image) if one => image,
-                Some(_) => {
-                    return Err(
-                        item.error("is an image that was there before; each may be there once, so take one out")
-                    );
-                }
-                None => {
-                    let id = id_in_name(path);
-                    if !ids.insert(id.clone()) {
-                        return Err(item.error(format!(
-                            "has the id {id} of another image in its name; rename one of the two"
-                        )));
-                    }
-                    self.images.push(ListedImage {
-                        id,
-                        paths: vec![path.to_owned()],
-                    });
-                    by_path.insert(path.to_owned(), self.images.len() - 1);
-                    self.images.len() - 1
-                }
-            };
+            if !one && list.has(path) {
+                return Err(item.error(
+                    "is an image that was there before; each may be there once, so take one out",
+                ));
+            }
+            let image = list.add(path, &item)?;
             self.texts
                 .extend(captions.into_iter().map(|text| ListedText { image, text }));
         }
+        self.images = list.into_images(&self.file)?;
         Ok(())
     }
 
@@ -240,17 +224,111 @@ fn coco_paths(item: &Item<'_>) -> Result<Vec<String>, EvalError> {
     Ok(name.into_iter().chain(address).collect())
 }
 
-/// An image's id from its file name: the number at the end (`val2014/COCO_val2014_000000391895.jpg`
-/// is 391895), else the name itself.
+/// Where the items of a list give an image's id, the surest first.
+const ID_FIELDS: [&str; 3] = ["img_id", "image_id", "id"];
+
+/// Images as the items of a list name them, each with its id.
+#[derive(Default)]
+struct ImageList {
+    by_path: HashMap<String, usize>,
+    paths: Vec<String>,
+    /// Each image's id, where the items give one.
+    ids: Vec<Id>,
+    /// What the ids are called, if anything; all items must have it then.
+    id_field: Option<&'static str>,
+    /// Items about one image differ in their `id`, so that it is the caption's.
+    ids_are_of_captions: bool,
+}
+
+impl ImageList {
+    fn has(&self, path: &str) -> bool {
+        self.by_path.contains_key(path)
+    }
+
+    /// The index of the image at `path`, which `item` is about.
+    fn add(&mut self, path: &str, item: &Item<'_>) -> Result<usize, EvalError> {
+        if self.paths.is_empty() {
+            let mut fields = ID_FIELDS.into_iter();
+            self.id_field = fields.find(|field| item.get(field).is_some());
+        }
+        let id = self.id_field.map(|field| item.id(field)).transpose()?;
+        if let Some(&image) = self.by_path.get(path) {
+            match (id, self.id_field) {
+                (Some(id), Some("id")) => self.ids_are_of_captions |= id != self.ids[image],
+                (Some(id), Some(field)) if id != self.ids[image] => {
+                    let problem = format!(
+                        "is {id}, but an item before calls the same image {}",
+                        self.ids[image]
+                    );
+                    return Err(item.wrong(field, problem));
+                }
+                _ => {}
+            }
+            return Ok(image);
+        }
+        self.ids.extend(id);
+        self.by_path.insert(path.to_owned(), self.paths.len());
+        self.paths.push(path.to_owned());
+        Ok(self.paths.len() - 1)
+    }
+
+    /// The images, called as the items of `file` call them, else by their names.
+    fn into_images(self, file: &Path) -> Result<Vec<ListedImage>, EvalError> {
+        let field = self.id_field.filter(|_| !self.ids_are_of_captions);
+        let ids = match field {
+            Some(_) => self.ids,
+            None => ids_in_names(&self.paths),
+        };
+        let mut seen = HashMap::new();
+        for (id, path) in ids.iter().zip(&self.paths) {
+            if let (Some(other), Some(field)) = (seen.insert(id, path), field) {
+                let problem = format!(
+                    "is an image with the {field} {id}, as {other} is; each may be there once, so correct one"
+                );
+                return Err(EvalError::item(file, path, problem));
+            }
+        }
+        let images = ids.into_iter().zip(self.paths);
+        let image = |(id, path)| ListedImage {
+            id,
+            paths: vec![path],
+        };
+        Ok(images.map(image).collect())
+    }
+}
+
+/// Ids of images that have none but their paths: the numbers in the names; where two would have one
+/// number, the names without their endings; where two would have one name, the paths.
 #[must_use]
-pub fn id_in_name(path: &str) -> Id {
-    let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
-    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+pub fn ids_in_names<P: AsRef<str>>(paths: &[P]) -> Vec<Id> {
+    let different = |ids: &[Id]| ids.iter().collect::<HashSet<_>>().len() == ids.len();
+    let call = |name: fn(&str) -> Id| -> Vec<Id> {
+        paths.iter().map(|path| name(path.as_ref())).collect()
+    };
+    let in_name: [fn(&str) -> Id; 2] = [id_in_name, |path| Id::new(stem(path))];
+    let mut ids = in_name.into_iter().map(call);
+    ids.find(|ids| different(ids))
+        .unwrap_or_else(|| call(Id::new))
+}
+
+/// An image's id from its file name: the number at the end (`val2014/COCO_val2014_000000391895.jpg`
+/// is 391895), else the name itself. A hexadecimal name, as those of Open Images, has no number.
+fn id_in_name(path: &str) -> Id {
+    let stem = stem(path);
+    let is_hexadecimal = stem.len() >= 8
+        && stem.bytes().all(|byte| byte.is_ascii_hexdigit())
+        && stem.bytes().any(|byte| byte.is_ascii_alphabetic());
     let digits = stem.len() - stem.trim_end_matches(|c: char| c.is_ascii_digit()).len();
     match stem[stem.len() - digits..].parse() {
-        Ok(number) => Id::Number(number),
-        Err(_) => Id::Text(stem.to_owned()),
+        Ok(number) if !is_hexadecimal => Id::Number(number),
+        _ => Id::Text(stem.to_owned()),
     }
+}
+
+/// A file's name without its folders and its ending.
+fn stem(path: &str) -> &str {
+    let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
+    name.rsplit_once('.').map_or(name, |(stem, _)| stem)
 }
 
 /// The image of each text, from any caption dataset or from a plain list of image indices.
@@ -291,8 +369,21 @@ mod tests {
             ("a/b/n161313.jpg", "161313"),
             ("cat.png", "cat"),
             ("99999999999999999999.png", "99999999999999999999"),
+            ("val/0013ea2087020901.jpg", "0013ea2087020901"),
+            ("img_12.png", "12"),
         ] {
             assert_eq!(id_in_name(name), Id::new(id), "{name}");
         }
+    }
+
+    #[test]
+    fn names_are_the_ids_where_their_numbers_repeat() {
+        let ids = |paths: &[&str]| -> Vec<String> {
+            ids_in_names(paths).iter().map(Id::to_string).collect()
+        };
+        assert_eq!(ids(&["a/beach_1.jpg", "b/dog_2.jpg"]), ["1", "2"]);
+        assert_eq!(ids(&["beach_1.jpg", "dog_1.jpg"]), ["beach_1", "dog_1"]);
+        assert_eq!(ids(&["beach_1.jpg", "0001.jpg"]), ["beach_1", "0001"]);
+        assert_eq!(ids(&["a/1.jpg", "b/1.jpg"]), ["a/1.jpg", "b/1.jpg"]);
     }
 }

@@ -14,7 +14,7 @@ mod score_matrix;
 mod vqa;
 
 pub use caption::{CaptionPair, CaptionScores, ImageScores, score_captions, score_tokens};
-pub use datasets::{CaptionData, ListedImage, ListedText, id_in_name, read_image_of_text};
+pub use datasets::{CaptionData, ListedImage, ListedText, read_image_of_text};
 pub use error::EvalError;
 pub use json::Id;
 pub use ptb::tokenize;

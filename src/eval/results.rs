@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::datasets::id_in_name;
+use super::datasets::{ListedImage, ids_in_names};
 use super::json::{JsonFile, Top};
 use super::{EvalError, Id};
 
@@ -18,6 +18,8 @@ pub struct Results {
     id_field: &'static str,
     /// In the file's order.
     pub texts: Vec<(Id, String)>,
+    /// The images that they are for, where the file gives these in place of ids.
+    images: Vec<String>,
 }
 
 /// Predictions beside the items they are for.
@@ -81,8 +83,11 @@ impl Results {
             },
         };
         let mut id_field = id_fields[0];
-        let mut texts = Vec::with_capacity(items.len());
-        let mut seen = HashMap::new();
+        let (mut ids, mut texts) = (
+            Vec::with_capacity(items.len()),
+            Vec::with_capacity(items.len()),
+        );
+        let mut images = Vec::new();
         for (index, raw) in items.into_iter().enumerate() {
             let item = json.item(raw, "", index, id_field)?;
             if index == 0 && item.get("settings").is_some() {
@@ -91,21 +96,20 @@ impl Results {
             let known = id_fields.iter().find(|field| item.get(field).is_some());
             id_field = known.copied().unwrap_or(id_field);
             let field = text_fields.iter().find(|field| item.get(field).is_some());
-            let text = item.string(field.unwrap_or(&text_fields[0]))?.to_owned();
+            texts.push(item.string(field.unwrap_or(&text_fields[0]))?.to_owned());
             let image = item.get("image").and_then(Value::as_str);
-            let id = match (known, image) {
-                (None, Some(image)) if id_field == "image_id" => id_in_name(image),
-                (None, Some(_)) => {
+            match (known, image) {
+                (None, Some(image)) if id_field == "image_id" && ids.is_empty() => {
+                    images.push(image.to_owned());
+                }
+                (None, Some(_)) if id_field != "image_id" => {
                     let problem = "is missing; `eval vqa` writes results.json with it";
                     return Err(item.wrong(id_field, problem));
                 }
-                _ => item.id(id_field)?,
-            };
-            if let Some(first) = seen.insert(id.clone(), index) {
-                let problem = format!("is the {id_field} of item {first} too; keep one of the two");
-                return Err(item.error(problem));
+                // Either all items have ids, or all have images.
+                _ if images.is_empty() => ids.push(item.id(id_field)?),
+                _ => return Err(item.wrong("image", "is missing; the items before have it")),
             }
-            texts.push((id, text));
         }
         if texts.is_empty() {
             let problem = "no result in it; pass the results.json of a run that did some".into();
@@ -114,11 +118,51 @@ impl Results {
                 problem,
             });
         }
+        let called = |index: usize| match images.is_empty() {
+            true => (id_field, ids[index].to_string()),
+            false => ("image", images[index].clone()),
+        };
+        let mut seen = HashMap::new();
+        for index in 0..texts.len() {
+            let (field, name) = called(index);
+            if let Some(first) = seen.insert(name.clone(), index) {
+                let problem = format!("is the {field} of item {first} too; keep one of the two");
+                let item = format!("item {index} ({field} {name})");
+                return Err(EvalError::item(file, item, problem));
+            }
+        }
+        if !images.is_empty() {
+            ids = ids_in_names(&images);
+        }
         Ok(Self {
             file: file.into(),
             id_field,
-            texts,
+            texts: ids.into_iter().zip(texts).collect(),
+            images,
         })
+    }
+
+    /// Calls texts that are for named images as `listed` calls those: the images whose paths end as the
+    /// names do, folders included as far as both have them.
+    #[must_use]
+    pub fn named_in(mut self, listed: &[ListedImage]) -> Self {
+        let mut by_ending: HashMap<&str, Option<&Id>> = HashMap::new();
+        let paths = listed
+            .iter()
+            .flat_map(|image| image.paths.iter().map(move |path| (path, &image.id)));
+        for (path, id) in paths {
+            for ending in endings(path) {
+                let place = by_ending.entry(ending).or_insert(Some(id));
+                *place = place.filter(|other| *other == id);
+            }
+        }
+        for ((id, _), image) in self.texts.iter_mut().zip(&self.images) {
+            let known = endings(image).find_map(|ending| by_ending.get(ending).copied());
+            if let Some(Some(known)) = known {
+                *id = known.clone();
+            }
+        }
+        self
     }
 
     /// Lays the predictions beside the truth's `ids`, which were read from `truth`.
@@ -167,6 +211,12 @@ impl Results {
         }
         joined
     }
+}
+
+/// A path, then without its first folder, and so on to the name alone.
+fn endings(path: &str) -> impl Iterator<Item = &str> {
+    let starts = std::iter::once(0).chain(path.match_indices('/').map(|(slash, _)| slash + 1));
+    starts.map(|start| &path[start..])
 }
 
 #[cfg(test)]
@@ -220,5 +270,27 @@ mod tests {
         assert_eq!(read(&two), Ok(expected));
         let error = read(b"{\"images\": []}").expect_err("refused");
         assert!(error.contains("it holds an object; expected [{"), "{error}");
+    }
+
+    #[test]
+    fn images_are_called_as_the_annotations_call_them() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("said.jsonl");
+        let line = |image: &str| format!("{{\"image\": \"{image}\", \"caption\": \"a\"}}\n");
+        let said = ["/data/val/1.png", "val/2.png", "test/1.png", "other_9.png"].map(line);
+        std::fs::write(&file, said.concat()).expect("written");
+        let results = Results::read_captions(&file).expect("read");
+        let listed = [("val/1.png", 70), ("a/val/2.png", 71), ("test/1.png", 72)];
+        let listed = listed.map(|(path, id)| ListedImage {
+            id: Id::Number(id),
+            paths: vec![path.into()],
+        });
+        let ids: Vec<_> = results
+            .named_in(&listed)
+            .texts
+            .into_iter()
+            .map(|(id, _)| id.to_string())
+            .collect();
+        assert_eq!(ids, ["70", "71", "72", "other_9.png"]);
     }
 }

@@ -11,3 +11,5 @@ pub(crate) mod log;
 pub(crate) mod npy;
 #[cfg(feature = "cli")]
 pub(crate) mod page;
+#[cfg(feature = "cli")]
+pub(crate) mod walk;

@@ -359,12 +359,69 @@ fn ids_that_come_twice_are_named() {
     );
     let list = r#"[{"question_id": 7, "image": "a", "question": "a?"}, {"question_id": "7", "image": "a", "question": "a?"}]"#;
     refused(list, questions, &["question_id 7", "once"]);
-    let splits =
-        r#"[{"image": "a_1.png", "caption": ["a"]}, {"image": "b_1.png", "caption": ["b"]}]"#;
-    refused(splits, captions, &["item 1 (image b_1.png)", "id 1"]);
+    for field in ["img_id", "image_id", "id"] {
+        let splits = r#"[{"image": "a.png", "ID": 1, "caption": ["a"]}, {"image": "b.png", "ID": 1, "caption": ["b"]}]"#;
+        let parts = ["b.png", &format!("{field} 1"), "a.png"];
+        refused(&splits.replace("ID", field), captions, &parts);
+    }
+    let training = r#"[{"image": "a.png", "image_id": 1, "caption": "a"}, {"image": "a.png", "image_id": 2, "caption": "b"}]"#;
+    refused(
+        training,
+        captions,
+        &[
+            "item 1 (image a.png)",
+            "image_id is 2",
+            "calls the same image 1",
+        ],
+    );
     let flickr = r#"{"images": [{"filename": "1.jpg", "imgid": 4, "split": "test", "sentences": []},
         {"filename": "2.jpg", "imgid": 4, "split": "test", "sentences": []}]}"#;
     refused(flickr, captions, &["images[1] (filename 2.jpg)", "id 4"]);
+}
+
+#[test]
+fn images_of_lists_have_the_ids_that_the_list_gives() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("list.json");
+    let ids = |list: Value| -> Vec<String> {
+        std::fs::write(&file, list.to_string()).expect("written");
+        let data = CaptionData::read(&file, "test").expect("read");
+        data.images
+            .iter()
+            .map(|image| image.id.to_string())
+            .collect()
+    };
+    let item = |image: &str, more: Value| {
+        let mut item = json!({"image": image, "caption": "a"});
+        let fields = item.as_object_mut().expect("an object");
+        fields.extend(more.as_object().expect("an object").clone());
+        item
+    };
+    // LAVIS's file of nocaps numbers images whose names are hexadecimal.
+    let [one, other] = ["val/0013ea2087020901.png", "val/003d9d7a4f2ba1f7.png"];
+    let numbered = [
+        item(one, json!({"img_id": 0, "id": 9})),
+        item(other, json!({"img_id": 1, "id": 9})),
+    ];
+    assert_eq!(ids(json!(numbered)), ["0", "1"]);
+    let nameless = [item(one, json!({})), item(other, json!({}))];
+    assert_eq!(
+        ids(json!(nameless)),
+        ["0013ea2087020901", "003d9d7a4f2ba1f7"]
+    );
+    let of_coco = [
+        item("1.png", json!({"image_id": "coco_7"})),
+        item("1.png", json!({"image_id": "coco_7"})),
+    ];
+    assert_eq!(ids(json!(of_coco)), ["coco_7"]);
+    // Here the ids are the captions'.
+    let of_captions = [
+        item("a_5.png", json!({"id": 1})),
+        item("a_5.png", json!({"id": 2})),
+    ];
+    assert_eq!(ids(json!(of_captions)), ["5"]);
+    let equal_numbers = [item("beach_1.png", json!({})), item("dog_1.png", json!({}))];
+    assert_eq!(ids(json!(equal_numbers)), ["beach_1", "dog_1"]);
 }
 
 #[test]

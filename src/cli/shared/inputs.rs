@@ -1,9 +1,11 @@
 //! The image arguments of the command line: files, folders, globs, and `-` for standard input.
 
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::files::walk::{identity, walk};
 use crate::image::{DecodePolicy, ImageError, Rgb8Image, decode, decode_file};
 use crate::task;
 
@@ -14,6 +16,12 @@ use super::output::Output;
 pub const EXTENSIONS: [&str; 16] = [
     "bmp", "dib", "gif", "jfif", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm", "ppm", "qoi",
     "tif", "tiff", "webp",
+];
+
+/// Extensions of pictures that this program does not read. In a folder they are left out with a warning.
+const UNREAD_EXTENSIONS: [&str; 24] = [
+    "arw", "avif", "cr2", "cr3", "dng", "exr", "heic", "heif", "hif", "ico", "j2k", "jp2", "jpx",
+    "jxl", "jxr", "nef", "orf", "psd", "raf", "rw2", "svg", "svgz", "tga", "xcf",
 ];
 
 /// The name standard input goes by in results and errors.
@@ -86,8 +94,19 @@ pub enum InputError {
         /// The folder.
         name: String,
     },
+    /// A link that leads nowhere.
+    #[error("{name}: the link leads to nothing ({source}); mend or remove it")]
+    Dangling {
+        /// The link.
+        name: String,
+        /// What the system answered.
+        source: io::Error,
+    },
     /// A pattern that matches nothing.
-    #[error("{name}: no image matches the pattern; check it, and quote it against the shell")]
+    #[error(
+        "{name}: no image matches the pattern; check it, and quote it against the shell{}",
+        brackets(name)
+    )]
     NoMatch {
         /// The pattern.
         name: String,
@@ -111,19 +130,37 @@ pub enum InputError {
     },
 }
 
+/// More words for a pattern whose brackets may be meant as they are.
+fn brackets(pattern: &str) -> &'static str {
+    match pattern.contains('[') {
+        true => {
+            "; `[` and `]` stand for one of the characters between them: write `[[]` for a `[` in a name"
+        }
+        false => "",
+    }
+}
+
 /// The images that the arguments stand for, in the order of the arguments.
 ///
 /// Folders give their images at any depth, sorted by path; patterns give their matches sorted,
-/// folders among them expanded. The same image given twice is there twice.
+/// folders among them expanded. Linked folders are entered, each folder once. The same image given
+/// twice is there twice.
 ///
-/// Those that failed are reported, and how many they are is returned.
+/// Those that failed are reported, and how many they are is returned. A line says what folders and
+/// patterns have that is no image.
 pub fn images_of(arguments: &[OsString], output: &Output) -> (Vec<ImageInput>, usize) {
-    let (images, errors) = expand_with(arguments, &mut io::stdin().lock());
-    errors.iter().for_each(|error| output.error(error));
-    (images, errors.len())
+    let found = expand_with(arguments, &mut io::stdin().lock());
+    found.errors.iter().for_each(|error| output.error(error));
+    let (left_out, has_pictures) = found.left_out();
+    match left_out {
+        Some(line) if has_pictures => output.warning(&line),
+        Some(line) => output.note(&line),
+        None => {}
+    }
+    (found.images, found.errors.len())
 }
 
-fn expand_with(arguments: &[OsString], stdin: &mut dyn Read) -> (Vec<ImageInput>, Vec<InputError>) {
+fn expand_with(arguments: &[OsString], stdin: &mut dyn Read) -> Found {
     let mut found = Found::default();
     let mut stdin = Some(stdin);
     for argument in arguments {
@@ -140,7 +177,7 @@ fn expand_with(arguments: &[OsString], stdin: &mut dyn Read) -> (Vec<ImageInput>
             found.add_argument(argument);
         }
     }
-    (found.images, found.errors)
+    found
 }
 
 fn read_all(stdin: &mut dyn Read) -> io::Result<Vec<u8>> {
@@ -156,9 +193,38 @@ fn name_of(path: &Path) -> String {
 struct Found {
     images: Vec<ImageInput>,
     errors: Vec<InputError>,
+    /// How many files of folders and patterns are no images, by their ending.
+    left_out: BTreeMap<String, usize>,
 }
 
 impl Found {
+    /// What was left out, in a line, and whether pictures are among it.
+    fn left_out(&self) -> (Option<String>, bool) {
+        if self.left_out.is_empty() {
+            return (None, false);
+        }
+        let counts = self
+            .left_out
+            .iter()
+            .map(|(ending, count)| match &ending[..] {
+                "" => format!("{count} without an ending"),
+                ending => format!("{count} .{ending}"),
+            });
+        let counts = counts.collect::<Vec<_>>().join(", ");
+        let is_picture = |ending: &String| UNREAD_EXTENSIONS.contains(&ending.as_str());
+        let has_pictures = self.left_out.keys().any(is_picture);
+        let remedy = match has_pictures {
+            true => "to have all pictures, convert those of other formats to PNG or JPEG",
+            false => "images are told by their endings; name a file itself to have it read",
+        };
+        (Some(format!("left out: {counts}; {remedy}")), has_pictures)
+    }
+
+    fn leave_out(&mut self, path: &Path) {
+        let ending = path.extension().unwrap_or_default().to_string_lossy();
+        *self.left_out.entry(ending.to_lowercase()).or_default() += 1;
+    }
+
     fn add_argument(&mut self, argument: &OsStr) {
         let path = Path::new(argument);
         // What exists is never taken for a pattern: file names may hold brackets.
@@ -205,26 +271,29 @@ impl Found {
     }
 
     fn add_images_of(&mut self, folder: &Path) {
-        let mut files = Vec::new();
-        self.collect_images(folder, &mut files);
-        files.sort();
-        files.into_iter().for_each(|file| self.add_file(file));
+        let found = walk(folder);
+        for (path, error) in found.errors {
+            self.add_not_walked(&path, error);
+        }
+        for path in found.files {
+            match has_image_extension(&path) {
+                true => self.add_file(path),
+                false => self.leave_out(&path),
+            }
+        }
     }
 
-    /// Walks a folder. Linked files count; linked folders are not entered, so that a link to a
-    /// folder above cannot make the walk endless.
-    fn collect_images(&mut self, folder: &Path, files: &mut Vec<PathBuf>) {
-        let entries = match std::fs::read_dir(folder) {
-            Ok(entries) => entries,
-            Err(error) => return self.add_unreadable(folder, error),
-        };
-        for entry in entries {
-            match entry.and_then(|entry| Ok((entry.path(), entry.file_type()?))) {
-                Ok((path, kind)) if kind.is_dir() => self.collect_images(&path, files),
-                Ok((path, _)) if has_image_extension(&path) && path.is_file() => files.push(path),
-                Ok(_) => {}
-                Err(error) => self.add_unreadable(folder, error),
-            }
+    /// What lies in a folder and cannot be looked at. A link that leads nowhere and would be no image
+    /// anyway is left out as its target would be.
+    fn add_not_walked(&mut self, path: &Path, source: io::Error) {
+        let is_other = path.extension().is_some() && !has_image_extension(path);
+        match path.is_symlink() {
+            false => self.add_unreadable(path, source),
+            true if is_other => self.leave_out(path),
+            true => self.errors.push(InputError::Dangling {
+                name: name_of(path),
+                source,
+            }),
         }
     }
 
@@ -235,11 +304,14 @@ impl Found {
             Err(source) => return self.errors.push(InputError::BadPattern { name, source }),
         };
         let (images_before, errors_before) = (self.images.len(), self.errors.len());
-        for path in matches {
+        for path in each_once(matches.collect()) {
             match path {
                 Ok(path) if path.is_dir() => self.add_images_of(&path),
-                Ok(path) if has_image_extension(&path) => self.add_file(path),
-                Ok(_) => {}
+                Ok(path) => match std::fs::metadata(&path) {
+                    Err(error) => self.add_not_walked(&path, error),
+                    Ok(_) if has_image_extension(&path) => self.add_file(path),
+                    Ok(_) => self.leave_out(&path),
+                },
                 Err(error) => {
                     let path = error.path().to_path_buf();
                     self.add_unreadable(&path, error.into());
@@ -250,6 +322,36 @@ impl Found {
             self.errors.push(InputError::NoMatch { name });
         }
     }
+}
+
+/// The matches of a pattern without those that lead by links to what a shorter one is: `**` goes through
+/// links, and so comes by one folder under many names.
+fn each_once(matches: Vec<glob::GlobResult>) -> Vec<glob::GlobResult> {
+    let depth = |index: &usize| {
+        matches[*index]
+            .as_ref()
+            .map_or(0, |path| path.components().count())
+    };
+    let mut order: Vec<usize> = (0..matches.len()).collect();
+    order.sort_by_key(depth);
+    let (mut seen, mut is_new) = (HashSet::new(), vec![true; matches.len()]);
+    for index in order {
+        let Ok(path) = &matches[index] else { continue };
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        // A file is its name in its folder, a folder itself.
+        let place = match path.is_dir() {
+            true => (identity(path).ok(), None),
+            false => (identity(parent).ok(), path.file_name().map(OsStr::to_owned)),
+        };
+        is_new[index] = place.0.is_none() || seen.insert(place);
+    }
+    let matches = matches.into_iter().zip(is_new);
+    matches
+        .filter_map(|(path, is_new)| is_new.then_some(path))
+        .collect()
 }
 
 pub fn has_image_extension(path: &Path) -> bool {
@@ -294,7 +396,7 @@ mod tests {
                 relative => root.join(relative).into_os_string(),
             })
             .collect();
-        let (images, errors) = expand_with(&arguments, &mut { stdin });
+        let Found { images, errors, .. } = expand_with(&arguments, &mut { stdin });
         let prefix = format!("{}{}", root.display(), std::path::MAIN_SEPARATOR);
         let strip = |text: String| text.replace(&prefix, "").replace('\\', "/");
         (
@@ -377,13 +479,87 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_image_is_counted() {
+        let root = tree();
+        for name in ["photo.AVIF", "sub/photo.avif", "photo.heic"] {
+            std::fs::write(root.path().join(name), b"x").unwrap();
+        }
+        let left_out = |argument: &str| {
+            let argument = root.path().join(argument).into_os_string();
+            expand_with(&[argument], &mut io::empty()).left_out()
+        };
+        let (line, has_pictures) = left_out("");
+        assert!(
+            line.unwrap()
+                .starts_with("left out: 2 .avif, 1 .heic, 1 .md, 1 .txt; ")
+        );
+        assert!(has_pictures);
+        let (line, has_pictures) = left_out("*.txt");
+        assert!(line.unwrap().starts_with("left out: 1 .txt; "));
+        assert!(!has_pictures);
+        assert_eq!(left_out("sub/c.webp"), (None, false));
+        assert_eq!(left_out("photo.heic"), (None, false)); // named itself, it is read
+    }
+
+    #[test]
+    fn brackets_are_named_where_nothing_matches() {
+        let root = tree();
+        std::fs::create_dir(root.path().join("[artist] set")).unwrap();
+        std::fs::write(root.path().join("[artist] set/e.png"), b"x").unwrap();
+        let (images, errors) = run(root.path(), &["[artist] set/*.png"], b"");
+        assert!(images.is_empty());
+        assert!(errors[0].contains("write `[[]` for a `[`"), "{errors:?}");
+        let (images, _) = run(root.path(), &["[[]artist] set/*.png"], b"");
+        assert_eq!(images, ["[artist] set/e.png"]);
+        assert!(!run(root.path(), &["*.tif"], b"").1[0].contains('['));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links() {
+        use std::os::unix::fs::symlink;
+        let root = tree();
+        let at = |name: &str| root.path().join(name);
+        let elsewhere = tree();
+        symlink(elsewhere.path().join("sub"), at("linked")).unwrap();
+        symlink(root.path(), at("sub/above")).unwrap();
+        symlink(at("b.png"), at("sub/b again.png")).unwrap();
+        symlink(at("gone"), at("gone.png")).unwrap();
+        symlink(at("gone"), at("gone.txt")).unwrap();
+        symlink(at("gone"), at("gone")).unwrap();
+        let expected = [
+            "a.JPG",
+            "b.png",
+            "linked/c.webp",
+            "linked/deep/d.gif",
+            "odd[1].png",
+            "sub/b again.png",
+            "sub/c.webp",
+            "sub/deep/d.gif",
+        ];
+        let (images, errors) = run(root.path(), &[""], b"");
+        assert_eq!(images, expected);
+        assert_eq!(errors.len(), 2, "{errors:?}");
+        assert!(errors[0].starts_with("gone: the link leads to nothing"));
+        assert!(errors[1].starts_with("gone.png: the link leads to nothing"));
+        // A pattern comes by each as well, and once: however often the link above is passed.
+        let (mut images, errors) = run(root.path(), &["**/*.*"], b"");
+        images.sort();
+        assert_eq!(images, expected);
+        assert_eq!(errors.len(), 1, "{errors:?}");
+    }
+
+    #[test]
     fn standard_input_once() {
         let root = tree();
         let (images, errors) = run(root.path(), &["-", "b.png", "-"], b"bytes");
         assert_eq!(images, ["-", "b.png"]);
         assert_eq!(errors.len(), 1);
-        let (images, _) = expand_with(&["-".into()], &mut &b"bytes"[..]);
-        assert_eq!(images[0].source, ImageSource::Bytes(b"bytes".to_vec()));
+        let found = expand_with(&["-".into()], &mut &b"bytes"[..]);
+        assert_eq!(
+            found.images[0].source,
+            ImageSource::Bytes(b"bytes".to_vec())
+        );
     }
 
     #[cfg(unix)]
@@ -397,7 +573,7 @@ mod tests {
         }
         let gone = root.path().join(OsStr::from_bytes(b"\xFE*.png"));
         let arguments = [odd.clone().into(), gone.into(), root.path().into()];
-        let (images, errors) = expand_with(&arguments, &mut io::empty());
+        let Found { images, errors, .. } = expand_with(&arguments, &mut io::empty());
         assert_eq!(images[0].source, ImageSource::Path(odd));
         assert_eq!((images.len(), errors.len()), (7, 1));
     }

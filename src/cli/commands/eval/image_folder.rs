@@ -1,16 +1,19 @@
 //! Where a dataset's images lie.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::eval::{EvalError, Id, id_in_name};
+use crate::cli::shared::inputs::has_image_extension;
+use crate::eval::{EvalError, Id};
+use crate::files::walk::walk;
 
-/// A folder of images, found by the names that dataset files give them or by the ids in their own.
+/// A folder of images, found by the names that dataset files give them, else by ids.
 #[derive(Debug)]
 pub struct ImageFolder {
     folder: PathBuf,
-    /// Files by the id in their name; made when first needed, for the folder may be large.
+    /// Images by the id in their name; made when first needed, for the folder may be large.
     by_id: OnceLock<HashMap<Id, Vec<PathBuf>>>,
 }
 
@@ -29,16 +32,21 @@ impl ImageFolder {
         }
     }
 
-    /// The file of the image that the dataset places at one of `paths` or calls `id`.
+    /// The file of the image that the dataset places at one of `paths` or, where it places it nowhere,
+    /// calls `id`.
     ///
-    /// Each path is tried as it is, without its folders but the last, and by its name alone; then
-    /// any file below the folder whose name ends in the id, as mmpretrain finds VQAv2's images. No
-    /// path leads out of the folder.
+    /// Each path is tried as it is, without its folders but the last, and by its name alone. An image
+    /// that has only an id, as VQAv2's, is the one below the folder whose name is the id, or ends in it as
+    /// COCO's do (`COCO_val2014_000000391895.jpg`). No path leads out of the folder.
     ///
     /// # Errors
     /// No such file, one outside the folder, or two with the id. The error names `listed_in` and
     /// the id.
     pub fn find(&self, paths: &[String], id: &Id, listed_in: &Path) -> Result<PathBuf, EvalError> {
+        let wrong = |problem: String| EvalError::item(listed_in, format!("image {id}"), problem);
+        let Some(first) = paths.first() else {
+            return self.find_by_id(id, wrong);
+        };
         let mut outside = None;
         for path in paths {
             let parts: Vec<&str> = path.split('/').collect();
@@ -55,14 +63,22 @@ impl ImageFolder {
                 outside.get_or_insert(file);
             }
         }
-        let wrong = |problem: String| EvalError::item(listed_in, format!("image {id}"), problem);
-        if let Some(file) = outside {
-            return Err(wrong(format!(
-                "lies at {}, which is not in {}; pass the folder that has it as --images, or correct the file's name",
+        let folder = self.folder.display();
+        Err(wrong(match outside {
+            Some(file) => format!(
+                "lies at {}, which is not in {folder}; pass the folder that has it as --images, or correct the file's name",
                 file.display(),
-                self.folder.display()
-            )));
-        }
+            ),
+            None if id.to_string() == *first => format!("is not in {folder}; check --images"),
+            None => format!("({first}) is not in {folder}; check --images"),
+        }))
+    }
+
+    fn find_by_id(
+        &self,
+        id: &Id,
+        wrong: impl Fn(String) -> EvalError,
+    ) -> Result<PathBuf, EvalError> {
         let files = match self.by_id.get() {
             Some(files) => files,
             None => {
@@ -77,20 +93,11 @@ impl ImageFolder {
                 one.display(),
                 other.display()
             ))),
-            _ => {
-                let named = paths
-                    .first()
-                    .map(|path| format!(" ({path})"))
-                    .unwrap_or_default();
-                Err(wrong(
-                    format!(
-                        "{named} is not in {}; check --images",
-                        self.folder.display()
-                    )
-                    .trim_start()
-                    .to_owned(),
-                ))
-            }
+            _ => Err(wrong(format!(
+                "is not in {}: no image there is called {id}, nor as COCO's with that number (COCO_val2014_{:0>12}.jpg); check --images",
+                self.folder.display(),
+                id.to_string()
+            ))),
         }
     }
 }
@@ -111,26 +118,101 @@ impl ImageFolder {
     }
 }
 
-/// All files below `folder` by the ids in their names.
+/// The images below `folder` by the ids that their names are, or have as COCO's have them.
 fn index(folder: &Path) -> Result<HashMap<Id, Vec<PathBuf>>, EvalError> {
     let mut files: HashMap<Id, Vec<PathBuf>> = HashMap::new();
-    let mut folders = vec![folder.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        let read = |cause| EvalError::Read {
-            file: folder.clone(),
-            cause,
+    let found = walk(folder);
+    // A link that leads nowhere is not the image that is looked for.
+    let unread = found
+        .errors
+        .into_iter()
+        .find(|(path, _)| !path.is_symlink());
+    if let Some((path, cause)) = unread {
+        return Err(EvalError::Read { file: path, cause });
+    }
+    for file in found
+        .files
+        .into_iter()
+        .filter(|file| has_image_extension(file))
+    {
+        let Some(stem) = file.file_stem().and_then(OsStr::to_str) else {
+            continue;
         };
-        for entry in std::fs::read_dir(&folder).map_err(read)? {
-            let entry = entry.map_err(read)?;
-            if entry.file_type().map_err(read)?.is_dir() {
-                folders.push(entry.path());
-            } else if let Some(name) = entry.file_name().to_str() {
-                files
-                    .entry(id_in_name(name))
-                    .or_default()
-                    .push(entry.path());
-            }
+        let (whole, coco) = (Id::new(stem), coco_number(stem));
+        for id in coco.into_iter().chain([whole]) {
+            files.entry(id).or_default().push(file.clone());
         }
     }
     Ok(files)
+}
+
+/// The number in a name of COCO's pattern: twelve digits, alone or after the split.
+fn coco_number(stem: &str) -> Option<Id> {
+    let (_, digits) = stem.rsplit_once('_').unwrap_or(("", stem));
+    let is_number = digits.len() == 12 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let number = is_number.then(|| digits.parse().ok())?;
+    number.map(Id::Number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `name` of a folder that holds `files`, looked for by `paths`, or else by the id 77.
+    fn find(files: &[&str], paths: &[&str]) -> Result<String, String> {
+        let folder = tempfile::tempdir().unwrap();
+        for file in files {
+            let file = folder.path().join(file);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, b"x").unwrap();
+        }
+        let images = ImageFolder::open(folder.path()).unwrap();
+        let paths: Vec<String> = paths.iter().map(|&path| path.to_owned()).collect();
+        let found = images.find(&paths, &Id::Number(77), Path::new("list.json"));
+        let name = |file: PathBuf| {
+            let below = file.strip_prefix(folder.path()).unwrap();
+            below.display().to_string()
+        };
+        found.map(name).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_name_counts_alone() {
+        let files = ["val/0077.png", "77.png", "COCO_val2014_000000000077.jpg"];
+        let error = find(&files, &["test/0077.png"]).unwrap_err();
+        assert!(
+            error.contains("image 77 (test/0077.png) is not in"),
+            "{error}"
+        );
+        for path in ["val/0077.png", "png/val/0077.png"] {
+            assert_eq!(find(&files, &[path]), Ok("val/0077.png".into()));
+        }
+        assert_eq!(find(&files, &["no.png", "x/77.png"]), Ok("77.png".into()));
+    }
+
+    #[test]
+    fn an_id_alone_is_found_by_cocos_names() {
+        let others = [
+            "a77.png",
+            "x_77.png",
+            "VizWiz_val_00000077.jpg",
+            "0077.png",
+            "77.txt",
+        ];
+        let error = find(&others, &[]).unwrap_err();
+        assert!(
+            error.contains("is not in") && error.contains("COCO_val2014_000000000077.jpg"),
+            "{error}"
+        );
+        for name in [
+            "77.png",
+            "val2014/COCO_val2014_000000000077.jpg",
+            "000000000077.jpg",
+        ] {
+            let files = [&others[..], &[name]].concat();
+            assert_eq!(find(&files, &[]), Ok(name.into()));
+        }
+        let both = ["77.png", "COCO_val2014_000000000077.jpg"];
+        assert!(find(&both, &[]).unwrap_err().contains("may be"));
+    }
 }

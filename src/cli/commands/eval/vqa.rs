@@ -11,8 +11,7 @@ use crate::cli::shared::Shared;
 use crate::cli::shared::output::Output;
 use crate::cli::shared::scores::vqa_scores_json;
 use crate::eval::{
-    EvalError, Id, ListedQuestion, QuestionData, VqaRules, VqaScores, id_in_name, score_gqa,
-    score_vqa,
+    EvalError, Id, ListedQuestion, QuestionData, VqaRules, VqaScores, score_gqa, score_vqa,
 };
 use crate::task::{Ask, VqaOptions, check_vqa_options};
 
@@ -239,7 +238,7 @@ fn image_of(
     let paths: Vec<String> = question.image.iter().cloned().collect();
     let id = match (&question.image_id, &question.image) {
         (Some(id), _) => id.clone(),
-        (None, Some(path)) => id_in_name(path),
+        (None, Some(path)) => Id::new(path),
         (None, None) => Id::new(""),
     };
     folder.find(&paths, &id, file)

@@ -164,6 +164,19 @@ def option_grid():
             }
     yield {"max_new_tokens": 9, "num_beams": 3}  # no end token at all
     yield {"max_new_tokens": 9, "num_beams": 1}
+    rules = [
+        {"sequence_bias": [[[4], 2.5], [[4, 9], -3.0], [[9, 4], 4.0], [[12], -10.0]]},
+        {"sequence_bias": [[[EOS], -5.0]], "repetition_penalty": 1.2},
+        {"bad_words_ids": [[4], [5, 9], [9, 3, 8], [EOS]]},
+        {"bad_words_ids": [[t] for t in range(8, 20)], "no_repeat_ngram_size": 2},
+        {"begin_suppress_tokens": [3, 4, 5, 6, 8, 9, 10, 11, 12, 13]},
+        {"forced_eos_token_id": EOS, "max_new_tokens": 6},
+        {"forced_eos_token_id": 9, "max_new_tokens": 4, "begin_suppress_tokens": [EOS]},
+    ]
+    for change, beams in itertools.product(rules, (1, 2, 5)):
+        yield {**common, "num_beams": beams, **change}
+    for change, beams in itertools.product(({}, {"begin_suppress_tokens": [4, 9, 20]}), (1, 3)):
+        yield {**common, "num_beams": beams, "forced_bos_token_id": 6, **change}
 
 
 @contextlib.contextmanager
@@ -190,6 +203,8 @@ def search_cases():
     for number, options in enumerate(option_grid()):
         for which in (number % 4, (number + 1) % 4, (number + 2) % 4):
             prompts, as_embeddings = prompt_sets[(number // 4 + which) % 4]
+            if "forced_bos_token_id" in options:  # transformers forces it after one id, the decoder's start
+                prompts, as_embeddings = prompt_sets[2]
             results = run(models[which], prompts, as_embeddings, options)
             with ties_to_lowest_index():
                 without_ties = run(models[which], prompts, as_embeddings, options)
@@ -224,6 +239,24 @@ def warp_cases():
             scores = processors.TopPLogitsWarper(p)(None, scores)
         probabilities = [round(x, 7) for x in scores.softmax(-1)[0].tolist()]
         cases.append({"row": row, "temperature": temperature, "top_k": k, "top_p": p, "probabilities": probabilities})
+    warpers = {
+        "min_p": (processors.MinPLogitsWarper, (0.02, 0.2, 0.7, 1.0)),
+        "typical_p": (processors.TypicalLogitsWarper, (0.1, 0.5, 0.9, 0.99)),
+        "epsilon_cutoff": (processors.EpsilonLogitsWarper, (0.01, 0.1, 0.5)),
+        "eta_cutoff": (processors.EtaLogitsWarper, (0.01, 0.2, 0.9)),
+    }
+    single = [{name: value} for name, (_, values) in warpers.items() for value in values]
+    all_four = {"min_p": 0.05, "typical_p": 0.95, "epsilon_cutoff": 0.02, "eta_cutoff": 0.3}
+    for row, temperature, more in itertools.product(range(len(rows)), (0.7, 1.0), [*single, all_four]):
+        scores = processors.TemperatureLogitsWarper(temperature)(None, (rows[row][None] * 4096).round() / 4096)
+        k, p = (4, 0.9) if len(more) > 1 else (0, 1.0)
+        if k:
+            scores = processors.TopPLogitsWarper(p)(None, processors.TopKLogitsWarper(k)(None, scores))
+        for name, value in more.items():
+            scores = warpers[name][0](value)(None, scores)
+        probabilities = [round(x, 7) for x in scores.softmax(-1)[0].tolist()]
+        case = {"row": row, "temperature": temperature, "top_k": k, "top_p": p, **more}
+        cases.append({**case, "probabilities": probabilities})
     # -inf is not JSON: null stands for it.
     stored = [[None if x == float("-inf") else round(x * 4096) / 4096 for x in r.tolist()] for r in rows]
     return {"rows": stored, "cases": cases}

@@ -172,7 +172,19 @@ struct WarpCase {
     temperature: f32,
     top_k: usize,
     top_p: f64,
+    #[serde(default)]
+    min_p: f64,
+    #[serde(default = "one")]
+    typical_p: f64,
+    #[serde(default)]
+    epsilon_cutoff: f64,
+    #[serde(default)]
+    eta_cutoff: f64,
     probabilities: Vec<f64>,
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 #[test]
@@ -184,6 +196,10 @@ fn sampling_distributions_equal_transformers() {
             temperature: case.temperature,
             top_k: case.top_k,
             top_p: case.top_p,
+            min_p: case.min_p,
+            typical_p: case.typical_p,
+            epsilon_cutoff: case.epsilon_cutoff,
+            eta_cutoff: case.eta_cutoff,
         };
         let row: Vec<Candidate> = (0..)
             .zip(&warps.rows[case.row])

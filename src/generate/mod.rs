@@ -20,8 +20,9 @@ pub use beam::{BeamSearch, BeamStep};
 pub use error::GenerateError;
 pub use options::{
     EarlyStopping, GenerationOptions, GenerationOverrides, MAX_BEAMS, MAX_CANDIDATES,
-    MAX_END_TOKENS, MAX_STOPS, MAX_TEXTS,
+    MAX_END_TOKENS, MAX_RUN_WORDS, MAX_STOPS, MAX_TEXTS, SequenceBias,
 };
+pub use options_file::passed_over;
 pub use processors::{ScoreProcessors, log_softmax, top_k};
 pub use row::{FinishReason, Generated, Row};
 pub use sampling::{RandomStream, SampledToken, sample};

@@ -27,6 +27,19 @@ pub enum EarlyStopping {
     Never,
 }
 
+/// Most words that the runs of [`GenerationOptions`] may take together, two a run and one a token: the device
+/// looks through all of them at each token.
+pub const MAX_RUN_WORDS: usize = 1 << 16;
+
+/// A run of tokens, and what is added to the score of its last where the others were said before it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SequenceBias {
+    /// The run; one token alone counts wherever it would stand.
+    pub tokens: Vec<u32>,
+    /// Above 0 makes it likelier. In the unit of the scores: logits, or log-probabilities for beams.
+    pub bias: f32,
+}
+
 /// How tokens are chosen and when to stop. Names and meaning follow transformers' `GenerationConfig`;
 /// lengths count generated tokens only, never the prompt or the image.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +63,15 @@ pub struct GenerationOptions {
     pub top_k: usize,
     /// A draw is among the smallest set of best tokens whose probabilities sum to this.
     pub top_p: f64,
+    /// A draw is among tokens that are at least this share as probable as the best; 0 is off.
+    pub min_p: f64,
+    /// A draw is among the tokens whose surprise is nearest to the row's entropy and whose probabilities sum
+    /// to this (Meister et al. 2022); 1 is off.
+    pub typical_p: f64,
+    /// A draw is among tokens that are at least so probable (Hewitt et al. 2022); 0 is off.
+    pub epsilon_cutoff: f64,
+    /// The same with a bound that falls with the row's entropy (Hewitt et al. 2022); 0 is off.
+    pub eta_cutoff: f64,
     /// Seed of the draws: same seed, same scores, same text.
     pub seed: u64,
     /// Factor (> 1 discourages) on the scores of tokens already in the sequence.
@@ -65,6 +87,16 @@ pub struct GenerationOptions {
     pub stop: Vec<String>,
     /// Tokens that are never generated (transformers' `suppress_tokens`).
     pub suppress_tokens: Vec<u32>,
+    /// Tokens that are not the first.
+    pub begin_suppress_tokens: Vec<u32>,
+    /// Added to the score of a run's last token where the others of the run were said.
+    pub sequence_bias: Vec<SequenceBias>,
+    /// Runs that are never completed.
+    pub bad_words_ids: Vec<Vec<u32>>,
+    /// The first token, whatever the model says.
+    pub forced_bos_token_id: Option<u32>,
+    /// One of these is the last token of a text that reaches `max_new_tokens`.
+    pub forced_eos_token_ids: Vec<u32>,
     /// Fills rows that finished before the others of their batch.
     pub pad_token_id: Option<u32>,
     /// First token of a prompt.
@@ -84,6 +116,10 @@ impl Default for GenerationOptions {
             temperature: 1.0,
             top_k: 50,
             top_p: 1.0,
+            min_p: 0.0,
+            typical_p: 1.0,
+            epsilon_cutoff: 0.0,
+            eta_cutoff: 0.0,
             seed: 0,
             repetition_penalty: 1.0,
             no_repeat_ngram_size: 0,
@@ -91,6 +127,11 @@ impl Default for GenerationOptions {
             eos_token_ids: Vec::new(),
             stop: Vec::new(),
             suppress_tokens: Vec::new(),
+            begin_suppress_tokens: Vec::new(),
+            sequence_bias: Vec::new(),
+            bad_words_ids: Vec::new(),
+            forced_bos_token_id: None,
+            forced_eos_token_ids: Vec::new(),
             pad_token_id: None,
             bos_token_id: None,
         }
@@ -119,6 +160,14 @@ pub struct GenerationOverrides {
     pub top_k: Option<usize>,
     /// For [`GenerationOptions::top_p`].
     pub top_p: Option<f64>,
+    /// For [`GenerationOptions::min_p`].
+    pub min_p: Option<f64>,
+    /// For [`GenerationOptions::typical_p`].
+    pub typical_p: Option<f64>,
+    /// For [`GenerationOptions::epsilon_cutoff`].
+    pub epsilon_cutoff: Option<f64>,
+    /// For [`GenerationOptions::eta_cutoff`].
+    pub eta_cutoff: Option<f64>,
     /// For [`GenerationOptions::seed`].
     pub seed: Option<u64>,
     /// For [`GenerationOptions::repetition_penalty`].
@@ -133,6 +182,16 @@ pub struct GenerationOverrides {
     pub stop: Option<Vec<String>>,
     /// For [`GenerationOptions::suppress_tokens`].
     pub suppress_tokens: Option<Vec<u32>>,
+    /// For [`GenerationOptions::begin_suppress_tokens`].
+    pub begin_suppress_tokens: Option<Vec<u32>>,
+    /// For [`GenerationOptions::sequence_bias`].
+    pub sequence_bias: Option<Vec<SequenceBias>>,
+    /// For [`GenerationOptions::bad_words_ids`].
+    pub bad_words_ids: Option<Vec<Vec<u32>>>,
+    /// For [`GenerationOptions::forced_bos_token_id`].
+    pub forced_bos_token_id: Option<u32>,
+    /// For [`GenerationOptions::forced_eos_token_ids`].
+    pub forced_eos_token_ids: Option<Vec<u32>>,
     /// For [`GenerationOptions::pad_token_id`].
     pub pad_token_id: Option<u32>,
     /// For [`GenerationOptions::bos_token_id`].
@@ -155,6 +214,10 @@ impl GenerationOptions {
             temperature: o.temperature.unwrap_or(self.temperature),
             top_k: o.top_k.unwrap_or(self.top_k),
             top_p: o.top_p.unwrap_or(self.top_p),
+            min_p: o.min_p.unwrap_or(self.min_p),
+            typical_p: o.typical_p.unwrap_or(self.typical_p),
+            epsilon_cutoff: o.epsilon_cutoff.unwrap_or(self.epsilon_cutoff),
+            eta_cutoff: o.eta_cutoff.unwrap_or(self.eta_cutoff),
             seed: o.seed.unwrap_or(self.seed),
             repetition_penalty: o.repetition_penalty.unwrap_or(self.repetition_penalty),
             no_repeat_ngram_size: o.no_repeat_ngram_size.unwrap_or(self.no_repeat_ngram_size),
@@ -162,6 +225,13 @@ impl GenerationOptions {
             eos_token_ids: o.eos_token_ids.clone().unwrap_or(self.eos_token_ids),
             stop: o.stop.clone().unwrap_or(self.stop),
             suppress_tokens: o.suppress_tokens.clone().unwrap_or(self.suppress_tokens),
+            begin_suppress_tokens: (o.begin_suppress_tokens.clone())
+                .unwrap_or(self.begin_suppress_tokens),
+            sequence_bias: o.sequence_bias.clone().unwrap_or(self.sequence_bias),
+            bad_words_ids: o.bad_words_ids.clone().unwrap_or(self.bad_words_ids),
+            forced_bos_token_id: o.forced_bos_token_id.or(self.forced_bos_token_id),
+            forced_eos_token_ids: (o.forced_eos_token_ids.clone())
+                .unwrap_or(self.forced_eos_token_ids),
             pad_token_id: o.pad_token_id.or(self.pad_token_id),
             bos_token_id: o.bos_token_id.or(self.bos_token_id),
         }
@@ -182,6 +252,7 @@ impl GenerationOptions {
         self.validate_beams()?;
         self.validate_sampling()?;
         self.validate_stop()?;
+        self.validate_runs()?;
         if !positive(self.repetition_penalty) {
             return Err(unusable(
                 "repetition_penalty",
@@ -282,6 +353,10 @@ impl GenerationOptions {
                 remedy: "sample with one beam, or search with beams and do not sample".into(),
             });
         }
+        // What nobody draws by may be anything: `temperature: 0` is how some say "do not sample".
+        if !self.do_sample {
+            return Ok(());
+        }
         if !positive(self.temperature) {
             return Err(unusable(
                 "temperature",
@@ -289,14 +364,80 @@ impl GenerationOptions {
                 "give a number above 0 (for the best token each time, do not sample)",
             ));
         }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(unusable(
-                "top_p",
-                self.top_p,
-                "give a number above 0 and at most 1",
-            ));
+        for (option, share) in [("top_p", self.top_p), ("typical_p", self.typical_p)] {
+            if !(share > 0.0 && share <= 1.0) {
+                return Err(unusable(
+                    option,
+                    share,
+                    "give a number above 0 and at most 1",
+                ));
+            }
+        }
+        for (option, share) in [
+            ("min_p", self.min_p),
+            ("epsilon_cutoff", self.epsilon_cutoff),
+            ("eta_cutoff", self.eta_cutoff),
+        ] {
+            let most = if option == "min_p" {
+                1.0
+            } else {
+                1.0f64.next_down()
+            };
+            if !(share >= 0.0 && share <= most) {
+                return Err(unusable(
+                    option,
+                    share,
+                    "give a number from 0 (off) to below 1",
+                ));
+            }
         }
         Ok(())
+    }
+
+    fn validate_runs(&self) -> Result<(), GenerateError> {
+        let empty = self.sequence_bias.iter().any(|run| run.tokens.is_empty());
+        if empty || self.sequence_bias.iter().any(|run| !run.bias.is_finite()) {
+            let remedy = "give runs of at least one token, each with a finite number";
+            return Err(unusable("sequence_bias", "one of its runs", remedy));
+        }
+        if self.bad_words_ids.iter().any(Vec::is_empty) {
+            return Err(unusable("bad_words_ids", "an empty word", "take it out"));
+        }
+        let biased = self.sequence_bias.iter().map(|run| run.tokens.len());
+        let bad = self.bad_words_ids.iter().map(Vec::len);
+        let words: usize = biased.chain(bad).map(|tokens| tokens + 2).sum();
+        let option = "bad_words_ids";
+        match words > MAX_RUN_WORDS {
+            true => Err(GenerateError::Option {
+                option,
+                problem: format!(
+                    "with `sequence_bias` it takes {words} words, more than {MAX_RUN_WORDS}"
+                ),
+                remedy: "leave some out".into(),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// The options that `asked` sets though, by these options that came of it, they change nothing: those of
+    /// drawing where nothing is drawn, those of beams where there are none. In the order of the fields.
+    #[must_use]
+    pub fn without_effect(&self, asked: &GenerationOverrides) -> Vec<&'static str> {
+        let (greedy, one_beam) = (!self.do_sample, self.num_beams == 1);
+        let options = [
+            ("length_penalty", one_beam && asked.length_penalty.is_some()),
+            ("early_stopping", one_beam && asked.early_stopping.is_some()),
+            ("temperature", greedy && asked.temperature.is_some()),
+            ("top_k", greedy && asked.top_k.is_some()),
+            ("top_p", greedy && asked.top_p.is_some()),
+            ("min_p", greedy && asked.min_p.is_some()),
+            ("typical_p", greedy && asked.typical_p.is_some()),
+            ("epsilon_cutoff", greedy && asked.epsilon_cutoff.is_some()),
+            ("eta_cutoff", greedy && asked.eta_cutoff.is_some()),
+            ("seed", greedy && asked.seed.is_some()),
+        ];
+        let idle = options.into_iter().filter(|(_, is_idle)| *is_idle);
+        idle.map(|(option, _)| option).collect()
     }
 }
 
@@ -367,12 +508,6 @@ mod tests {
         assert_eq!(refused(|o| o.stop = vec!["a".into(); 16]), None);
         assert_eq!(refused(|o| o.num_beams = 33), Some("num_beams"));
         assert_eq!(refused(|o| o.num_beams = 32), None);
-        assert_eq!(refused(|o| o.temperature = 0.0), Some("temperature"));
-        assert_eq!(refused(|o| o.temperature = f64::NAN), Some("temperature"));
-        assert_eq!(refused(|o| o.temperature = 1e-300), Some("temperature"));
-        assert_eq!(refused(|o| o.temperature = 1e-30), None);
-        assert_eq!(refused(|o| o.top_p = 0.0), Some("top_p"));
-        assert_eq!(refused(|o| o.top_p = 1.01), Some("top_p"));
         assert_eq!(
             refused(|o| o.repetition_penalty = -1.0),
             Some("repetition_penalty")
@@ -384,6 +519,91 @@ mod tests {
         assert_eq!(
             refused(|o| o.length_penalty = f64::INFINITY),
             Some("length_penalty")
+        );
+    }
+
+    #[test]
+    fn what_draws_is_checked_where_something_is_drawn() {
+        type Change = fn(&mut GenerationOptions);
+        let unusable: [(&str, Change); 9] = [
+            ("temperature", |o| o.temperature = 0.0),
+            ("temperature", |o| o.temperature = f64::NAN),
+            ("temperature", |o| o.temperature = 1e-300),
+            ("top_p", |o| o.top_p = 0.0),
+            ("top_p", |o| o.top_p = 1.01),
+            ("typical_p", |o| o.typical_p = 0.0),
+            ("min_p", |o| o.min_p = 1.5),
+            ("epsilon_cutoff", |o| o.epsilon_cutoff = 1.0),
+            ("eta_cutoff", |o| o.eta_cutoff = -0.1),
+        ];
+        for (option, change) in unusable {
+            assert_eq!(refused(change), None, "{option}");
+            let sampled = |o: &mut GenerationOptions| {
+                o.do_sample = true;
+                change(o);
+            };
+            assert_eq!(refused(sampled), Some(option));
+        }
+        let coldest = |o: &mut GenerationOptions| {
+            (o.do_sample, o.temperature, o.min_p) = (true, 1e-30, 1.0);
+        };
+        assert_eq!(refused(coldest), None);
+    }
+
+    #[test]
+    fn runs_are_checked() {
+        let bias = |tokens: Vec<u32>, bias| {
+            move |o: &mut GenerationOptions| {
+                o.sequence_bias = vec![SequenceBias {
+                    tokens: tokens.clone(),
+                    bias,
+                }];
+            }
+        };
+        assert_eq!(refused(bias(vec![1, 2], -3.5)), None);
+        assert_eq!(refused(bias(vec![], 1.0)), Some("sequence_bias"));
+        assert_eq!(refused(bias(vec![1], f32::NAN)), Some("sequence_bias"));
+        let bad =
+            |words: usize| move |o: &mut GenerationOptions| o.bad_words_ids = vec![vec![1]; words];
+        assert_eq!(refused(bad(MAX_RUN_WORDS / 3)), None);
+        assert_eq!(refused(bad(MAX_RUN_WORDS / 3 + 1)), Some("bad_words_ids"));
+        assert_eq!(
+            refused(|o| o.bad_words_ids = vec![vec![]]),
+            Some("bad_words_ids")
+        );
+    }
+
+    #[test]
+    fn options_that_change_nothing_are_named() {
+        let asked = GenerationOverrides {
+            length_penalty: Some(2.0),
+            early_stopping: Some(EarlyStopping::True),
+            temperature: Some(0.5),
+            top_k: Some(3),
+            top_p: Some(0.5),
+            seed: Some(1),
+            max_new_tokens: Some(9),
+            ..Default::default()
+        };
+        let idle = |do_sample, num_beams| {
+            let options = GenerationOptions {
+                do_sample,
+                num_beams,
+                ..Default::default()
+            };
+            options.overlay(&asked).without_effect(&asked).join(" ")
+        };
+        assert_eq!(
+            idle(false, 1),
+            "length_penalty early_stopping temperature top_k top_p seed"
+        );
+        assert_eq!(idle(true, 1), "length_penalty early_stopping");
+        assert_eq!(idle(false, 4), "temperature top_k top_p seed");
+        let nothing = GenerationOverrides::default();
+        assert!(
+            GenerationOptions::default()
+                .without_effect(&nothing)
+                .is_empty()
         );
     }
 

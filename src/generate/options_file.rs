@@ -3,13 +3,13 @@ use std::path::Path;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{EarlyStopping, GenerateError, GenerationOverrides};
+use super::{EarlyStopping, GenerateError, GenerationOverrides, SequenceBias};
 
 impl GenerationOverrides {
     /// What a `generation_config.json` sets. `json` is its text, `file` its name for messages.
     ///
-    /// Unknown fields, and known ones that are absent or null, are left out. `max_length` and
-    /// `min_length` are ignored: transformers counts the prompt and the image tokens in them.
+    /// Fields that are absent or null are left out, and those that [`passed_over`] names: what this program
+    /// does not do, and `max_length` and `min_length`, in which transformers counts the prompt and the image.
     ///
     /// # Errors
     /// [`GenerateError::File`] if the text is no JSON object, [`GenerateError::Field`] naming the
@@ -33,6 +33,10 @@ impl GenerationOverrides {
             temperature: fields.get("temperature")?,
             top_k: fields.get("top_k")?,
             top_p: fields.get("top_p")?,
+            min_p: fields.get("min_p")?,
+            typical_p: fields.get("typical_p")?,
+            epsilon_cutoff: fields.get("epsilon_cutoff")?,
+            eta_cutoff: fields.get("eta_cutoff")?,
             seed: None,
             repetition_penalty: fields.get("repetition_penalty")?,
             no_repeat_ngram_size: fields.get("no_repeat_ngram_size")?,
@@ -40,12 +44,112 @@ impl GenerationOverrides {
             eos_token_ids: fields
                 .get::<OneOrMany>("eos_token_id")?
                 .map(OneOrMany::into_vec),
-            stop: None,
+            stop: fields
+                .get::<Strings>("stop_strings")?
+                .map(Strings::into_vec),
             suppress_tokens: fields.get("suppress_tokens")?,
+            begin_suppress_tokens: fields.get("begin_suppress_tokens")?,
+            sequence_bias: fields
+                .get::<Vec<(Vec<u32>, f32)>>("sequence_bias")?
+                .map(|runs| {
+                    let run = |(tokens, bias)| SequenceBias { tokens, bias };
+                    runs.into_iter().map(run).collect()
+                }),
+            bad_words_ids: fields.get("bad_words_ids")?,
+            forced_bos_token_id: fields.get("forced_bos_token_id")?,
+            forced_eos_token_ids: fields
+                .get::<OneOrMany>("forced_eos_token_id")?
+                .map(OneOrMany::into_vec),
             pad_token_id: fields.get("pad_token_id")?,
             bos_token_id: fields.get("bos_token_id")?,
         })
     }
+}
+
+/// Fields that do not change a text, or that say what this program does anyway.
+const IDLE: [&str; 25] = [
+    "_from_model_config",
+    "assistant_confidence_threshold",
+    "assistant_lookbehind",
+    "cache_config",
+    "cache_implementation",
+    "compile_config",
+    "decoder_start_token_id",
+    "disable_compile",
+    "is_assistant",
+    "low_memory",
+    "max_time",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "output_scores",
+    "prefill_chunk_size",
+    "prompt_lookup_num_tokens",
+    "remove_invalid_values",
+    "return_dict_in_generate",
+    "target_lookbehind",
+    "token_healing",
+    "transformers_version",
+    "use_cache",
+];
+
+/// Fields that are read.
+const READ: [&str; 26] = [
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "bos_token_id",
+    "do_sample",
+    "early_stopping",
+    "eos_token_id",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "length_penalty",
+    "max_new_tokens",
+    "min_new_tokens",
+    "min_p",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "num_return_sequences",
+    "pad_token_id",
+    "repetition_penalty",
+    "sequence_bias",
+    "stop_strings",
+    "suppress_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+];
+
+/// What transformers does without a field: to say as much changes nothing.
+fn is_neutral(field: &str, value: &Value) -> bool {
+    let number = value.as_f64();
+    match field {
+        "max_length" => number == Some(20.0),
+        "guidance_scale" | "encoder_repetition_penalty" | "num_beam_groups" => number == Some(1.0),
+        "min_length" | "encoder_no_repeat_ngram_size" | "diversity_penalty" | "penalty_alpha" => {
+            number == Some(0.0)
+        }
+        _ => {
+            matches!(value, Value::Null | Value::Bool(false)) || value == &Value::Array(Vec::new())
+        }
+    }
+}
+
+/// Fields of a `generation_config.json` that are passed over though they would change texts elsewhere, and
+/// those that nobody knows.
+#[must_use]
+pub fn passed_over(json: &str) -> Vec<String> {
+    let object: Map<String, Value> = serde_json::from_str(json).unwrap_or_default();
+    let fields = object.into_iter().filter(|(field, value)| {
+        let is_known = READ.contains(&field.as_str()) || IDLE.contains(&field.as_str());
+        !is_known && !is_neutral(field, value)
+    });
+    fields.map(|(field, _)| field).collect()
 }
 
 struct Fields<'a> {
@@ -78,6 +182,22 @@ impl OneOrMany {
         match self {
             Self::One(id) => vec![id],
             Self::Many(ids) => ids,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a text or a list of texts")]
+enum Strings {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Strings {
+    fn into_vec(self) -> Vec<String> {
+        match self {
+            Self::One(text) => vec![text],
+            Self::Many(texts) => texts,
         }
     }
 }
@@ -139,6 +259,55 @@ mod tests {
         assert_eq!(read.eos_token_ids, Some(vec![2, 50118]));
         assert_eq!(read.early_stopping, Some(EarlyStopping::True));
         assert_eq!(self::read("{}").unwrap(), GenerationOverrides::default());
+    }
+
+    #[test]
+    fn rules_over_scores_are_read() {
+        let read = read(
+            r#"{"min_p": 0.1, "typical_p": 0.9, "epsilon_cutoff": 3e-4, "eta_cutoff": 1e-3, "stop_strings": "\n",
+                "begin_suppress_tokens": [2], "bad_words_ids": [[5], [6, 7]], "sequence_bias": [[[8, 9], -1.5]],
+                "forced_bos_token_id": 0, "forced_eos_token_id": 2}"#,
+        );
+        let expected = GenerationOverrides {
+            min_p: Some(0.1),
+            typical_p: Some(0.9),
+            epsilon_cutoff: Some(3e-4),
+            eta_cutoff: Some(1e-3),
+            stop: Some(vec!["\n".into()]),
+            begin_suppress_tokens: Some(vec![2]),
+            bad_words_ids: Some(vec![vec![5], vec![6, 7]]),
+            sequence_bias: Some(vec![SequenceBias {
+                tokens: vec![8, 9],
+                bias: -1.5,
+            }]),
+            forced_bos_token_id: Some(0),
+            forced_eos_token_ids: Some(vec![2]),
+            ..Default::default()
+        };
+        assert_eq!(read.unwrap(), expected);
+        let two =
+            self::read(r#"{"stop_strings": ["a", "b"], "forced_eos_token_id": [2, 3]}"#).unwrap();
+        assert_eq!(
+            two.stop.unwrap().len() + two.forced_eos_token_ids.unwrap().len(),
+            4
+        );
+    }
+
+    #[test]
+    fn what_is_passed_over_is_named() {
+        let fields = passed_over(
+            r#"{"exponential_decay_length_penalty": [5, 1.1], "guidance_scale": 1.5, "max_length": 60, "num_beans": 5,
+                "min_p": 0.1, "use_cache": true, "constraints": null}"#,
+        );
+        assert_eq!(
+            fields.join(" "),
+            "exponential_decay_length_penalty guidance_scale max_length num_beans"
+        );
+        // What transformers itself writes says nothing else than we do.
+        let published = r#"{"_from_model_config": true, "bos_token_id": 2, "eos_token_id": 50118, "pad_token_id": 1,
+            "decoder_start_token_id": 0, "max_length": 20, "min_length": 0, "guidance_scale": 1.0, "diversity_penalty": 0.0,
+            "num_beam_groups": 1, "renormalize_logits": false, "transformers_version": "4.47.1"}"#;
+        assert!(passed_over(published).is_empty());
     }
 
     #[test]

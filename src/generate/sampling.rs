@@ -87,6 +87,10 @@ mod tests {
         temperature: 1.0,
         top_k: 0,
         top_p: 1.0,
+        min_p: 0.0,
+        typical_p: 1.0,
+        epsilon_cutoff: 0.0,
+        eta_cutoff: 0.0,
     };
 
     fn row(probabilities: &[f32]) -> Vec<Candidate> {

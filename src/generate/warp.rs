@@ -3,8 +3,8 @@ use super::{
     processors::{falling, sort_best_first},
 };
 
-/// How scores become the distribution a token is drawn from: temperature, then top-k, then top-p
-/// (transformers' order and rules).
+/// How scores become the distribution a token is drawn from: temperature, then top-k, top-p, min-p,
+/// typical, epsilon and eta cutoffs (transformers' order and rules).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Warp {
     /// Divides the scores.
@@ -13,6 +13,14 @@ pub struct Warp {
     pub top_k: usize,
     /// Keeps the smallest set of best tokens whose probabilities sum to at least this; 1 is off.
     pub top_p: f64,
+    /// Keeps tokens at least this share as probable as the best; 0 is off.
+    pub min_p: f64,
+    /// Keeps the tokens of nearly the entropy's surprise whose probabilities sum to this; 1 is off.
+    pub typical_p: f64,
+    /// Keeps tokens at least so probable; 0 is off.
+    pub epsilon_cutoff: f64,
+    /// Keeps tokens at least as probable as the smaller of this and `√this · e^−entropy`; 0 is off.
+    pub eta_cutoff: f64,
 }
 
 /// A token that may be drawn.
@@ -33,6 +41,10 @@ impl Warp {
             temperature: options.temperature as f32,
             top_k: options.top_k,
             top_p: options.top_p,
+            min_p: options.min_p,
+            typical_p: options.typical_p,
+            epsilon_cutoff: options.epsilon_cutoff,
+            eta_cutoff: options.eta_cutoff,
         }
     }
 
@@ -56,8 +68,16 @@ impl Warp {
         sort_best_first(&mut kept);
         self.keep_top_k(&mut kept);
         let mut weights = self.probabilities(&kept);
-        if self.top_p < 1.0 {
-            let removed = self.below_top_p(&kept, &weights);
+        type Rule = fn(&Warp, &[Candidate], &[f64]) -> Vec<bool>;
+        let rules: [(bool, Rule); 5] = [
+            (self.top_p < 1.0, Self::below_top_p),
+            (self.min_p > 0.0, Self::below_min_p),
+            (self.typical_p < 1.0, Self::not_typical),
+            (self.epsilon_cutoff > 0.0, Self::below_epsilon),
+            (self.eta_cutoff > 0.0, Self::below_eta),
+        ];
+        for (_, removed) in rules.into_iter().filter(|(is_on, _)| *is_on) {
+            let removed = removed(self, &kept, &weights);
             kept = keep_others(kept, &removed);
             weights = self.probabilities(&kept);
         }
@@ -111,6 +131,56 @@ impl Warp {
         }
         removed
     }
+
+    fn below_min_p(&self, _: &[Candidate], probabilities: &[f64]) -> Vec<bool> {
+        let best = probabilities.first().copied().unwrap_or_default();
+        below(probabilities, self.min_p * best)
+    }
+
+    /// Which of the tokens to drop: those whose surprise is further from the entropy than that of the token
+    /// at which the probabilities, going outwards from the entropy, reach `typical_p`.
+    fn not_typical(&self, _: &[Candidate], probabilities: &[f64]) -> Vec<bool> {
+        let entropy = entropy(probabilities);
+        let distance = |index: usize| (-probabilities[index].ln() - entropy).abs();
+        let mut nearest: Vec<usize> = (0..probabilities.len()).collect();
+        nearest.sort_by(|&a, &b| distance(a).total_cmp(&distance(b)));
+        let mut sum = 0.0;
+        let within = nearest.iter().take_while(|&&index| {
+            sum += probabilities[index];
+            (sum as f32) < self.typical_p as f32
+        });
+        let last = within.count().min(nearest.len().saturating_sub(1));
+        let Some(&last) = nearest.get(last) else {
+            return Vec::new();
+        };
+        let mut removed: Vec<bool> = (0..probabilities.len())
+            .map(|index| distance(index) > distance(last))
+            .collect();
+        removed[nearest[0]] = false;
+        removed
+    }
+
+    fn below_epsilon(&self, _: &[Candidate], probabilities: &[f64]) -> Vec<bool> {
+        below(probabilities, self.epsilon_cutoff)
+    }
+
+    fn below_eta(&self, _: &[Candidate], probabilities: &[f64]) -> Vec<bool> {
+        let bound = self.eta_cutoff.sqrt() * (-entropy(probabilities)).exp();
+        below(probabilities, self.eta_cutoff.min(bound))
+    }
+}
+
+/// Which probabilities, falling, are below `least`; those as high as the best are not.
+fn below(probabilities: &[f64], least: f64) -> Vec<bool> {
+    let best = probabilities.first().copied().unwrap_or_default();
+    let removed = |&p: &f64| (p as f32) < least as f32 && p < best;
+    probabilities.iter().map(removed).collect()
+}
+
+/// The entropy of a distribution, in nats.
+fn entropy(probabilities: &[f64]) -> f64 {
+    let terms = probabilities.iter().filter(|&&p| p > 0.0);
+    -terms.map(|p| p * p.ln()).sum::<f64>()
 }
 
 fn keep_others(candidates: Vec<Candidate>, removed: &[bool]) -> Vec<Candidate> {
@@ -138,6 +208,10 @@ mod tests {
         temperature: 1.0,
         top_k: 0,
         top_p: 1.0,
+        min_p: 0.0,
+        typical_p: 1.0,
+        epsilon_cutoff: 0.0,
+        eta_cutoff: 0.0,
     };
 
     fn tokens(warp: Warp, scores: &[f32]) -> Vec<u32> {

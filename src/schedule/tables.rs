@@ -18,6 +18,17 @@ impl<'a> From<&'a GenerationOptions> for RowRules<'a> {
             max_new_tokens: options.max_new_tokens,
             eos_token_ids: &options.eos_token_ids,
             suppress_tokens: &options.suppress_tokens,
+            begin_suppress_tokens: &options.begin_suppress_tokens,
+            begin: usize::from(options.forced_bos_token_id.is_some()),
+            forced_first: options.forced_bos_token_id.as_slice(),
+            forced_last: &options.forced_eos_token_ids,
+            biased_runs: (options.sequence_bias.iter())
+                .map(|run| (run.tokens.as_slice(), run.bias))
+                .collect(),
+            bad_runs: (options.bad_words_ids.iter())
+                .filter(|word| !matches!(word[..], [end] if options.eos_token_ids.contains(&end)))
+                .map(Vec::as_slice)
+                .collect(),
         }
     }
 }

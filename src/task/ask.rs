@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{CaptionOptions, ImageSource, Preset, Text, VqaOptions};
+use crate::Error;
+use crate::generate::{GenerationOptions, GenerationOverrides};
+
+use super::{Blip2, CaptionOptions, ImageSource, Preset, Text, VqaOptions};
 
 /// One thing to say about an image.
 #[derive(Debug, Clone)]
@@ -34,6 +37,31 @@ impl Ask {
             Self::Caption(options) => options.preset,
             Self::Question { options, .. } => options.preset,
         }
+    }
+
+    /// The options of generation that it sets itself.
+    fn overrides(&self) -> &GenerationOverrides {
+        match self {
+            Self::Caption(options) => &options.generation,
+            Self::Question { options, .. } => &options.generation,
+        }
+    }
+}
+
+impl Blip2 {
+    /// Checks what is asked without running anything, so that a program can fail before it reads a thousand
+    /// images. Gives the options of generation that it sets though they change nothing, by their names in
+    /// `generation_config.json`: those of drawing where nothing is drawn, those of beams where there are none.
+    ///
+    /// # Errors
+    /// Options that do not go together, or a prompt too long for the model.
+    pub fn check(&self, ask: &Ask) -> Result<Vec<&'static str>, Error> {
+        let (door, prompt) = (&self.handle.door, self.prompter().prompt(ask)?);
+        let options: &GenerationOptions = &prompt.options;
+        if let Ask::Caption(_) = ask {
+            door.limits().check_length(prompt.text.len(), options)?;
+        }
+        Ok(options.without_effect(ask.overrides()))
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::Error;
 #[cfg(feature = "convert")]
 use crate::convert::{CheckpointParts, assemble};
-use crate::generate::{GenerateError, GenerationOptions, GenerationOverrides};
+use crate::generate::{GenerateError, GenerationOptions, GenerationOverrides, passed_over};
 use crate::image::Preprocessor;
 use crate::model::Blip2Config;
 use crate::model::config::{ConfigError, LanguageConfig};
@@ -207,19 +207,63 @@ impl CheckpointFiles {
         Ok(tokenizer)
     }
 
-    /// What prepares images of `side` pixels; `is_asked`: whether somebody asked for that size.
-    pub(super) fn preprocessor(&self, side: u32, is_asked: bool) -> Result<Preprocessor, Error> {
-        let preprocessor = match &self.preprocessor {
+    /// The preprocessor as the checkpoint's file has it, of `side` pixels where it does not say.
+    fn stated_preprocessor(&self, side: u32) -> Result<Preprocessor, Error> {
+        Ok(match &self.preprocessor {
             SmallFile::Folder(folder) => Preprocessor::from_files(folder, side)?,
             SmallFile::Text(text, name) => {
                 Preprocessor::from_json(text.as_bytes(), &name.to_string_lossy(), side)?
             }
-        };
+        })
+    }
+
+    /// What prepares images of `side` pixels; `is_asked`: whether somebody asked for that size.
+    pub(super) fn preprocessor(&self, side: u32, is_asked: bool) -> Result<Preprocessor, Error> {
+        let preprocessor = self.stated_preprocessor(side)?;
         // Not 1×1: a size by the shortest edge leaves other images than square ones oblong.
         if is_asked || preprocessor.output_size(1, 2) != (side, side) {
             return Ok(preprocessor.with_size(side)?);
         }
         Ok(preprocessor)
+    }
+
+    /// Says which settings beside the weights are passed over.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(super) fn warn_of_passed_over(&self, side: u32, is_asked: bool) -> Result<(), Error> {
+        let (json, file) = self.generation_file()?;
+        let fields = passed_over(&json.unwrap_or_default());
+        if !fields.is_empty() {
+            log::warn!(
+                "{}: passed over: {}; this program does not know them, so texts may differ from other programs'",
+                file.display(),
+                fields.join(", ")
+            );
+        }
+        let stated = self.stated_preprocessor(side)?;
+        if !is_asked && stated.output_size(1, 2) != (side, side) {
+            let file = match &self.preprocessor {
+                SmallFile::Folder(folder) => folder.join("preprocessor_config.json"),
+                SmallFile::Text(_, name) => name.clone(),
+            };
+            log::warn!(
+                "{}: passed over: `size` or `do_resize`; images are made {side}x{side}, the `image_size` of the model",
+                file.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// The text of `generation_config.json`, where there is one, and its name.
+    fn generation_file(&self) -> Result<(Option<Cow<'static, str>>, PathBuf), Error> {
+        Ok(match &self.generation {
+            SmallFile::Text(text, name) => (Some(text.clone()), name.clone()),
+            SmallFile::Folder(folder) => {
+                let file = folder.join("generation_config.json");
+                (read_optional(&file)?.map(Cow::Owned), file)
+            }
+        })
     }
 
     /// The checkpoint's generation options: transformers' defaults, the configuration's special
@@ -234,13 +278,7 @@ impl CheckpointFiles {
             bos_token_id: language.bos_token_id(),
             ..GenerationOptions::default()
         };
-        let (json, file) = match &self.generation {
-            SmallFile::Text(text, name) => (Some(text.clone()), name.clone()),
-            SmallFile::Folder(folder) => {
-                let file = folder.join("generation_config.json");
-                (read_optional(&file)?.map(Cow::Owned), file)
-            }
-        };
+        let (json, file) = self.generation_file()?;
         let Some(json) = json else {
             return Ok(defaults);
         };

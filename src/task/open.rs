@@ -47,6 +47,7 @@ pub(super) async fn open<M: Send>(
     let image_size = run_size(files.config(), options.image_size)?;
     let is_asked = options.image_size.is_some();
     let preprocessor = files.preprocessor(image_size as u32, is_asked)?;
+    files.warn_of_passed_over(image_size as u32, is_asked)?;
     let (config, checkpoint) = files.into_parts();
     let load = |tensors: &Tensors| load(tensors, &config, image_size);
     list_tensors(Some(&checkpoint), load)?;

@@ -75,6 +75,44 @@ fn numbers_without_measure() {
 }
 
 #[test]
+fn flags_that_change_nothing_are_named() {
+    let warned = |flags: &[&str]| caption(TINY, &[flags, &[HOUSE]].concat()).exits(0).stderr;
+    let draws = [
+        "--temperature",
+        "0.5",
+        "--top-p",
+        "0.9",
+        "--top-k",
+        "5",
+        "--seed",
+        "3",
+    ];
+    assert_eq!(
+        warned(&draws),
+        [
+            "warn: --temperature, --top-k, --top-p, --seed: no effect where nothing is drawn; add --sample"
+        ]
+    );
+    let beams = ["--length-penalty", "2", "--early-stopping"];
+    assert_eq!(
+        warned(&beams),
+        ["warn: --length-penalty, --early-stopping: no effect without beams; add --beams N"]
+    );
+    assert_eq!(warned(&[&draws[..], &["--sample"]].concat()), [""; 0]);
+    assert_eq!(warned(&[&beams[..], &["--beams", "2"]].concat()), [""; 0]);
+    assert_eq!(
+        warned(&[&beams[..], &["--preset", "lavis"]].concat()),
+        [""; 0]
+    );
+    let streamed = warned(&["--stream", "--batch-size", "4"]);
+    assert!(
+        streamed[0].contains("--batch-size: no effect with --stream"),
+        "{streamed:?}"
+    );
+    assert_eq!(warned(&[&draws[..], &["--quiet"]].concat()), [""; 0]);
+}
+
+#[test]
 fn the_same_seed_gives_the_same_text() {
     let sample = |seed: &str, batch_size: &str| {
         let flags = [

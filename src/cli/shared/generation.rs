@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use crate::generate::GenerationOverrides;
 use crate::task::{CaptionOptions, Preset, VqaOptions, Work};
 
+use super::output::Output;
+
 /// How to choose tokens. Flags left out keep the preset's or the checkpoint's value.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Generation")]
@@ -163,6 +165,13 @@ impl GenerationArgs {
             },
             beams: self.beams.or((!is_own).then_some(5)),
             new_tokens: self.max_new_tokens.or((!is_own).then_some(30)),
+        }
+    }
+
+    /// Says that texts shown as they come are made one at a time, where another number is asked for.
+    pub fn warn_of_batch_size(&self, output: &Output) {
+        if self.stream && self.batch_size.0.is_some_and(|size| size > 1) {
+            output.warning("--batch-size: no effect with --stream, which shows one text at a time");
         }
     }
 

@@ -92,7 +92,7 @@ impl Run<'_> {
         let mut model = shared
             .open(self.image_size, generation.work(), output)
             .await?;
-        check(&model, ask)?;
+        check(&model, ask, generation, output)?;
         let results = match earlier.map(EarlierResults::begin).transpose() {
             Ok(results) => results,
             Err(error) => return Ok(output.fail(&error)),
@@ -282,11 +282,29 @@ impl Run<'_> {
 ///
 /// # Errors
 /// Options that do not go together or with the model.
-pub fn check(model: &Blip2, ask: &Ask) -> Result<(), Error> {
-    match ask {
-        Ask::Caption(options) => model.check_caption_options(options),
-        Ask::Question { options, .. } => model.check_vqa_options(options),
+pub fn check(
+    model: &Blip2,
+    ask: &Ask,
+    generation: &GenerationArgs,
+    output: &Output,
+) -> Result<(), Error> {
+    let idle = model.check(ask)?;
+    let is_of_beams = |option: &&str| matches!(*option, "length_penalty" | "early_stopping");
+    let (of_beams, of_draws): (Vec<_>, Vec<_>) = idle.into_iter().partition(is_of_beams);
+    for (options, remedy) in [
+        (of_beams, "without beams; add --beams N"),
+        (of_draws, "where nothing is drawn; add --sample"),
+    ] {
+        if !options.is_empty() {
+            let flags = options
+                .iter()
+                .map(|option| format!("--{}", option.replace('_', "-")));
+            let flags = flags.collect::<Vec<_>>().join(", ");
+            output.warning(&format!("{flags}: no effect {remedy}"));
+        }
     }
+    generation.warn_of_batch_size(output);
+    Ok(())
 }
 
 /// The question that is asked, if one is.

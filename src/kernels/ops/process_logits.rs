@@ -60,7 +60,7 @@ pub fn process_logits(program: &mut ProgramBuilder, inputs: &ProcessLogits) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::generate::{GenerationOptions, ScoreProcessors};
+    use crate::generate::{GenerationOptions, ScoreProcessors, SequenceBias};
     use crate::kernels::ops::row_rules::rows_of;
     use crate::kernels::testing::{Random, gpus, run, upload};
 
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn equals_the_processors_of_generate_row_by_row() {
-        // Each row by its own rules, at three stages of a text.
+        // Each row by its own rules, at four stages of a text.
         let rules: Vec<_> = [
             options(1.15, 0, 0),
             options(1.0, 2, 0),
@@ -85,12 +85,38 @@ mod tests {
             options(0.8, 3, 3),
             options(1.3, 1, 9),
             options(1.0, 0, 0),
+            GenerationOptions {
+                begin_suppress_tokens: vec![1, 200],
+                sequence_bias: (0..40)
+                    .map(|run| SequenceBias {
+                        tokens: (0..=run % 4).map(|token| (run + token) % 7).collect(),
+                        bias: run as f32 - 20.5,
+                    })
+                    .collect(),
+                bad_words_ids: (0..9)
+                    .map(|run| (0..=run % 3).map(|token| (run * 3 + token) % 8).collect())
+                    .collect(),
+                ..options(1.2, 2, 2)
+            },
+            GenerationOptions {
+                forced_bos_token_id: Some(9),
+                forced_eos_token_ids: vec![2, 299],
+                begin_suppress_tokens: vec![3],
+                max_new_tokens: 4,
+                ..options(1.0, 3, 0)
+            },
+            GenerationOptions {
+                forced_bos_token_id: Some(9),
+                forced_eos_token_ids: vec![5],
+                max_new_tokens: 1,
+                ..options(1.0, 0, 0)
+            },
         ]
         .iter()
-        .flat_map(|options| [options.clone(), options.clone(), options.clone()])
+        .flat_map(|options| vec![options.clone(); 4])
         .collect();
         let (rows, vocab, stride) = (rules.len(), 300, 90);
-        let state: Vec<[u32; 2]> = [[0, 0], [80, 3], [90, 4]].repeat(rows / 3);
+        let state: Vec<[u32; 2]> = [[0, 0], [7, 1], [80, 3], [90, 4]].repeat(rows / 4);
         let (words, rules_stride) = rows_of(&rules);
         for gpu in gpus() {
             let mut random = Random(3);

@@ -129,9 +129,92 @@ fn generation_configurations() {
         &[FILE, "num_beams"],
     );
     refused(
-        |model| model.set(FILE, "/temperature", json!(0.0)),
+        |model| {
+            model.set(FILE, "/do_sample", json!(true));
+            model.set(FILE, "/temperature", json!(0.0));
+        },
         &[FILE, "temperature"],
     );
+    refused(
+        |model| model.set(FILE, "/bad_words_ids", json!([3])),
+        &[FILE, "`bad_words_ids`"],
+    );
+}
+
+/// Rules of a checkpoint are obeyed on the device; what is passed over is named once, a neutral value not.
+#[test]
+fn generation_settings_are_obeyed_or_named() {
+    let model = ModelCopy::new();
+    const FILE: &str = "generation_config.json";
+    model.set(FILE, "/temperature", json!(0.0));
+    model.set(FILE, "/guidance_scale", json!(1.0));
+    let run = caption(model.path(), &[HOUSE]).exits(0);
+    assert!(run.stderr.is_empty(), "{run:#?}");
+    let plain = &plain_captions()[0]["tokens"];
+    assert_eq!(run.json()[0]["tokens"], *plain);
+    let tokens: Vec<u64> = plain
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| t.as_u64().unwrap())
+        .collect();
+
+    let said = |field: &str, value: Value, flags: &[&str]| {
+        let model = ModelCopy::new();
+        model.set(FILE, &format!("/{field}"), value);
+        let line = caption(model.path(), &[flags, &[HOUSE]].concat())
+            .exits(0)
+            .one_json();
+        let tokens = line["tokens"].as_array().unwrap().clone();
+        tokens
+            .iter()
+            .map(|token| token.as_u64().unwrap())
+            .collect::<Vec<_>>()
+    };
+    let beams = ["--beams", "3"];
+    for flags in [&[][..], &beams[..]] {
+        let greedy_or_best = said("use_cache", json!(true), flags);
+        let [first, second] = [greedy_or_best[0], greedy_or_best[1]];
+        let without = said("bad_words_ids", json!([[first, second]]), flags);
+        assert!(
+            without.windows(2).all(|pair| pair != [first, second]),
+            "{without:?}"
+        );
+        assert_ne!(
+            said("begin_suppress_tokens", json!([first]), flags)[0],
+            first
+        );
+        assert_eq!(said("forced_bos_token_id", json!(77), flags)[0], 77);
+        let ended = said(
+            "forced_eos_token_id",
+            json!(2),
+            &[flags, &["--max-new-tokens", "2"]].concat(),
+        );
+        assert_eq!(ended.len(), 2);
+        assert_eq!(ended[1], 2);
+        let pushed = said("sequence_bias", json!([[[88], 1000.0]]), flags);
+        assert!(pushed.iter().all(|&token| token == 88), "{pushed:?}");
+    }
+    // A draw from the tokens as probable as the best is greedy.
+    let coldest = said("min_p", json!(1.0), &["--sample", "--top-k", "0"]);
+    assert_eq!(coldest, tokens);
+
+    model.set(FILE, "/guidance_scale", json!(1.5));
+    model.set(FILE, "/exponential_decay_length_penalty", json!([5, 1.1]));
+    let run = caption(model.path(), &[HOUSE, BOAT]).exits(0);
+    assert_eq!(run.stderr.len(), 1, "{run:#?}");
+    run.says(&[FILE, "exponential_decay_length_penalty, guidance_scale"]);
+
+    let model = ModelCopy::new();
+    model.set(
+        "preprocessor_config.json",
+        "/size",
+        json!({"height": 28, "width": 28}),
+    );
+    let run = caption(model.path(), &[HOUSE])
+        .exits(0)
+        .says(&["preprocessor_config.json", "`size`"]);
+    assert_eq!(run.json()[0]["tokens"], *plain);
 }
 
 /// Ids that no token has reach no memory, and change nothing: shaders run without bounds checks.

@@ -187,7 +187,7 @@ impl<'a> Evaluation<'a> {
         let (output, predictions) = (self.output, &mut self.predictions);
         let work = generation.work();
         let mut model = shared.open(image_size, work, output).await?;
-        check(&model, &first.ask)?;
+        check(&model, &first.ask, generation, output)?;
         let items: Vec<Item> = jobs
             .iter()
             .map(|job| Item {

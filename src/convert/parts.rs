@@ -352,14 +352,14 @@ impl Gathered {
             .collect();
         let unused: HashSet<&str> = self.checkpoint.unused(names()).into_iter().collect();
         let blocks = config.vision.num_hidden_layers;
-        let of_no_use = |name: &str| match vision_block(name) {
-            Some(block) if block >= blocks => {
+        let of_no_use = |name: &str| {
+            if config.is_beyond_blocks(name) {
                 Some(format!("beyond the {blocks} blocks that the model runs"))
-            }
-            _ if name.ends_with("coder.embed_tokens.weight") => {
+            } else if name.ends_with("coder.embed_tokens.weight") {
                 Some("a copy of the token embedding".into())
+            } else {
+                None
             }
-            _ => None,
         };
         let left_out = self.left_out.iter();
         let mut left_out: Vec<(String, String)> = left_out
@@ -380,10 +380,4 @@ impl Gathered {
         unknown.sort();
         (left_out, unknown)
     }
-}
-
-/// The number of the block of the vision transformer that a tensor of the model belongs to.
-fn vision_block(canonical: &str) -> Option<usize> {
-    let rest = canonical.strip_prefix("vision_model.encoder.layers.")?;
-    rest.split('.').next()?.parse().ok()
 }

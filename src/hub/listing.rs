@@ -17,8 +17,10 @@ const MAX_BYTES: u64 = 32 << 20;
 const MOST_NAMED: usize = 20;
 
 /// Files besides the weights that a checkpoint may have.
-pub(super) const SMALL: [&str; 13] = [
+/// The adapter's is of use in so far as such a checkpoint is refused.
+pub(super) const SMALL: [&str; 14] = [
     "config.json",
+    "adapter_config.json",
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",

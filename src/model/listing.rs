@@ -22,6 +22,26 @@ impl Blip2Config {
             }
         })
     }
+
+    /// Tensors of `checkpoint` that are no part of the model: it may be another's.
+    ///
+    /// # Errors
+    /// As [`Blip2Config::tensors`].
+    pub fn left_over<'c>(&self, checkpoint: &'c Checkpoint) -> Result<Vec<&'c str>, WeightsError> {
+        let specs = self.tensors(Some(checkpoint))?;
+        let names = specs.iter().map(|spec| spec.name.as_str());
+        let unused = checkpoint.unused(names).into_iter();
+        Ok(unused.filter(|name| !self.is_beyond_blocks(name)).collect())
+    }
+
+    /// Whether a tensor belongs to a block of the vision transformer that the model does not run: LAVIS's and
+    /// mmpretrain's files have one more.
+    #[must_use]
+    pub fn is_beyond_blocks(&self, name: &str) -> bool {
+        let rest = name.strip_prefix("vision_model.encoder.layers.");
+        let block = rest.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+        block.is_some_and(|block| block >= self.vision.num_hidden_layers)
+    }
 }
 
 #[cfg(test)]

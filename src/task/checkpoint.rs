@@ -14,7 +14,7 @@ use crate::model::config::{ConfigError, LanguageConfig};
 use crate::text::{BertTokenizer, Tokenizer};
 #[cfg(feature = "convert")]
 use crate::weights::is_pytorch;
-use crate::weights::{Checkpoint, folder_of};
+use crate::weights::{Checkpoint, folder_of, refuse_adapter};
 
 use super::OpenOptions;
 
@@ -64,6 +64,8 @@ impl CheckpointFiles {
     /// # Errors
     /// A file that is missing, damaged or does not fit the others.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        // An adapter alone has no `config.json`, which would be missed first.
+        refuse_adapter(path)?;
         let config = Blip2Config::open(path)?;
         let folder = || SmallFile::Folder(folder_of(path));
         Ok(Self {

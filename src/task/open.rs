@@ -1,6 +1,8 @@
 //! The one way a checkpoint comes to a device: its files checked against each other, the device
 //! opened and checked, memory planned, weights brought there.
 
+use std::path::Path;
+
 use crate::Error;
 use crate::gpu::Gpu;
 use crate::image::Preprocessor;
@@ -51,6 +53,10 @@ pub(super) async fn open<M: Send>(
     let (config, checkpoint) = files.into_parts();
     let load = |tensors: &Tensors| load(tensors, &config, image_size);
     list_tensors(Some(&checkpoint), load)?;
+    // A part of a model may be opened alone, whose rest is not there.
+    if let Ok(left_over) = config.left_over(&checkpoint) {
+        warn_of_left_over(checkpoint.path(), &left_over);
+    }
 
     let gpu = open_device(options, &checkpoint).await?;
     let phase = gpu.phase("load");
@@ -77,6 +83,24 @@ pub(super) async fn open<M: Send>(
         preprocessor,
         image_size,
     })
+}
+
+/// Names the tensors that no part of the model takes.
+fn warn_of_left_over(checkpoint: &Path, names: &[&str]) {
+    const MOST_NAMED: usize = 5;
+    if names.is_empty() {
+        return;
+    }
+    let more = match names.len().saturating_sub(MOST_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    log::warn!(
+        "{}: {} tensors are no part of the model and are left out: {}{more}; is config.json that of these weights?",
+        checkpoint.display(),
+        names.len(),
+        names[..names.len().min(MOST_NAMED)].join(", ")
+    );
 }
 
 /// The device, on which every kernel that it can run on the weights of `checkpoint` has been

@@ -7,6 +7,7 @@ use safetensors::Dtype;
 
 use crate::gpu::WeightFormat;
 
+use super::adapter::{is_of_adapter, refuse_adapter};
 use super::error::WeightsError;
 use super::files::{DOWNLOAD_AGAIN, File, Found, INDEX, find, folder_of};
 use super::formats::{self, Entry};
@@ -45,6 +46,7 @@ impl Checkpoint {
     /// never a panic, whatever the files hold.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, WeightsError> {
         let path = path.as_ref();
+        refuse_adapter(path)?;
         let Found { files, weight_map } = find(path)?;
         let mut checkpoint = Self::empty(path);
         for file in files {
@@ -89,6 +91,12 @@ impl Checkpoint {
     ) -> Result<(), WeightsError> {
         let shard = file.name();
         for (name, entry) in formats::read(&file)? {
+            if is_of_adapter(&name) {
+                return Err(WeightsError::NotMerged {
+                    file: file.path,
+                    tensor: name,
+                });
+            }
             let elsewhere = weight_map.get(&name).is_some_and(|holder| *holder != shard);
             if !elsewhere {
                 let stored = Stored {

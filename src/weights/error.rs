@@ -28,6 +28,30 @@ pub enum WeightsError {
         /// What was found instead.
         found: String,
     },
+    /// The folder has an adapter, which is not applied.
+    #[error(
+        "{}: an adapter ({kind}{base}) lies in this folder, which would change the model and is not applied here; merge it into the weights (peft: merge_and_unload, then save_pretrained), or take this file away to have the model without it",
+        file.display()
+    )]
+    Adapter {
+        /// Its configuration.
+        file: PathBuf,
+        /// What `peft` calls its kind: "LORA".
+        kind: String,
+        /// The model that it is for, as in ", of Salesforce/blip2-opt-2.7b"; may be empty.
+        base: String,
+    },
+    /// The weights are an adapter's, or have one that is not merged.
+    #[error(
+        "{}: tensor {tensor:?} is an adapter's, which is not applied here; merge it into the weights (peft: merge_and_unload, then save_pretrained)",
+        file.display()
+    )]
+    NotMerged {
+        /// The weights.
+        file: PathBuf,
+        /// The first such tensor.
+        tensor: String,
+    },
     /// The shard index is unreadable or says something impossible.
     #[error("{}: {problem}; download the index again", file.display())]
     BadIndex {

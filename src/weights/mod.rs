@@ -6,6 +6,7 @@
 //! ([`list_tensors`]) to know what there is, over an [`Outline`] to be filled with what
 //! [`Weight::write_rows`] and its kin convert straight from the mapping into mapped device buffers.
 
+mod adapter;
 mod checkpoint;
 mod dtype;
 mod error;
@@ -25,6 +26,7 @@ mod weight;
 #[cfg(test)]
 mod test_files;
 
+pub use adapter::refuse_adapter;
 pub use checkpoint::Checkpoint;
 pub use dtype::{BadElement, Format, SourceFormat, convert_elements};
 pub use error::{UploadError, WeightsError};

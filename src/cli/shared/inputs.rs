@@ -89,10 +89,12 @@ pub enum InputError {
         source: io::Error,
     },
     /// A folder that has no image in it, nor in the folders below.
-    #[error("{name}: the folder has no images; images are the files ending in {}", EXTENSIONS.join(", "))]
+    #[error("{name}: the folder has no images{has}; images are the files ending in {}", EXTENSIONS.join(", "))]
     NoImages {
         /// The folder.
         name: String,
+        /// What it has, as in " (2 .avif, 1 .txt)"; empty where it has nothing.
+        has: String,
     },
     /// A link that leads nowhere.
     #[error("{name}: the link leads to nothing ({source}); mend or remove it")]
@@ -128,6 +130,15 @@ pub enum InputError {
         /// What the system answered.
         source: io::Error,
     },
+}
+
+/// Numbers of files by their ending, in words.
+fn counted(files: &BTreeMap<String, usize>) -> String {
+    let counts = files.iter().map(|(ending, count)| match &ending[..] {
+        "" => format!("{count} without an ending"),
+        ending => format!("{count} .{ending}"),
+    });
+    counts.collect::<Vec<_>>().join(", ")
 }
 
 /// More words for a pattern whose brackets may be meant as they are.
@@ -203,14 +214,7 @@ impl Found {
         if self.left_out.is_empty() {
             return (None, false);
         }
-        let counts = self
-            .left_out
-            .iter()
-            .map(|(ending, count)| match &ending[..] {
-                "" => format!("{count} without an ending"),
-                ending => format!("{count} .{ending}"),
-            });
-        let counts = counts.collect::<Vec<_>>().join(", ");
+        let counts = counted(&self.left_out);
         let is_picture = |ending: &String| UNREAD_EXTENSIONS.contains(&ending.as_str());
         let has_pictures = self.left_out.keys().any(is_picture);
         let remedy = match has_pictures {
@@ -262,11 +266,20 @@ impl Found {
 
     fn add_folder(&mut self, folder: &Path) {
         let before = (self.images.len(), self.errors.len());
+        let left_out = std::mem::take(&mut self.left_out);
         self.add_images_of(folder);
+        let here = std::mem::replace(&mut self.left_out, left_out);
         if (self.images.len(), self.errors.len()) == before {
-            self.errors.push(InputError::NoImages {
-                name: name_of(folder),
-            });
+            let has = match here.is_empty() {
+                true => String::new(),
+                false => format!(" ({})", counted(&here)),
+            };
+            let name = name_of(folder);
+            self.errors.push(InputError::NoImages { name, has });
+        } else {
+            for (ending, count) in here {
+                *self.left_out.entry(ending).or_default() += count;
+            }
         }
     }
 

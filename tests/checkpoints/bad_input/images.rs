@@ -211,7 +211,7 @@ fn folders_and_patterns_without_images() {
     let run = caption(TINY, &[&folder, HOUSE, &pattern, &broken]).exits(1);
     assert_eq!(run.one_json()["image"], HOUSE);
     let run = run.says(&[
-        "the folder has no images",
+        "the folder has no images (1 .txt)",
         "no image matches",
         "valid pattern",
     ]);

@@ -316,3 +316,85 @@ fn shards() {
         &["b.safetensors", "truncated", "again"],
     );
 }
+
+/// Adds a tensor of two numbers.
+fn add_tensor(weights: &mut Safetensors, name: &str) {
+    let start = weights.data.len();
+    weights.data.extend([0; 8]);
+    let tensor = json!({"dtype": "F32", "shape": [2], "data_offsets": [start, start + 8]});
+    weights.header.insert(name.into(), tensor);
+}
+
+/// An adapter would change the model: to pass over it is to give another model's texts.
+#[test]
+fn adapters_are_refused_by_name() {
+    const CONFIG: &str = "adapter_config.json";
+    let config =
+        json!({"peft_type": "LORA", "base_model_name_or_path": "Salesforce/blip2-opt-2.7b"});
+    let beside: Spoil = |model| model.write(CONFIG, "{\"peft_type\": \"LORA\"}");
+    refused(beside, &[CONFIG, "LORA", "merge_and_unload"]);
+    refused(
+        |model| model.write(CONFIG, ""),
+        &[CONFIG, "merge_and_unload"],
+    );
+    let model = ModelCopy::new();
+    model.write(CONFIG, config.to_string());
+    let out = model.file("converted");
+    let out = out.to_str().unwrap();
+    let model_path = model.path().to_str().unwrap();
+    for command in [
+        &["inspect", model_path][..],
+        &["convert", model_path, out],
+        &["vqa", HOUSE, "what?", "--model", model_path],
+        &["embed", "image", HOUSE, "--out", out, "--model", model_path],
+    ] {
+        run(command)
+            .exits(1)
+            .one_error(&[CONFIG, "LORA, of Salesforce/blip2-opt-2.7b"]);
+    }
+    // An adapter alone.
+    model.remove(&["config.json", WEIGHTS]);
+    model.write("adapter_model.safetensors", "");
+    caption(model.path(), &[HOUSE])
+        .exits(1)
+        .one_error(&[CONFIG, "merge_and_unload"]);
+    // Its weights in the model's file, or alone.
+    let unmerged: Spoil = |model| {
+        model.tamper(|weights| {
+            add_tensor(
+                weights,
+                "language_model.model.decoder.layers.0.self_attn.q_proj.lora_A.default.weight",
+            );
+        });
+    };
+    refused(unmerged, &[WEIGHTS, "q_proj.lora_A", "merge_and_unload"]);
+}
+
+#[test]
+fn tensors_that_are_left_over_are_named_in_every_command() {
+    let model = ModelCopy::new();
+    model.tamper(|weights| {
+        for number in 0..7 {
+            add_tensor(weights, &format!("language_model.extra.{number}"));
+        }
+    });
+    let said = [
+        "7 tensors are no part of the model",
+        "language_model.extra.0",
+        "and 2 more",
+    ];
+    let line = caption(model.path(), &[HOUSE])
+        .exits(0)
+        .says(&said)
+        .one_json();
+    assert_eq!(line["tokens"], plain_captions()[0]["tokens"]);
+    let path = model.path().to_str().unwrap();
+    let out = model.file("features.npz");
+    let out = out.to_str().unwrap();
+    run(["vqa", HOUSE, "what?", "--model", path])
+        .exits(0)
+        .says(&said);
+    run(["embed", "image", HOUSE, "--out", out, "--model", path])
+        .exits(0)
+        .says(&said);
+}

@@ -1,0 +1,103 @@
+//! Adapters (LoRA and its kin, as `peft` saves them): they change a model, and are not applied here.
+//! To pass over one would give another model's texts without a word, so a checkpoint with one is
+//! refused.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::error::WeightsError;
+use super::files::folder_of;
+use super::formats::is_pytorch;
+
+/// What `peft` writes beside an adapter's weights; transformers looks for it in a model's folder.
+const CONFIG: &str = "adapter_config.json";
+
+/// Parts of names that only tensors of adapters have, and those of a model that still wears one.
+const NAME_PARTS: [&str; 22] = [
+    "base_layer",
+    "boft_R",
+    "boft_s",
+    "fourierft_spectrum",
+    "hada_t1",
+    "hada_w1_a",
+    "hada_w1_b",
+    "ia3_l",
+    "internal_xlora_classifier",
+    "lokr_w1",
+    "lokr_w1_a",
+    "lokr_w2",
+    "lora_A",
+    "lora_B",
+    "lora_E",
+    "lora_down",
+    "lora_embedding_A",
+    "lora_embedding_B",
+    "lora_magnitude_vector",
+    "modules_to_save",
+    "oft_r",
+    "vera_lambda_d",
+];
+
+/// Refuses the checkpoint at `path` if an adapter lies beside its weights, or is all there is.
+///
+/// # Errors
+/// [`WeightsError::Adapter`].
+pub fn refuse_adapter(path: &Path) -> Result<(), WeightsError> {
+    #[derive(Default, Deserialize)]
+    struct Config {
+        peft_type: Option<String>,
+        base_model_name_or_path: Option<String>,
+    }
+
+    // A file that `torch.save` wrote stands for itself, not for its folder.
+    if path.is_file() && is_pytorch(path) {
+        return Ok(());
+    }
+    let file = folder_of(path).join(CONFIG);
+    if !file.exists() {
+        return Ok(());
+    }
+    // What it says makes the message clearer; that it is there decides.
+    let config = std::fs::read(&file).ok();
+    let config = config.and_then(|text| serde_json::from_slice::<Config>(&text).ok());
+    let Config {
+        peft_type,
+        base_model_name_or_path,
+    } = config.unwrap_or_default();
+    Err(WeightsError::Adapter {
+        file,
+        kind: peft_type.unwrap_or_else(|| "of an unnamed kind".into()),
+        base: base_model_name_or_path
+            .map(|base| format!(", of {base}"))
+            .unwrap_or_default(),
+    })
+}
+
+/// Whether a tensor of this name belongs to an adapter, or to a model that wears one.
+pub(super) fn is_of_adapter(name: &str) -> bool {
+    name.split('.').any(|part| NAME_PARTS.contains(&part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_of_adapters_are_told_by_their_names() {
+        for name in [
+            "base_model.model.language_model.model.decoder.layers.0.self_attn.q_proj.lora_A.weight",
+            "language_model.model.decoder.layers.0.self_attn.q_proj.lora_A.default.weight",
+            "language_model.model.decoder.layers.0.self_attn.q_proj.base_layer.weight",
+            "base_model.model.language_model.lm_head.modules_to_save.default.weight",
+        ] {
+            assert!(is_of_adapter(name), "{name}");
+        }
+        for name in [
+            "query_tokens",
+            "vision_model.encoder.layers.0.self_attn.qkv.weight",
+        ] {
+            assert!(!is_of_adapter(name), "{name}");
+        }
+    }
+}

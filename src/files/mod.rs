@@ -5,6 +5,8 @@
 pub(crate) mod arrays;
 pub(crate) mod atomic;
 pub(crate) mod checksum;
+#[cfg(any(feature = "cli", feature = "hub"))]
+pub(crate) mod environment;
 #[cfg(feature = "cli")]
 pub(crate) mod log;
 #[cfg(feature = "eval")]

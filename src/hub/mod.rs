@@ -6,6 +6,7 @@
 //! program, or a thread of its own.
 
 mod cache;
+mod connection;
 mod denied;
 mod download;
 mod error;
@@ -13,13 +14,12 @@ mod listing;
 mod settings;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use ureq::Agent;
-use ureq::config::RedirectAuthHeaders;
 
 use cache::Cache;
 pub use cache::CacheState;
+use connection::agent;
 use denied::RequestContext;
 pub use error::HubError;
 pub use listing::{Listing, RemoteFile, RepoName};
@@ -28,34 +28,18 @@ pub use settings::HubSettings;
 /// The revision that is meant where none is named.
 pub const MAIN: &str = "main";
 
-/// How long to wait for a connection, and for the next bytes of an answer.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// A way to the hub and to its cache.
 #[derive(Debug)]
 pub struct Hub {
     settings: HubSettings,
     cache: Cache,
-    agent: Agent,
 }
 
 impl Hub {
     /// A hub of these settings. Connects to nothing yet.
     pub fn new(settings: HubSettings) -> Self {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            // The token is for the hub; where files are kept elsewhere, the address itself is the
-            // permission.
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
-            .timeout_connect(Some(PATIENCE))
-            .timeout_recv_response(Some(PATIENCE))
-            .timeout_per_read(Some(PATIENCE))
-            .user_agent(concat!("blip2-wgpu/", env!("CARGO_PKG_VERSION")))
-            .accept_encoding("identity")
-            .build();
         Self {
             cache: Cache::new(settings.cache.clone()),
-            agent: config.into(),
             settings,
         }
     }
@@ -83,7 +67,12 @@ impl Hub {
             });
         }
         self.settings.check()?;
-        listing::fetch(&self.agent, &self.settings, repo, revision)
+        listing::fetch(
+            &agent(&self.settings.endpoint)?,
+            &self.settings,
+            repo,
+            revision,
+        )
     }
 
     /// Fetches what the cache lacks of a listing and returns the checkpoint's folder. What is
@@ -98,6 +87,7 @@ impl Hub {
         listing: &Listing,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<PathBuf, HubError> {
+        let mut agent = None;
         let total = listing.bytes();
         let (mut done, mut told) = (0, false);
         for file in &listing.files {
@@ -108,7 +98,11 @@ impl Hub {
                 // While this one waited, another process may have fetched it.
                 if !is_whole(&blob, file.size) {
                     let mut report = |bytes: u64| progress(done + bytes, total);
-                    self.download(listing, file, &blob, &mut report)?;
+                    let agent = match &agent {
+                        Some(agent) => agent,
+                        None => agent.insert(self.connect(listing)?),
+                    };
+                    self.download(agent, listing, file, &blob, &mut report)?;
                 }
                 self.cache.link(listing, file)?;
                 drop(lock);
@@ -142,26 +136,32 @@ impl Hub {
         format!("{page}/resolve/{}/{}", listing.commit, file.name)
     }
 
-    fn download(
-        &self,
-        listing: &Listing,
-        file: &RemoteFile,
-        blob: &Path,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<(), HubError> {
+    /// What the files of a listing are requested with.
+    fn connect(&self, listing: &Listing) -> Result<Agent, HubError> {
         if self.settings.offline {
             return Err(HubError::Offline {
                 repo: listing.repo.clone(),
             });
         }
         self.settings.check()?;
+        agent(&self.settings.endpoint)
+    }
+
+    fn download(
+        &self,
+        agent: &Agent,
+        listing: &Listing,
+        file: &RemoteFile,
+        blob: &Path,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), HubError> {
         let context = RequestContext {
             url: &self.url(listing, file),
             page: &self.settings.page(&listing.repo),
             with_token: self.settings.token.is_some(),
             file: true,
         };
-        download::fetch(&self.agent, &self.settings, context, file, blob, progress)
+        download::fetch(agent, &self.settings, context, file, blob, progress)
     }
 
     /// Bytes of a listing that the cache lacks.

@@ -4,6 +4,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::files::environment::expand;
+
 use super::{HubError, RepoName};
 
 const ENDPOINT: &str = "https://huggingface.co";
@@ -52,18 +54,17 @@ impl HubSettings {
             let value = set(name).unwrap_or_default().to_ascii_uppercase();
             ["1", "ON", "YES", "TRUE"].contains(&value.as_str())
         };
-        let user = ["HOME", "USERPROFILE"]
-            .into_iter()
-            .find_map(set)
-            .unwrap_or_default();
-        let caches = set("XDG_CACHE_HOME").map(PathBuf::from);
-        let caches = caches.unwrap_or_else(|| PathBuf::from(&user).join(".cache"));
-        let home = set("HF_HOME").map(|path| expand(&path, &user));
+        let path = |name: &str| set(name).map(|path| PathBuf::from(expand(&path, get)));
+        let user = || ["HOME", "USERPROFILE"].into_iter().find_map(set);
+        let caches = path("XDG_CACHE_HOME");
+        let caches =
+            caches.unwrap_or_else(|| PathBuf::from(user().unwrap_or_default()).join(".cache"));
+        let home = path("HF_HOME");
         let home = home.unwrap_or_else(|| caches.join("huggingface"));
         let cache = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]
             .into_iter()
-            .find_map(set);
-        let token_file = set("HF_TOKEN_PATH").map(|path| expand(&path, &user));
+            .find_map(path);
+        let token_file = path("HF_TOKEN_PATH");
         let token_file = token_file.unwrap_or_else(|| home.join("token"));
         let token = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]
             .into_iter()
@@ -78,7 +79,7 @@ impl HubSettings {
                 || ENDPOINT.to_owned(),
                 |url| url.trim_end_matches('/').to_owned(),
             ),
-            cache: cache.map_or_else(|| home.join("hub"), |path| expand(&path, &user)),
+            cache: cache.unwrap_or_else(|| home.join("hub")),
             token: token.filter(|token| !token.is_empty()),
             offline: flag("HF_HUB_OFFLINE") || flag("TRANSFORMERS_OFFLINE"),
             retries: 5,
@@ -117,14 +118,6 @@ impl HubSettings {
             });
         }
         Ok(())
-    }
-}
-
-/// A path in which `~` at the start is the user's folder.
-fn expand(path: &str, user: &str) -> PathBuf {
-    match path.strip_prefix("~/") {
-        Some(rest) => PathBuf::from(user).join(rest),
-        None => PathBuf::from(path),
     }
 }
 
@@ -167,6 +160,10 @@ mod tests {
         ]);
         assert_eq!(settings.cache, PathBuf::from("/c/huggingface/hub"));
         assert!(!settings.offline);
+        let in_variables = [("HOME", "/home/me"), ("HF_HOME", "$HOME/x"), ("D", "/d")];
+        assert_eq!(with(&in_variables).cache, PathBuf::from("/home/me/x/hub"));
+        let in_variables = [("D", "/d"), ("HF_HUB_CACHE", "${D}/hub")];
+        assert_eq!(with(&in_variables).cache, PathBuf::from("/d/hub"));
         let settings = with(&[("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HOME", "/h")]);
         assert_eq!(settings.cache, PathBuf::from("/old"));
     }

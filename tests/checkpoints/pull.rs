@@ -1,12 +1,16 @@
 //! `pull` and names for `--model`, against a hub on this machine that misbehaves when told to.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::cli_support::{HOUSE, Run, TINY, caption, command, finish};
 use serde_json::{Value, json};
@@ -99,6 +103,10 @@ impl FakeHub {
             "HUGGING_FACE_HUB_TOKEN",
             "HF_HUB_OFFLINE",
             "TRANSFORMERS_OFFLINE",
+            "REQUESTS_CA_BUNDLE",
+            "CURL_CA_BUNDLE",
+            "SSL_CERT_FILE",
+            "SSL_CERT_DIR",
         ] {
             command.env_remove(variable);
         }
@@ -171,6 +179,81 @@ fn serve(state: Arc<Mutex<State>>, other: Option<String>) -> String {
         }
     });
     address
+}
+
+/// A door to `hub` that speaks TLS, with a certificate that `tests/data/tls/ca.pem` vouches for.
+fn serve_tls(hub: String) -> String {
+    let file = |name: &str| {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/data/tls")
+            .join(name)
+    };
+    let certificate = CertificateDer::from_pem_file(file("server.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(file("server.key")).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let connection = rustls::ServerConnection::new(config.clone()).unwrap();
+            let mut outside = rustls::StreamOwned::new(connection, stream);
+            let hub = hub.clone();
+            std::thread::spawn(move || {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    outside.read_exact(&mut byte)?;
+                    request.extend(byte);
+                }
+                let mut inside = TcpStream::connect(hub)?;
+                inside.write_all(&request)?;
+                std::io::copy(&mut inside, &mut outside)?;
+                outside.conn.send_close_notify();
+                outside.flush()
+            });
+        }
+    });
+    address
+}
+
+/// A SOCKS 5 proxy (RFC 1928) without passwords, and the number of connections that it made.
+fn serve_socks() -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let made = Arc::new(AtomicUsize::new(0));
+    let count = made.clone();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let made = made.clone();
+            std::thread::spawn(move || {
+                let mut greeting = [0; 2];
+                client.read_exact(&mut greeting)?;
+                client.read_exact(&mut vec![0; greeting[1].into()])?;
+                client.write_all(&[5, 0])?;
+                // Version, connect, reserved, IPv4: what a client sends that resolves names itself.
+                let mut request = [0; 10];
+                client.read_exact(&mut request)?;
+                assert_eq!(request[..4], [5, 1, 0, 1]);
+                let [.., a, b, c, d, high, low] = request;
+                let host = std::net::Ipv4Addr::new(a, b, c, d);
+                let mut target = TcpStream::connect((host, u16::from_be_bytes([high, low])))?;
+                made.fetch_add(1, Ordering::Relaxed);
+                client.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0])?;
+                let (mut up, mut down) = (client.try_clone()?, target.try_clone()?);
+                std::thread::spawn(move || std::io::copy(&mut up, &mut down));
+                std::io::copy(&mut target, &mut client)?;
+                client.shutdown(std::net::Shutdown::Both)
+            });
+        }
+    });
+    (address, count)
 }
 
 fn answer(mut stream: TcpStream, state: &Mutex<State>, other: Option<&str>) -> Option<()> {
@@ -820,4 +903,64 @@ impl Says for Run {
             assert!(text.contains(part), "{part:?} is missing: {self:#?}");
         }
     }
+}
+
+#[test]
+fn a_companys_authority_is_trusted_where_it_is_named() {
+    let hub = FakeHub::new();
+    let address = format!("https://{}", serve_tls(hub.address.clone()));
+    let tls = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tls");
+    let [authority, key] =
+        ["ca.pem", "server.key"].map(|name| tls.join(name).display().to_string());
+    let pull = |more: &[(&str, &str)]| {
+        hub.run(
+            &["pull", NAME],
+            &[&[("HF_ENDPOINT", address.as_str())], more].concat(),
+        )
+    };
+    // Nobody vouches for it.
+    pull(&[]).exits(1).one_error(&[&address, "certificate"]);
+    for variable in ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"] {
+        std::fs::remove_dir_all(hub.cache.path()).unwrap();
+        std::fs::create_dir(hub.cache.path()).unwrap();
+        pull(&[(variable, &authority)]).exits(0);
+        hub.holds_the_checkpoint();
+        for nothing in [key.as_str(), "/no/such.pem"] {
+            pull(&[(variable, nothing)]).exits(1).one_error(&[
+                variable,
+                nothing,
+                "no certificates",
+            ]);
+        }
+    }
+    // Where it lies may be said by a variable, which no shell has expanded.
+    let folder = tls.display().to_string();
+    pull(&[
+        ("CERTIFICATES", &folder),
+        ("REQUESTS_CA_BUNDLE", "$CERTIFICATES/ca.pem"),
+    ])
+    .exits(0);
+}
+
+#[test]
+fn a_socks_proxy_is_spoken_to_and_a_wrong_one_named() {
+    let hub = FakeHub::new();
+    let (address, connections) = serve_socks();
+    let pull = |proxy: &str, outside: &str| {
+        hub.run(
+            &["pull", NAME],
+            &[("ALL_PROXY", proxy), ("NO_PROXY", outside)],
+        )
+    };
+    pull("socks6://127.0.0.1:1", "")
+        .exits(1)
+        .one_error(&["ALL_PROXY", "socks6", "socks5"]);
+    pull(&format!("socks5://{address}"), "").exits(0);
+    hub.holds_the_checkpoint();
+    assert!(connections.load(Ordering::Relaxed) > 1);
+    std::fs::remove_dir_all(hub.cache.path()).unwrap();
+    std::fs::create_dir(hub.cache.path()).unwrap();
+    let before = connections.load(Ordering::Relaxed);
+    pull(&format!("socks5://{address}"), "127.0.0.1,localhost").exits(0);
+    assert_eq!(connections.load(Ordering::Relaxed), before);
 }

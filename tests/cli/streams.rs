@@ -35,6 +35,17 @@ fn without_a_model_and_without_the_demo_model_it_is_wrong_usage() {
 }
 
 #[test]
+fn a_model_in_the_environment_may_lie_in_the_users_folder() {
+    let home = std::path::Path::new(TINY).parent().expect("a folder");
+    for model in ["~/tiny", "$HOME/tiny", "${HOME}/tiny"] {
+        let mut command = command(["caption", "--json", HOUSE]);
+        command.env("HOME", home).env("BLIP2_WGPU_MODEL", model);
+        let line = finish(command).exits(0).one_json();
+        assert_eq!(line["tokens"], plain_captions()[0]["tokens"], "{model}");
+    }
+}
+
+#[test]
 fn wrong_usage_exits_with_2_and_says_what_to_do() {
     let with_model =
         |flags: &[&'static str]| [&["caption", "--model", TINY, HOUSE], flags].concat();
@@ -99,7 +110,7 @@ fn options_that_cannot_be_used_exit_with_2() {
             &["--sample", "--temperature", "0"],
             &["temperature", "above 0"],
         ),
-        (&["--top-p", "1.5"], &["top_p", "at most 1"]),
+        (&["--sample", "--top-p", "1.5"], &["top_p", "at most 1"]),
         (
             &["--min-new-tokens", "21"],
             &["min_new_tokens", "max_new_tokens"],

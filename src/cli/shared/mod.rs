@@ -19,6 +19,7 @@ pub mod scores;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
+use crate::files::environment::path;
 use crate::gpu::{AdapterChoice, Disabled, GpuOptions, KernelChoice, Profiler, WeightFormat};
 use crate::task::{Blip2, OpenOptions, Work};
 
@@ -141,7 +142,7 @@ impl Shared {
             checked: self.checked,
             kernels: KernelChoice::parse(&self.kernel.join(","))?,
             cache_dir: cache_dir(),
-            shaders: std::env::var_os("BLIP2_WGPU_SHADERS").map(PathBuf::from),
+            shaders: path("BLIP2_WGPU_SHADERS"),
             max_part_bytes: None,
             profiler: self.profiler.clone(),
             max_binding_bytes: None,
@@ -189,7 +190,11 @@ impl Shared {
         if let Some(model) = self.model.as_deref()
             && model != Path::new(DEMO)
         {
-            let path = hub::resolve(model, output)?;
+            // A file of settings that sets the variable is not read by a shell.
+            let is_variable =
+                std::env::var_os("BLIP2_WGPU_MODEL").as_deref() == Some(model.as_os_str());
+            let expanded = path("BLIP2_WGPU_MODEL").filter(|_| is_variable);
+            let path = hub::resolve(expanded.as_deref().unwrap_or(model), output)?;
             self.parts.find_llm(&path, output)?;
             self.model = Some(path);
         }
@@ -271,17 +276,12 @@ async fn open_demo(options: OpenOptions, output: &Output) -> Result<Blip2, Error
 
 /// The user's cache folder for compiled pipelines.
 fn cache_dir() -> Option<PathBuf> {
-    let from = |variable: &str| {
-        std::env::var_os(variable)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
     let base = if cfg!(target_os = "windows") {
-        from("LOCALAPPDATA")
+        path("LOCALAPPDATA")
     } else if cfg!(target_vendor = "apple") {
-        from("HOME").map(|home| home.join("Library/Caches"))
+        path("HOME").map(|home| home.join("Library/Caches"))
     } else {
-        from("XDG_CACHE_HOME").or_else(|| from("HOME").map(|home| home.join(".cache")))
+        path("XDG_CACHE_HOME").or_else(|| path("HOME").map(|home| home.join(".cache")))
     };
     base.map(|base| base.join("blip2-wgpu"))
 }

@@ -339,7 +339,7 @@ fn adapters_are_refused_by_name() {
     );
     let model = ModelCopy::new();
     model.write(CONFIG, config.to_string());
-    let out = model.file("converted");
+    let out = model.file("converted.npy");
     let out = out.to_str().unwrap();
     let model_path = model.path().to_str().unwrap();
     for command in [
@@ -389,12 +389,12 @@ fn tensors_that_are_left_over_are_named_in_every_command() {
         .one_json();
     assert_eq!(line["tokens"], plain_captions()[0]["tokens"]);
     let path = model.path().to_str().unwrap();
-    let out = model.file("features.npz");
-    let out = out.to_str().unwrap();
     run(["vqa", HOUSE, "what?", "--model", path])
         .exits(0)
         .says(&said);
-    run(["embed", "image", HOUSE, "--out", out, "--model", path])
+    let out = model.file("stages");
+    let out = out.to_str().unwrap();
+    run(["stages", HOUSE, "--out", out, "--model", path])
         .exits(0)
         .says(&said);
 }

@@ -18,8 +18,9 @@ use std::path::Path;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
+use super::format::{self, HEAD_BYTES, format_name};
 use super::pillow::{self, Pixels};
-use super::{ImageError, Rgb8Image, gif, jpeg, orientation, png, webp};
+use super::{ImageError, Rgb8Image, gif, jpeg, orientation, png, read_file, webp};
 
 /// The most pixels an image may have: 178 956 970, where Pillow too refuses an image as a
 /// decompression bomb. The claim in the header is checked before anything of that size is allocated.
@@ -85,13 +86,10 @@ impl Default for DecodePolicy {
 /// Reads and decodes the image file at `path`.
 ///
 /// # Errors
-/// [`ImageError::Read`] when the file cannot be read, and everything [`decode`] reports.
+/// Everything that [`read_file`] and [`decode`] report.
 pub fn decode_file(path: &Path, policy: DecodePolicy) -> Result<Rgb8Image, ImageError> {
     let name = path.display().to_string();
-    match std::fs::read(path) {
-        Ok(bytes) => decode(&bytes, &name, policy),
-        Err(source) => Err(ImageError::Read { name, source }),
-    }
+    decode(&read_file(path, &name)?, &name, policy)
 }
 
 /// Decodes the first frame of an image file's `bytes`; `name` stands for it in errors.
@@ -100,13 +98,7 @@ pub fn decode_file(path: &Path, policy: DecodePolicy) -> Result<Rgb8Image, Image
 /// An empty, unknown, truncated, damaged, unsupported or too large image; see [`ImageError`].
 pub fn decode(bytes: &[u8], name: &str, policy: DecodePolicy) -> Result<Rgb8Image, ImageError> {
     let file = File { bytes, name };
-    if bytes.is_empty() {
-        return Err(ImageError::Empty { name: name.into() });
-    }
-    let format = image::guess_format(bytes)
-        .ok()
-        .filter(|format| format_name(*format).is_some())
-        .ok_or_else(|| ImageError::UnknownFormat { name: name.into() })?;
+    let format = format::recognise(bytes.get(..HEAD_BYTES).unwrap_or(bytes), name)?;
     let complete = match format {
         ImageFormat::Jpeg => jpeg::check_complete(bytes),
         ImageFormat::WebP => webp::check_complete(bytes),
@@ -256,21 +248,6 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The name users know a format by; `None` for formats that are not built in.
-fn format_name(format: ImageFormat) -> Option<&'static str> {
-    Some(match format {
-        ImageFormat::Jpeg => "JPEG",
-        ImageFormat::Png => "PNG",
-        ImageFormat::WebP => "WebP",
-        ImageFormat::Gif => "GIF",
-        ImageFormat::Bmp => "BMP",
-        ImageFormat::Tiff => "TIFF",
-        ImageFormat::Qoi => "QOI",
-        ImageFormat::Pnm => "PNM",
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,14 +270,11 @@ mod tests {
     #[test]
     fn not_images() {
         assert!(matches!(error(b""), ImageError::Empty { .. }));
-        for bytes in [
-            &b"BLIP-2 reads images\n"[..],
-            b"\x89PN",
-            b"\0\0\x01\0icon",
-            b"{}",
-            &[0; 99],
-        ] {
+        for bytes in [&b"BLIP-2 reads images\n"[..], b"\x89PN", &[0; 99]] {
             assert!(matches!(error(bytes), ImageError::UnknownFormat { .. }));
+        }
+        for bytes in [&b"\0\0\x01\0icon"[..], b"{}"] {
+            assert!(matches!(error(bytes), ImageError::Foreign { .. }));
         }
         let missing = decode_file(Path::new("no/such.png"), DecodePolicy::hf());
         assert!(matches!(missing, Err(ImageError::Read { .. })));

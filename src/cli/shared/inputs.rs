@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use crate::image::{DecodePolicy, ImageError, Rgb8Image, decode, decode_file};
+use crate::image::{DecodePolicy, ImageError, Rgb8Image, decode, decode_file, read_from};
 use crate::task;
 
 use super::output::Output;
@@ -103,12 +103,9 @@ pub enum InputError {
     /// `-` given twice: the bytes are gone after the first.
     #[error("-: standard input can be read only once; give `-` a single time")]
     StdinTwice,
-    /// Standard input failed.
-    #[error("-: standard input cannot be read ({source}); pipe an image file into the program")]
-    Stdin {
-        /// What the system answered.
-        source: io::Error,
-    },
+    /// Standard input failed, or is no image.
+    #[error(transparent)]
+    Stdin(#[from] ImageError),
 }
 
 /// The images that the arguments stand for, in the order of the arguments.
@@ -128,12 +125,12 @@ fn expand_with(arguments: &[OsString], stdin: &mut dyn Read) -> (Vec<ImageInput>
     let mut stdin = Some(stdin);
     for argument in arguments {
         if argument == STDIN_NAME {
-            match stdin.take().map(read_all) {
+            match stdin.take().map(|stdin| read_from(stdin, STDIN_NAME)) {
                 Some(Ok(bytes)) => found.images.push(ImageInput {
                     name: STDIN_NAME.into(),
                     source: ImageSource::Bytes(bytes),
                 }),
-                Some(Err(source)) => found.errors.push(InputError::Stdin { source }),
+                Some(Err(error)) => found.errors.push(error.into()),
                 None => found.errors.push(InputError::StdinTwice),
             }
         } else {
@@ -141,11 +138,6 @@ fn expand_with(arguments: &[OsString], stdin: &mut dyn Read) -> (Vec<ImageInput>
         }
     }
     (found.images, found.errors)
-}
-
-fn read_all(stdin: &mut dyn Read) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    stdin.read_to_end(&mut bytes).map(|_| bytes)
 }
 
 fn name_of(path: &Path) -> String {
@@ -379,11 +371,11 @@ mod tests {
     #[test]
     fn standard_input_once() {
         let root = tree();
-        let (images, errors) = run(root.path(), &["-", "b.png", "-"], b"bytes");
+        let (images, errors) = run(root.path(), &["-", "b.png", "-"], b"P1 1 1 0");
         assert_eq!(images, ["-", "b.png"]);
         assert_eq!(errors.len(), 1);
-        let (images, _) = expand_with(&["-".into()], &mut &b"bytes"[..]);
-        assert_eq!(images[0].source, ImageSource::Bytes(b"bytes".to_vec()));
+        let (images, _) = expand_with(&["-".into()], &mut &b"P1 1 1 0"[..]);
+        assert_eq!(images[0].source, ImageSource::Bytes(b"P1 1 1 0".to_vec()));
     }
 
     #[cfg(unix)]

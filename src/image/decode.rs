@@ -106,9 +106,9 @@ pub fn decode(bytes: &[u8], name: &str, policy: DecodePolicy) -> Result<Rgb8Imag
     };
     complete.map_err(|reason| file.truncated(format, reason))?;
     let unblended = (format == ImageFormat::WebP).then(|| webp::without_first_blend(bytes));
-    let mut decoder = file.open(format, unblended.as_deref().unwrap_or(bytes))?;
+    let decoder = file.open(format, unblended.as_deref().unwrap_or(bytes))?;
     let turn = if policy.apply_orientation || format == ImageFormat::Tiff {
-        orientation::read(&mut decoder, format)
+        orientation::read(bytes, format)
     } else {
         image::metadata::Orientation::NoTransforms
     };

@@ -8,6 +8,7 @@ mod decode;
 mod error;
 mod format;
 mod gif;
+mod ifd;
 mod jpeg;
 mod orientation;
 mod pillow;

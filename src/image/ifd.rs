@@ -115,6 +115,11 @@ impl<'a> Directory<'a> {
         self.entry(tag).is_some()
     }
 
+    /// The values as they are stored.
+    pub(super) fn bytes(&self, tag: u16) -> Option<&'a [u8]> {
+        self.entry(tag).map(|entry| entry.data)
+    }
+
     /// The bytes of a tag of the kinds that Pillow takes for bytes.
     pub(super) fn raw(&self, tag: u16) -> Option<&'a [u8]> {
         let entry = self.entry(tag)?;
@@ -129,6 +134,16 @@ impl<'a> Directory<'a> {
             BYTE | ASCII | UNDEFINED => None,
             kind => whole(kind, self.units(entry).next()?, self.big_endian),
         }
+    }
+
+    /// All values of a tag that holds whole numbers, bytes among them; without the others.
+    pub(super) fn numbers(&self, tag: u16) -> Vec<u64> {
+        let Some(entry) = self.entry(tag) else {
+            return Vec::new();
+        };
+        self.units(entry)
+            .filter_map(|unit| whole(entry.kind, unit, self.big_endian))
+            .collect()
     }
 
     fn units(&self, entry: &Entry<'a>) -> impl Iterator<Item = &'a [u8]> + use<'a> {
@@ -190,8 +205,9 @@ mod tests {
     fn tags() {
         let directory = Directory::read(&FILE).unwrap();
         assert_eq!(directory.number(256), Some(7));
-        assert_eq!(directory.number(273), Some(1));
+        assert_eq!(directory.numbers(273), [1, 2, 3]);
         assert!(!directory.has(274) && !directory.big_endian);
+        assert_eq!(directory.bytes(256), Some(&[7, 0][..]));
     }
 
     #[test]

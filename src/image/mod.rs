@@ -18,6 +18,7 @@ mod read;
 #[cfg(test)]
 mod reference_tests;
 mod resize;
+mod tiff;
 mod webp;
 
 pub use decode::{AlphaPolicy, DecodePolicy, MAX_PIXELS, decode, decode_file};

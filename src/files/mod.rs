@@ -1,9 +1,10 @@
 //! Files as this program writes them: whole or not at all, resumable, and in formats that other
-//! programs read.
+//! programs read; and as it reads those of strangers: up to a bound.
 
 #[cfg(feature = "cli")]
 pub(crate) mod arrays;
 pub(crate) mod atomic;
+pub(crate) mod bounded;
 pub(crate) mod checksum;
 #[cfg(any(feature = "cli", feature = "hub"))]
 pub(crate) mod environment;

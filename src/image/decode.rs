@@ -9,17 +9,21 @@
 //!   most 0.02 without chroma subsampling and at most 0.31 with 4:2:0. At 224×224 the normalised tensor
 //!   differs by at most 0.08, 0.006 in the mean.
 //! - PNM whose largest value is neither 255 nor 65535: rounding of exact halves, 1 level.
-//! - 16-bit grey TIFF in which 0 is white: inverted here, not by Pillow.
 //! - A GIF whose first frame hangs over the canvas: cut off here; Pillow enlarges the canvas.
-//! - Palette, grey + alpha and uncompressed YCbCr TIFF: not supported, an error says so.
+//! - TIFF that Pillow misreads is read as it is meant: big-endian BigTIFF; compressed floats and
+//!   numbers of 32 bits in big-endian files; uncompressed 16-bit planes. What Pillow reads in one byte
+//!   order, order of bits or planar configuration is read in the others too.
+//! - TIFF in CIELab, YCbCr that is subsampled or compressed otherwise than by JPEG, and CCITT's
+//!   word-aligned compression: refused, by these names. So is all that Pillow refuses.
 
 use std::io::Cursor;
 use std::path::Path;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
+use super::format::{self, HEAD_BYTES, format_name};
 use super::pillow::{self, Pixels};
-use super::{ImageError, Rgb8Image, gif, jpeg, orientation, png, webp};
+use super::{ImageError, Rgb8Image, gif, jpeg, orientation, png, read_file, tiff, webp};
 
 /// The most pixels an image may have: 178 956 970, where Pillow too refuses an image as a
 /// decompression bomb. The claim in the header is checked before anything of that size is allocated.
@@ -85,13 +89,10 @@ impl Default for DecodePolicy {
 /// Reads and decodes the image file at `path`.
 ///
 /// # Errors
-/// [`ImageError::Read`] when the file cannot be read, and everything [`decode`] reports.
+/// Everything that [`read_file`] and [`decode`] report.
 pub fn decode_file(path: &Path, policy: DecodePolicy) -> Result<Rgb8Image, ImageError> {
     let name = path.display().to_string();
-    match std::fs::read(path) {
-        Ok(bytes) => decode(&bytes, &name, policy),
-        Err(source) => Err(ImageError::Read { name, source }),
-    }
+    decode(&read_file(path, &name)?, &name, policy)
 }
 
 /// Decodes the first frame of an image file's `bytes`; `name` stands for it in errors.
@@ -100,13 +101,11 @@ pub fn decode_file(path: &Path, policy: DecodePolicy) -> Result<Rgb8Image, Image
 /// An empty, unknown, truncated, damaged, unsupported or too large image; see [`ImageError`].
 pub fn decode(bytes: &[u8], name: &str, policy: DecodePolicy) -> Result<Rgb8Image, ImageError> {
     let file = File { bytes, name };
-    if bytes.is_empty() {
-        return Err(ImageError::Empty { name: name.into() });
+    let format = format::recognise(bytes.get(..HEAD_BYTES).unwrap_or(bytes), name)?;
+    if format == ImageFormat::Tiff {
+        let pixels = tiff::decode(bytes).map_err(|failure| file.failed(failure))?;
+        return file.finish(pixels, format, policy);
     }
-    let format = image::guess_format(bytes)
-        .ok()
-        .filter(|format| format_name(*format).is_some())
-        .ok_or_else(|| ImageError::UnknownFormat { name: name.into() })?;
     let complete = match format {
         ImageFormat::Jpeg => jpeg::check_complete(bytes),
         ImageFormat::WebP => webp::check_complete(bytes),
@@ -114,19 +113,9 @@ pub fn decode(bytes: &[u8], name: &str, policy: DecodePolicy) -> Result<Rgb8Imag
     };
     complete.map_err(|reason| file.truncated(format, reason))?;
     let unblended = (format == ImageFormat::WebP).then(|| webp::without_first_blend(bytes));
-    let mut decoder = file.open(format, unblended.as_deref().unwrap_or(bytes))?;
-    let turn = if policy.apply_orientation || format == ImageFormat::Tiff {
-        orientation::read(&mut decoder, format)
-    } else {
-        image::metadata::Orientation::NoTransforms
-    };
+    let decoder = file.open(format, unblended.as_deref().unwrap_or(bytes))?;
     let image = DynamicImage::from_decoder(decoder).map_err(|error| file.explain(format, error))?;
-    let mut pixels = file.to_pixels(format, image)?;
-    if policy.alpha == AlphaPolicy::OnWhite {
-        pixels.composite_on_white();
-    }
-    let upright = pixels.into_rgb().map(|rgb| orientation::apply(rgb, turn));
-    upright.ok_or_else(|| file.unsupported(format, "it has no pixels".into()))
+    file.finish(file.to_pixels(format, image)?, format, policy)
 }
 
 /// The bytes being decoded and what to call them.
@@ -151,11 +140,7 @@ impl File<'_> {
             .map_err(|error| self.explain(format, error))?;
         let (width, height) = decoder.dimensions();
         if u64::from(width) * u64::from(height) > MAX_PIXELS {
-            return Err(ImageError::TooLarge {
-                name: self.name.into(),
-                width,
-                height,
-            });
+            return Err(self.too_large(width, height));
         }
         Ok(decoder)
     }
@@ -197,6 +182,52 @@ impl File<'_> {
         Ok(pixels)
     }
 
+    /// Settles transparency and orientation.
+    fn finish(
+        &self,
+        mut pixels: Pixels,
+        format: ImageFormat,
+        policy: DecodePolicy,
+    ) -> Result<Rgb8Image, ImageError> {
+        if policy.alpha == AlphaPolicy::OnWhite {
+            pixels.composite_on_white();
+        }
+        let Some(rgb) = pixels.into_rgb() else {
+            return Err(self.unsupported(format, "it has no pixels".into()));
+        };
+        let is_turned = policy.apply_orientation || format == ImageFormat::Tiff;
+        Ok(match is_turned {
+            true => orientation::apply(rgb, orientation::read(self.bytes, format)),
+            false => rgb,
+        })
+    }
+
+    fn failed(&self, failure: tiff::Failure) -> ImageError {
+        let format = ImageFormat::Tiff;
+        match failure {
+            tiff::Failure::Truncated(reason) => self.truncated(format, one_line(&reason)),
+            tiff::Failure::Unsupported(reason) => self.unsupported(format, one_line(&reason)),
+            tiff::Failure::Damaged(reason) => self.damaged(format, one_line(&reason)),
+            tiff::Failure::TooLarge(width, height) => self.too_large(width, height),
+        }
+    }
+
+    fn damaged(&self, format: ImageFormat, reason: String) -> ImageError {
+        ImageError::Damaged {
+            name: self.name.into(),
+            format: format_name(format).unwrap_or("image"),
+            reason,
+        }
+    }
+
+    fn too_large(&self, width: u32, height: u32) -> ImageError {
+        ImageError::TooLarge {
+            name: self.name.into(),
+            width,
+            height,
+        }
+    }
+
     fn truncated(&self, format: ImageFormat, reason: String) -> ImageError {
         ImageError::Truncated {
             name: self.name.into(),
@@ -219,11 +250,7 @@ impl File<'_> {
         match error {
             image::ImageError::Unsupported(_) => self.unsupported(format, reason),
             error if ends_early(&error) => self.truncated(format, reason),
-            _ => ImageError::Damaged {
-                name: self.name.into(),
-                format: format_name(format).unwrap_or("image"),
-                reason,
-            },
+            _ => self.damaged(format, reason),
         }
     }
 }
@@ -256,21 +283,6 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The name users know a format by; `None` for formats that are not built in.
-fn format_name(format: ImageFormat) -> Option<&'static str> {
-    Some(match format {
-        ImageFormat::Jpeg => "JPEG",
-        ImageFormat::Png => "PNG",
-        ImageFormat::WebP => "WebP",
-        ImageFormat::Gif => "GIF",
-        ImageFormat::Bmp => "BMP",
-        ImageFormat::Tiff => "TIFF",
-        ImageFormat::Qoi => "QOI",
-        ImageFormat::Pnm => "PNM",
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,14 +305,11 @@ mod tests {
     #[test]
     fn not_images() {
         assert!(matches!(error(b""), ImageError::Empty { .. }));
-        for bytes in [
-            &b"BLIP-2 reads images\n"[..],
-            b"\x89PN",
-            b"\0\0\x01\0icon",
-            b"{}",
-            &[0; 99],
-        ] {
+        for bytes in [&b"BLIP-2 reads images\n"[..], b"\x89PN", &[0; 99]] {
             assert!(matches!(error(bytes), ImageError::UnknownFormat { .. }));
+        }
+        for bytes in [&b"\0\0\x01\0icon"[..], b"{}"] {
+            assert!(matches!(error(bytes), ImageError::Foreign { .. }));
         }
         let missing = decode_file(Path::new("no/such.png"), DecodePolicy::hf());
         assert!(matches!(missing, Err(ImageError::Read { .. })));

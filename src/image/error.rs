@@ -1,6 +1,7 @@
 //! What can go wrong between a file and a tensor.
 
 use super::decode::MAX_PIXELS;
+use super::read::MAX_FILE_BYTES;
 
 /// Why an image, or the configuration of the preprocessing, cannot be used.
 ///
@@ -27,6 +28,25 @@ pub enum ImageError {
         "{name}: not an image this program knows; give a JPEG, PNG, WebP, GIF, BMP, TIFF, QOI or PNM file"
     )]
     UnknownFormat {
+        /// The file.
+        name: String,
+    },
+    /// Something known that is not read, such as AVIF, a video or a web page.
+    #[error("{name}: {kind} is not read; {remedy}")]
+    Foreign {
+        /// The file.
+        name: String,
+        /// What it is, as in "AVIF".
+        kind: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A file of more than [`MAX_FILE_BYTES`].
+    #[error(
+        "{name}: the file has more than {} MiB, the most that is read of an image; scale it down or save it compressed",
+        MAX_FILE_BYTES >> 20
+    )]
+    TooManyBytes {
         /// The file.
         name: String,
     },

@@ -6,15 +6,19 @@
 
 mod decode;
 mod error;
+mod format;
 mod gif;
+mod ifd;
 mod jpeg;
 mod orientation;
 mod pillow;
 mod png;
 mod preprocess;
+mod read;
 #[cfg(test)]
 mod reference_tests;
 mod resize;
+mod tiff;
 mod webp;
 
 pub use decode::{AlphaPolicy, DecodePolicy, MAX_PIXELS, decode, decode_file};
@@ -22,6 +26,9 @@ pub use error::ImageError;
 pub use preprocess::Preprocessor;
 #[cfg(feature = "convert")]
 pub(crate) use preprocess::{CLIP_MEAN, CLIP_STD};
+#[cfg(feature = "cli")]
+pub(crate) use read::read_from;
+pub use read::{MAX_FILE_BYTES, read_file};
 pub use resize::resize_bicubic;
 
 /// An 8-bit RGB image: rows from the top, `data` is `[height, width, 3]` without padding.

@@ -1,46 +1,66 @@
 //! EXIF orientation, found where Pillow's `exif_transpose` looks for it.
 
-use image::metadata::Orientation;
-use image::{ImageDecoder, ImageFormat};
+use std::borrow::Cow;
 
-use super::{Rgb8Image, groups};
+use image::ImageFormat;
+use image::metadata::Orientation;
+
+use super::ifd::Directory;
+use super::{Rgb8Image, groups, jpeg, png, webp};
+
+const ORIENTATION: u16 = 274;
+const XMP: u16 = 700;
+
+/// Where a file may say how it is turned.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Metadata<'a> {
+    pub(super) exif: Option<Cow<'a, [u8]>>,
+    pub(super) xmp: Option<Cow<'a, [u8]>>,
+}
 
 /// The orientation the file declares: the EXIF tag first, then `tiff:Orientation` of the XMP packet.
-/// Metadata that cannot be read counts as absent, as in Pillow.
-pub(super) fn read(decoder: &mut impl ImageDecoder, format: ImageFormat) -> Orientation {
-    if format == ImageFormat::Tiff {
-        return decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    }
-    let exif = decoder.exif_metadata().ok().flatten();
-    exif.and_then(|exif| from_exif(&exif))
-        .or_else(|| from_xmp(&decoder.xmp_metadata().ok().flatten()?))
+/// A tag that is there counts, be its value no orientation. Metadata that cannot be read counts as
+/// absent (Pillow passes over most, and refuses the image for some).
+pub(super) fn read(file: &[u8], format: ImageFormat) -> Orientation {
+    let metadata = match format {
+        ImageFormat::Jpeg => jpeg::metadata(file),
+        ImageFormat::Png => png::metadata(file),
+        ImageFormat::WebP => webp::metadata(file),
+        ImageFormat::Tiff => Metadata {
+            exif: Some(file.into()),
+            xmp: Directory::read(file).and_then(|tags| Some(tags.raw(XMP)?.into())),
+        },
+        _ => Metadata::default(),
+    };
+    let exif = metadata.exif.as_deref().map(without_prefix);
+    let number = match exif.and_then(Directory::read) {
+        Some(tags) if tags.has(ORIENTATION) => tags.number(ORIENTATION),
+        _ => metadata.xmp.as_deref().and_then(from_xmp),
+    };
+    number
+        .and_then(|number| Orientation::from_exif(number.try_into().ok()?))
         .unwrap_or(Orientation::NoTransforms)
 }
 
 /// Some writers repeat the JPEG prefix "Exif\0\0" in PNG and WebP.
-fn from_exif(mut exif: &[u8]) -> Option<Orientation> {
-    while let Some(rest) = exif.strip_prefix(b"Exif\0\0") {
-        exif = rest;
-    }
-    Orientation::from_exif_chunk(exif)
+fn without_prefix(exif: &[u8]) -> &[u8] {
+    const PREFIX: &[u8] = b"Exif\0\0";
+    let once = exif.strip_prefix(PREFIX).unwrap_or(exif);
+    once.strip_prefix(PREFIX).unwrap_or(once)
 }
 
-/// Finds `tiff:Orientation="6"` or `<tiff:Orientation>6</tiff:Orientation>`.
-fn from_xmp(packet: &[u8]) -> Option<Orientation> {
+/// Finds `tiff:Orientation="6"` or `<tiff:Orientation>6</tiff:Orientation>`, the first.
+fn from_xmp(packet: &[u8]) -> Option<u64> {
     const KEY: &[u8] = b"tiff:Orientation";
-    packet
-        .windows(KEY.len())
-        .enumerate()
-        .find_map(|(start, window)| {
-            if window != KEY {
-                return None;
-            }
-            let value = &packet[start + KEY.len()..];
-            let value = value
-                .strip_prefix(b"=\"")
-                .or_else(|| value.strip_prefix(b">"))?;
-            Orientation::from_exif(value.first()?.checked_sub(b'0')?)
-        })
+    let starts = (0..packet.len()).filter(|&start| packet[start..].starts_with(KEY));
+    { starts }.find_map(|start| {
+        let value = &packet[start + KEY.len()..];
+        let value = value
+            .strip_prefix(b"=\"")
+            .or_else(|| value.strip_prefix(b">"))?;
+        let digit = value.first().filter(|digit| digit.is_ascii_digit())?;
+        Some(u64::from(digit - b'0'))
+    })
 }
 
 /// Turns the image so that its stored orientation becomes upright.
@@ -118,21 +138,16 @@ mod tests {
 
     #[test]
     fn xmp() {
-        assert_eq!(
-            from_xmp(b"<x tiff:Orientation=\"6\"/>"),
-            Some(Orientation::Rotate90)
-        );
-        assert_eq!(
-            from_xmp(b"<tiff:Orientation>3</"),
-            Some(Orientation::Rotate180)
-        );
+        assert_eq!(from_xmp(b"<x tiff:Orientation=\"6\"/>"), Some(6));
+        assert_eq!(from_xmp(b"<tiff:Orientation>3</"), Some(3));
         assert_eq!(from_xmp(b"tiff:Orientation"), None);
-        assert_eq!(from_xmp(b"tiff:Orientation=\"x\""), None);
+        let second = b"tiff:Orientation=\"x\" tiff:Orientation=\"0\" tiff:Orientation>8";
+        assert_eq!(from_xmp(second), Some(0));
     }
 
     #[test]
-    fn exif_with_a_repeated_prefix() {
-        let exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x08\0\0\0\0\0\0";
-        assert_eq!(from_exif(exif), Some(Orientation::Rotate270));
+    fn the_prefix_twice_at_most() {
+        assert_eq!(without_prefix(b"Exif\0\0Exif\0\0MM"), b"MM");
+        assert_eq!(without_prefix(b"Exif\0\0Exif\0\0Exif\0\0"), b"Exif\0\0");
     }
 }

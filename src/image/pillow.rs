@@ -12,7 +12,7 @@ pub(super) struct Pixels {
 }
 
 impl Pixels {
-    fn new((width, height): (u32, u32), rgb: Vec<u8>, alpha: Option<Vec<u8>>) -> Self {
+    pub(super) fn new((width, height): (u32, u32), rgb: Vec<u8>, alpha: Option<Vec<u8>>) -> Self {
         Self {
             width,
             height,
@@ -83,6 +83,38 @@ fn over_white(sample: u8, alpha: u8) -> u8 {
     let white_weight = (255 << EXTRA_BITS) - source_weight;
     let sum = u32::from(sample) * source_weight + 255 * white_weight + (0x80 << EXTRA_BITS);
     ((((sum >> 8) + sum) >> 8) >> EXTRA_BITS) as u8
+}
+
+/// Divides premultiplied colours by their alpha, rounding down; what is fully transparent is black.
+pub(super) fn divide_by_alpha(rgb: &mut [u8], alpha: &[u8]) {
+    for (pixel, &alpha) in rgb.chunks_exact_mut(3).zip(alpha) {
+        for sample in pixel {
+            let divided = (u32::from(*sample) * 255).checked_div(u32::from(alpha));
+            *sample = divided.unwrap_or(0).min(255) as u8;
+        }
+    }
+}
+
+/// Ink to light: each colour's share of what the black leaves.
+pub(super) fn cmyk_to_rgb([cyan, magenta, yellow, black]: [u8; 4]) -> [u8; 3] {
+    let left = 255 - u32::from(black);
+    [cyan, magenta, yellow].map(|ink| {
+        let product = u32::from(ink) * left + 128;
+        left.saturating_sub((product + (product >> 8)) >> 8) as u8
+    })
+}
+
+/// Pillow's own conversion (its ConvertYCbCr.c), with six bits behind the point. JPEG images do not
+/// come this way.
+pub(super) fn ycbcr_to_rgb([y, cb, cr]: [u8; 3]) -> [u8; 3] {
+    const ONE: i32 = 100_000;
+    let (cb, cr) = (i32::from(cb) - 128, i32::from(cr) - 128);
+    // The coefficients times 64, in hundred-thousandths; the division rounds towards zero.
+    let part = |colour: i32, coefficient: i32| (colour * coefficient + ONE / 2) / ONE;
+    let red = part(cr, 8_972_800);
+    let green = part(cb, -2_202_496) + part(cr, -4_570_496);
+    let blue = part(cb, 11_340_800);
+    [red, green, blue].map(|offset| (i32::from(y) + (offset >> 6)).clamp(0, 255) as u8)
 }
 
 /// 16-bit greys as Pillow turns mode "I;16" or "I" into RGB: clipped at 255, not scaled.

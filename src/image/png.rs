@@ -1,4 +1,12 @@
-//! What Pillow takes from a PNG header beyond the pixels: the sample layout and the transparent colour.
+//! What Pillow takes from a PNG file beyond the pixels: the sample layout, the transparent colour and
+//! the metadata.
+
+use std::borrow::Cow;
+use std::io::Read;
+
+use flate2::read::ZlibDecoder;
+
+use super::orientation::Metadata;
 
 /// The parts of IHDR and tRNS that decide how Pillow converts the pixels.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -50,6 +58,101 @@ impl Header {
             _ => None,
         }
     }
+}
+
+/// The metadata of the first frame, whether it comes before the pixels or after them: the last eXIf
+/// chunk, else what ImageMagick and older programs write as a text, "Raw profile type exif".
+pub(super) fn metadata(file: &[u8]) -> Metadata<'_> {
+    let mut exif = None;
+    let mut profile = None;
+    let mut xmp = None;
+    let mut pixels_began = false;
+    let mut rest = file.get(SIGNATURE_BYTES..).unwrap_or_default();
+    while let Some((kind, data, next)) = split_chunk(rest) {
+        rest = next;
+        let text = match &kind {
+            b"IDAT" => {
+                pixels_began = true;
+                continue;
+            }
+            b"IEND" => break,
+            b"fcTL" if pixels_began => break, // what follows belongs to the next frame
+            b"eXIf" => {
+                exif = Some(data.into());
+                continue;
+            }
+            b"tEXt" => plain_text(data),
+            b"zTXt" => compressed_text(data),
+            b"iTXt" => international_text(data),
+            _ => continue,
+        };
+        match text {
+            Some((b"exif", value)) if kind == *b"tEXt" => exif = Some(value),
+            Some((b"Raw profile type exif", value)) => profile = Some(value),
+            Some((b"XML:com.adobe.xmp", value)) => xmp = Some(value),
+            _ => {}
+        }
+    }
+    Metadata {
+        exif: exif.or_else(|| Some(from_hexadecimal(&profile?)?.into())),
+        xmp,
+    }
+}
+
+/// A keyword and its text.
+type Text<'a> = Option<(&'a [u8], Cow<'a, [u8]>)>;
+
+fn plain_text(data: &[u8]) -> Text<'_> {
+    let (keyword, text) = split_at_zero(data)?;
+    Some((keyword, text.into()))
+}
+
+fn compressed_text(data: &[u8]) -> Text<'_> {
+    let (keyword, rest) = split_at_zero(data)?;
+    let (&0, packed) = rest.split_first()? else {
+        return None;
+    };
+    Some((keyword, inflate(packed)?.into()))
+}
+
+/// After the keyword: whether it is compressed and how, the language, the keyword translated.
+fn international_text(data: &[u8]) -> Text<'_> {
+    let (keyword, rest) = split_at_zero(data)?;
+    let (&[is_compressed, method], rest) = rest.split_first_chunk::<2>()?;
+    let (_, rest) = split_at_zero(rest)?;
+    let (_, text) = split_at_zero(rest)?;
+    match (is_compressed, method) {
+        (0, _) => Some((keyword, text.into())),
+        (_, 0) => Some((keyword, inflate(text)?.into())),
+        _ => None,
+    }
+}
+
+fn split_at_zero(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let zero = data.iter().position(|&byte| byte == 0)?;
+    Some((&data[..zero], &data[zero + 1..]))
+}
+
+/// Unpacks a text; `None` where it is damaged or longer than Pillow takes.
+fn inflate(packed: &[u8]) -> Option<Vec<u8>> {
+    const MAX_TEXT_BYTES: u64 = 1 << 20;
+    let mut text = Vec::new();
+    let mut unpacked = ZlibDecoder::new(packed).take(MAX_TEXT_BYTES + 1);
+    unpacked.read_to_end(&mut text).ok()?;
+    (text.len() as u64 <= MAX_TEXT_BYTES).then_some(text)
+}
+
+/// The bytes of a raw profile: an empty line, its name, its length, then hexadecimal lines.
+fn from_hexadecimal(profile: &[u8]) -> Option<Vec<u8>> {
+    let lines = profile.split(|&byte| byte == b'\n').skip(3);
+    let digits = { lines }
+        .flatten()
+        .filter(|byte| !byte.is_ascii_whitespace());
+    let digits = digits.map(|&byte| char::from(byte).to_digit(16));
+    let digits = digits.collect::<Option<Vec<u32>>>()?;
+    let (pairs, rest) = digits.as_chunks::<2>();
+    let bytes = pairs.iter().map(|[high, low]| (high << 4 | low) as u8);
+    rest.is_empty().then(|| bytes.collect())
 }
 
 /// Splits off one chunk: its kind, its data, and what follows its checksum.

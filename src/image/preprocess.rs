@@ -4,6 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::files::bounded;
+
 use super::{ImageError, MAX_PIXELS, Rgb8Image, groups, resize_bicubic};
 
 /// OpenAI CLIP's mean and standard deviation of RGB in 0..1, which every BLIP-2 checkpoint uses.
@@ -154,6 +156,9 @@ fn values(rescale: Option<f64>, normalise: Option<([f64; 3], [f64; 3])>) -> Box<
     table
 }
 
+/// The most that is read of a configuration: 1 MiB, where a thousand bytes are usual.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
 /// A JSON object and the file it stands in.
 struct Config {
     file: String,
@@ -164,7 +169,7 @@ impl Config {
     /// `None` when there is no such file.
     fn read(path: &Path) -> Result<Option<Self>, ImageError> {
         let file = path.display().to_string();
-        let text = match std::fs::read(path) {
+        let text = match bounded::read(path, MAX_CONFIG_BYTES) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(ImageError::Read { name: file, source }),

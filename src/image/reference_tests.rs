@@ -195,3 +195,118 @@ fn tensors_from_files_are_close() {
     println!("worst: max {:.4} mean {:.5}", worst.0, worst.1);
     assert!(worst.0 < 0.1 && worst.1 < 0.01);
 }
+
+/// Orientation in every place and kind of value, as `tests/data/images/make_metadata.py` made them.
+#[test]
+fn turned_as_pillow_turns() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/images/metadata");
+    let files = std::fs::read(folder.join("files.bin")).unwrap();
+    let expected = std::fs::read_to_string(folder.join("expected.tsv")).unwrap();
+    let mut rest = files.as_slice();
+    let mut failures = Vec::new();
+    for line in expected.lines() {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let (name, number): (_, u8) = (fields[0], fields[2].parse().unwrap());
+        let file = rest.split_off(..fields[1].parse().unwrap()).unwrap();
+        // Pillow refuses three files (0); here two of them are as if they had no metadata.
+        let image = match decode(file, name, DecodePolicy::hf()) {
+            Ok(image) => image,
+            Err(_) if number == 0 => continue,
+            Err(error) => panic!("{error}"),
+        };
+        let format = format::recognise(file, name).unwrap();
+        let turn = orientation::read(file, format);
+        if turn.to_exif() != number.max(1) {
+            failures.push(format!("{name}: {turn:?} instead of {number}"));
+        } else if image.width != image.height {
+            assert_eq!(image.width > image.height, number > 4, "{name}");
+        }
+    }
+    assert!(rest.is_empty());
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Every kind of TIFF image with a byte changed or the end cut off: an image or an error.
+#[test]
+fn no_damaged_tiff_is_a_panic() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/images/tiffs");
+    let mut files = unpacked(&folder.join("files.bin.gz"));
+    let index = std::fs::read_to_string(folder.join("index.tsv")).unwrap();
+    let mut rest = files.as_mut_slice();
+    for (number, line) in index.lines().enumerate() {
+        let length = line.split('\t').nth(1).unwrap().parse().unwrap();
+        let file = rest.split_off_mut(..length).unwrap();
+        for position in (number % 5..length).step_by(5) {
+            let before = file[position];
+            for byte in [before ^ 0x55, 0, 255] {
+                file[position] = byte;
+                let _ = decode(file, "damaged", DecodePolicy::hf());
+            }
+            file[position] = before;
+            let _ = decode(&file[..position], "cut", DecodePolicy::hf());
+        }
+    }
+}
+
+fn unpacked(file: &Path) -> Vec<u8> {
+    let packed = std::fs::read(file).unwrap();
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&*packed), &mut bytes).unwrap();
+    bytes
+}
+
+/// TIFF images of every kind, as `tests/data/images/make_tiffs.py` made them: equal to Pillow's, or
+/// refused.
+#[test]
+fn tiffs_as_pillow_reads_them() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/images/tiffs");
+    let files = unpacked(&folder.join("files.bin.gz"));
+    let pixels = unpacked(&folder.join("expected.bin.gz"));
+    let index = std::fs::read_to_string(folder.join("index.tsv")).unwrap();
+    let mut rest = files.as_slice();
+    let mut failures = Vec::new();
+    // `decode` documents them.
+    const ONLY_PILLOW: [&str; 4] = [
+        "lab_",
+        "tiff_raw_16",
+        "ycbcr_le_deflate",
+        "ycbcr_be_deflate",
+    ];
+    for line in index.lines() {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let (name, mode) = (fields[0], fields[2]);
+        let file = rest.split_off(..fields[1].parse().unwrap()).unwrap();
+        if mode == "-" || ONLY_PILLOW.iter().any(|start| name.starts_with(start)) {
+            match decode(file, name, DecodePolicy::hf()) {
+                Ok(_) => failures.push(format!("{name} is read")),
+                Err(error) => println!("{error}"),
+            }
+            continue;
+        }
+        let number = |field: usize| fields[field].parse::<usize>().unwrap();
+        for (kind, policy) in [(0, DecodePolicy::hf()), (1, DecodePolicy::lavis())] {
+            let start = number(5 + kind);
+            match decode(file, name, policy) {
+                Err(error) => failures.push(format!("[{mode}] {error}")),
+                Ok(ours)
+                    if (ours.width as usize, ours.height as usize) != (number(3), number(4)) =>
+                {
+                    failures.push(format!("{name} [{mode}]: {}x{}", ours.width, ours.height));
+                }
+                Ok(ours) => {
+                    let theirs = &pixels[start..start + ours.data.len()];
+                    let (max, mean) = difference(&ours.data, theirs);
+                    let bound = if name.starts_with("jpeg") {
+                        (5, 0.35)
+                    } else {
+                        (0, 0.0)
+                    };
+                    if max > bound.0 || mean > bound.1 {
+                        failures.push(format!("{name} [{mode}]: max {max} mean {mean:.3}"));
+                    }
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}

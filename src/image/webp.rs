@@ -1,6 +1,10 @@
-//! Two points in which libwebp, and so Pillow, differs from the `image` crate.
+//! Points in which libwebp, and so Pillow, differs from the `image` crate.
 
 use std::borrow::Cow;
+
+use super::orientation::Metadata;
+
+const RIFF_HEADER: usize = 12;
 
 const CHUNK_HEADER: usize = 8;
 
@@ -23,7 +27,6 @@ pub(super) fn check_complete(file: &[u8]) -> Result<(), String> {
 /// `image` crate would blend, which loses the colours under transparent pixels and rounds the others.
 /// Sets the "do not blend" bit of the first frame, in a copy; a still image comes back untouched.
 pub(super) fn without_first_blend(file: &[u8]) -> Cow<'_, [u8]> {
-    const RIFF_HEADER: usize = 12;
     const FRAME_FLAGS: usize = 15; // after five 3-byte numbers: x, y, width, height, duration
     const DO_NOT_BLEND: u8 = 0b10;
     let mut position = RIFF_HEADER;
@@ -38,6 +41,36 @@ pub(super) fn without_first_blend(file: &[u8]) -> Cow<'_, [u8]> {
         position = position.saturating_add(CHUNK_HEADER).saturating_add(padded);
     }
     Cow::Borrowed(file)
+}
+
+/// The first EXIF and the first XMP chunk of an extended file, where its header announces them.
+pub(super) fn metadata(file: &[u8]) -> Metadata<'_> {
+    const XMP_FLAG: u8 = 0b100;
+    const EXIF_FLAG: u8 = 0b1000;
+    let mut metadata = Metadata::default();
+    let Some(&flags) = file.get(RIFF_HEADER + CHUNK_HEADER) else {
+        return metadata;
+    };
+    let end = chunk_header(file, 0).map_or(0, |(_, size)| size.saturating_add(CHUNK_HEADER));
+    let file = file.get(..end).unwrap_or(file);
+    if file.get(RIFF_HEADER..RIFF_HEADER + 4) != Some(b"VP8X") {
+        return metadata;
+    }
+    let mut position = RIFF_HEADER;
+    while let Some((kind, size)) = chunk_header(file, position) {
+        let start = position + CHUNK_HEADER;
+        let data = file.get(start..start.saturating_add(size));
+        let place = match &kind {
+            b"EXIF" if flags & EXIF_FLAG != 0 => Some(&mut metadata.exif),
+            b"XMP " if flags & XMP_FLAG != 0 => Some(&mut metadata.xmp),
+            _ => None,
+        };
+        if let (Some(place @ None), Some(data)) = (place, data) {
+            *place = Some(data.into());
+        }
+        position = start.saturating_add(size.saturating_add(size & 1));
+    }
+    metadata
 }
 
 fn chunk_header(file: &[u8], position: usize) -> Option<([u8; 4], usize)> {

@@ -10,7 +10,7 @@ use futures_channel::oneshot;
 
 use crate::Error;
 use crate::gpu::Profiler;
-use crate::image::{DecodePolicy, ImageError, Preprocessor, Rgb8Image, decode};
+use crate::image::{DecodePolicy, Preprocessor, Rgb8Image, decode, read_file};
 use crate::schedule::{Image, ImageKey};
 
 /// Where an image comes from.
@@ -47,13 +47,7 @@ impl ImageSource {
 
     fn read(&self) -> Result<Content<'_>, Error> {
         Ok(match self {
-            Self::File(path) => {
-                let read = std::fs::read(path).map_err(|source| ImageError::Read {
-                    name: self.name(),
-                    source,
-                });
-                Content::File(read?.into())
-            }
+            Self::File(path) => Content::File(read_file(path, &self.name())?.into()),
             Self::Bytes { bytes, .. } => Content::File((&**bytes).into()),
             Self::Decoded(image) => Content::Decoded(image),
         })

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::files::walk::{identity, walk};
-use crate::image::{DecodePolicy, ImageError, Rgb8Image, decode, decode_file};
+use crate::image::{DecodePolicy, ImageError, Rgb8Image, decode, decode_file, read_from};
 use crate::task;
 
 use super::output::Output;
@@ -124,12 +124,9 @@ pub enum InputError {
     /// `-` given twice: the bytes are gone after the first.
     #[error("-: standard input can be read only once; give `-` a single time")]
     StdinTwice,
-    /// Standard input failed.
-    #[error("-: standard input cannot be read ({source}); pipe an image file into the program")]
-    Stdin {
-        /// What the system answered.
-        source: io::Error,
-    },
+    /// Standard input failed, or is no image.
+    #[error(transparent)]
+    Stdin(#[from] ImageError),
 }
 
 /// Numbers of files by their ending, in words.
@@ -176,12 +173,12 @@ fn expand_with(arguments: &[OsString], stdin: &mut dyn Read) -> Found {
     let mut stdin = Some(stdin);
     for argument in arguments {
         if argument == STDIN_NAME {
-            match stdin.take().map(read_all) {
+            match stdin.take().map(|stdin| read_from(stdin, STDIN_NAME)) {
                 Some(Ok(bytes)) => found.images.push(ImageInput {
                     name: STDIN_NAME.into(),
                     source: ImageSource::Bytes(bytes),
                 }),
-                Some(Err(source)) => found.errors.push(InputError::Stdin { source }),
+                Some(Err(error)) => found.errors.push(error.into()),
                 None => found.errors.push(InputError::StdinTwice),
             }
         } else {
@@ -189,11 +186,6 @@ fn expand_with(arguments: &[OsString], stdin: &mut dyn Read) -> Found {
         }
     }
     found
-}
-
-fn read_all(stdin: &mut dyn Read) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    stdin.read_to_end(&mut bytes).map(|_| bytes)
 }
 
 fn name_of(path: &Path) -> String {
@@ -565,14 +557,12 @@ mod tests {
     #[test]
     fn standard_input_once() {
         let root = tree();
-        let (images, errors) = run(root.path(), &["-", "b.png", "-"], b"bytes");
+        let (images, errors) = run(root.path(), &["-", "b.png", "-"], b"P1 1 1 0");
         assert_eq!(images, ["-", "b.png"]);
         assert_eq!(errors.len(), 1);
-        let found = expand_with(&["-".into()], &mut &b"bytes"[..]);
-        assert_eq!(
-            found.images[0].source,
-            ImageSource::Bytes(b"bytes".to_vec())
-        );
+        let found = expand_with(&["-".into()], &mut &b"P1 1 1 0"[..]);
+        let bytes = ImageSource::Bytes(b"P1 1 1 0".to_vec());
+        assert_eq!(found.images[0].source, bytes);
     }
 
     #[cfg(unix)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Error;
 use crate::files::checksum::Checksum;
-use crate::image::{DecodePolicy, ImageError, decode};
+use crate::image::{DecodePolicy, decode, read_file};
 
 use super::index::{Index, IndexWriter, Shapes, known_path};
 use super::{ImageFeatures, Retriever};
@@ -331,12 +331,7 @@ impl GalleryImage {
     fn read(&self) -> Result<Vec<u8>, Error> {
         match &self.source {
             GallerySource::Bytes(bytes) => Ok(bytes.clone()),
-            GallerySource::Path(path) => {
-                Ok(std::fs::read(path).map_err(|cause| ImageError::Read {
-                    name: self.name.clone(),
-                    source: cause,
-                })?)
-            }
+            GallerySource::Path(path) => Ok(read_file(path, &self.name)?),
         }
     }
 }

@@ -13,7 +13,9 @@ use safetensors::tensor::Metadata;
 use serde::{Deserialize, Serialize};
 
 use crate::files::atomic::AtomicFile;
+use crate::files::bounded;
 use crate::files::checksum::Checksum;
+use crate::image::MAX_FILE_BYTES;
 
 /// Key of the metadata.
 const KEY: &str = "blip2_wgpu_index";
@@ -193,7 +195,8 @@ impl Index {
         let unchanged = match stamp(path) {
             Ok((bytes, modified)) if bytes == image.bytes => {
                 modified == image.modified
-                    || std::fs::read(path).is_ok_and(|bytes| Checksum::of(&bytes) == image.hash)
+                    || bounded::read(path, MAX_FILE_BYTES)
+                        .is_ok_and(|bytes| Checksum::of(&bytes) == image.hash)
             }
             _ => false,
         };

@@ -10,7 +10,6 @@
 //!   differs by at most 0.08, 0.006 in the mean.
 //! - PNM whose largest value is neither 255 nor 65535: rounding of exact halves, 1 level.
 //! - PNM with comments among its numbers, PFM, DIB without the file's header and OS/2's BMP of 64 bytes of header: refused.
-//! - A PNG palette's transparency with more entries than the palette: passed over here.
 //! - GIF and PNG with indices and without a palette: refused here; Pillow makes greys of them.
 //! - A GIF whose first frame hangs over the canvas: cut off here; Pillow enlarges the canvas.
 //! - TIFF that Pillow misreads is read as it is meant: big-endian BigTIFF; compressed floats and
@@ -117,6 +116,7 @@ pub fn decode(bytes: &[u8], name: &str, policy: DecodePolicy) -> Result<Rgb8Imag
     complete.map_err(|reason| file.truncated(format, reason))?;
     let altered = match format {
         ImageFormat::Jpeg => jpeg::with_libjpeg_colours(bytes),
+        ImageFormat::Png => png::without_surplus_transparency(bytes),
         ImageFormat::WebP => webp::without_first_blend(bytes),
         _ => bytes.into(),
     };

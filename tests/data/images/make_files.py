@@ -169,6 +169,10 @@ def main():
     smooth.convert("CMYK").save(OUT / "cmyk.jpg", quality=90)
     for width, height in ((1, 1), (1, 20), (20, 1), (9, 40), (40, 9), (37, 23)):
         Image.fromarray(noise(height, width, 3)).save(OUT / f"noise_{width}x{height}.png")
+    for depth in (1, 4):
+        rows = [packed(row, depth) for row in noise(HEIGHT, WIDTH, high=2**depth)]
+        palette, alpha = (b"PLTE", noise(2**depth, 3).tobytes()), (b"tRNS", noise(2**depth + 3).tobytes())
+        png(f"palette{depth}_alpha_surplus.png", depth, 3, rows, palette, alpha)
     jpeg_colours(smooth)
     bmp16()
 

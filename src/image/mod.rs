@@ -14,6 +14,7 @@ mod jpeg;
 mod orientation;
 mod pillow;
 mod png;
+mod pnm;
 mod preprocess;
 mod read;
 #[cfg(test)]

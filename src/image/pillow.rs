@@ -127,12 +127,6 @@ pub(super) fn high_byte(samples: &[u16]) -> Vec<u8> {
     samples.iter().map(|&value| (value >> 8) as u8).collect()
 }
 
-/// 16-bit colours of a PNM file, scaled from 65535 to 255 and rounded.
-pub(super) fn scale16(samples: &[u16]) -> Vec<u8> {
-    let scale = |&value: &u16| ((u32::from(value) * 255 + 32767) / 65535) as u8;
-    samples.iter().map(scale).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,7 +143,6 @@ mod tests {
     fn sixteen_bits() {
         assert_eq!(clip16(&[0, 255, 256, 65535]), [0, 255, 255, 255]);
         assert_eq!(high_byte(&[0, 255, 256, 65535]), [0, 0, 1, 255]);
-        assert_eq!(scale16(&[0, 128, 129, 65535]), [0, 0, 1, 255]);
     }
 
     #[test]

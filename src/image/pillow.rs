@@ -23,14 +23,16 @@ impl Pixels {
 
     /// From grey samples `[height, width]`.
     pub(super) fn from_grey(size: (u32, u32), samples: &[u8]) -> Self {
-        let rgb = samples.iter().flat_map(|&grey| [grey; 3]).collect();
+        let rgb = samples.iter().map(|&grey| [grey; 3]).collect::<Vec<_>>();
+        let rgb = rgb.into_flattened();
         Self::new(size, rgb, None)
     }
 
     /// From grey and alpha samples `[height, width, 2]`.
     pub(super) fn from_grey_alpha(size: (u32, u32), samples: &[u8]) -> Self {
         let pairs = groups::<_, 2>(samples);
-        let rgb = pairs.iter().flat_map(|&[grey, _]| [grey; 3]).collect();
+        let rgb = pairs.iter().map(|&[grey, _]| [grey; 3]).collect::<Vec<_>>();
+        let rgb = rgb.into_flattened();
         let alpha = pairs.iter().map(|&[_, alpha]| alpha).collect();
         Self::new(size, rgb, Some(alpha))
     }
@@ -43,7 +45,11 @@ impl Pixels {
     /// From colour and alpha samples `[height, width, 4]`.
     pub(super) fn from_rgba(size: (u32, u32), samples: &[u8]) -> Self {
         let quads = groups::<_, 4>(samples);
-        let rgb = quads.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect();
+        let rgb = quads
+            .iter()
+            .map(|&[r, g, b, _]| [r, g, b])
+            .collect::<Vec<_>>();
+        let rgb = rgb.into_flattened();
         let alpha = quads.iter().map(|&[_, _, _, alpha]| alpha).collect();
         Self::new(size, rgb, Some(alpha))
     }

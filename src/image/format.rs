@@ -46,7 +46,12 @@ mod remedy {
 }
 
 /// Formats that are not read: how their files begin, name and remedy. A dot stands for any byte.
-const FOREIGN: [(&[u8], &str, &str); 60] = [
+const FOREIGN: [(&[u8], &str, &str); 61] = [
+    (
+        b"\x28\0\0\0........\x01\0",
+        "a bitmap without the file's header (DIB)",
+        remedy::CONVERT,
+    ),
     (b"....ftypavif", "AVIF", remedy::CONVERT),
     (b"....ftypavis", "AVIF", remedy::CONVERT),
     (b"....ftyphei", "HEIC", remedy::CONVERT),

@@ -4,6 +4,7 @@
 //! scales it, and [`Preprocessor`] does both as a checkpoint's `preprocessor_config.json` asks and
 //! normalises the result to `[3, height, width]`. The yardstick is Pillow 13 as transformers 5 uses it.
 
+mod bmp;
 mod decode;
 mod error;
 mod format;
@@ -13,6 +14,7 @@ mod jpeg;
 mod orientation;
 mod pillow;
 mod png;
+mod pnm;
 mod preprocess;
 mod read;
 #[cfg(test)]

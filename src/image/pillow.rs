@@ -23,14 +23,16 @@ impl Pixels {
 
     /// From grey samples `[height, width]`.
     pub(super) fn from_grey(size: (u32, u32), samples: &[u8]) -> Self {
-        let rgb = samples.iter().flat_map(|&grey| [grey; 3]).collect();
+        let rgb = samples.iter().map(|&grey| [grey; 3]).collect::<Vec<_>>();
+        let rgb = rgb.into_flattened();
         Self::new(size, rgb, None)
     }
 
     /// From grey and alpha samples `[height, width, 2]`.
     pub(super) fn from_grey_alpha(size: (u32, u32), samples: &[u8]) -> Self {
         let pairs = groups::<_, 2>(samples);
-        let rgb = pairs.iter().flat_map(|&[grey, _]| [grey; 3]).collect();
+        let rgb = pairs.iter().map(|&[grey, _]| [grey; 3]).collect::<Vec<_>>();
+        let rgb = rgb.into_flattened();
         let alpha = pairs.iter().map(|&[_, alpha]| alpha).collect();
         Self::new(size, rgb, Some(alpha))
     }
@@ -43,7 +45,11 @@ impl Pixels {
     /// From colour and alpha samples `[height, width, 4]`.
     pub(super) fn from_rgba(size: (u32, u32), samples: &[u8]) -> Self {
         let quads = groups::<_, 4>(samples);
-        let rgb = quads.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect();
+        let rgb = quads
+            .iter()
+            .map(|&[r, g, b, _]| [r, g, b])
+            .collect::<Vec<_>>();
+        let rgb = rgb.into_flattened();
         let alpha = quads.iter().map(|&[_, _, _, alpha]| alpha).collect();
         Self::new(size, rgb, Some(alpha))
     }
@@ -127,12 +133,6 @@ pub(super) fn high_byte(samples: &[u16]) -> Vec<u8> {
     samples.iter().map(|&value| (value >> 8) as u8).collect()
 }
 
-/// 16-bit colours of a PNM file, scaled from 65535 to 255 and rounded.
-pub(super) fn scale16(samples: &[u16]) -> Vec<u8> {
-    let scale = |&value: &u16| ((u32::from(value) * 255 + 32767) / 65535) as u8;
-    samples.iter().map(scale).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,7 +149,6 @@ mod tests {
     fn sixteen_bits() {
         assert_eq!(clip16(&[0, 255, 256, 65535]), [0, 255, 255, 255]);
         assert_eq!(high_byte(&[0, 255, 256, 65535]), [0, 0, 1, 255]);
-        assert_eq!(scale16(&[0, 128, 129, 65535]), [0, 0, 1, 255]);
     }
 
     #[test]

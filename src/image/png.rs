@@ -41,6 +41,11 @@ impl Header {
         header
     }
 
+    fn has_palette(&self) -> bool {
+        const PALETTE: u8 = 3;
+        self.colour_type == PALETTE
+    }
+
     /// Whether the image is grey without an alpha channel of its own.
     pub(super) fn is_grey(&self) -> bool {
         self.colour_type == GREY
@@ -58,6 +63,35 @@ impl Header {
             _ => None,
         }
     }
+}
+
+/// A palette's transparency may have more entries than the palette. Pillow takes those it needs, the
+/// `png` crate none; it gets a copy without the surplus.
+pub(super) fn without_surplus_transparency(file: &[u8]) -> Cow<'_, [u8]> {
+    let mut palette = None;
+    let mut rest = file.get(SIGNATURE_BYTES..).unwrap_or_default();
+    while let Some((kind, data, next)) = split_chunk(rest) {
+        match (&kind, palette) {
+            (b"IDAT", _) => break,
+            (b"PLTE", _) => palette = Some(data.len() / 3),
+            (b"tRNS", Some(colours)) if data.len() > colours => {
+                if !Header::read(file).has_palette() {
+                    break;
+                }
+                let mut chunk = kind.to_vec();
+                chunk.extend(&data[..colours]);
+                let mut checksum = flate2::Crc::new();
+                checksum.update(&chunk);
+                let before = &file[..file.len() - rest.len()];
+                let length = (colours as u32).to_be_bytes();
+                let checksum = checksum.sum().to_be_bytes();
+                return [before, &length, &chunk, &checksum, next].concat().into();
+            }
+            _ => {}
+        }
+        rest = next;
+    }
+    file.into()
 }
 
 /// The metadata of the first frame, whether it comes before the pixels or after them: the last eXIf

@@ -9,11 +9,13 @@ mod codec;
 mod fax;
 mod layout;
 
+use std::borrow::Cow;
+
 use super::MAX_PIXELS;
 use super::ifd::Directory;
 use super::pillow::{self, Pixels};
 use codec::{Compression, Predictor};
-use layout::{Alpha, Colour, Layout};
+use layout::{Alpha, Colour, Layout, Sample};
 
 const WIDTH: u16 = 256;
 const HEIGHT: u16 = 257;
@@ -166,40 +168,34 @@ impl<'a> Image<'a> {
     }
 
     /// The rows of a chunk, with samples in the machine's byte order.
-    fn chunk(&self, index: usize, top: usize) -> Result<Vec<u8>, Failure> {
+    fn chunk(&self, index: usize, top: usize) -> Result<Cow<'a, [u8]>, Failure> {
         let rows = self.chunks.rows(top, self.height);
         let row_bytes = self.row_bytes();
         let length = rows * row_bytes;
-        let stored = self.stored(index, length)?;
-        let reversed: Vec<u8>;
-        let stored = match self.bits_reversed && !self.compression.is_jpeg() {
-            true => {
-                reversed = stored.iter().map(|byte| byte.reverse_bits()).collect();
-                &reversed
-            }
-            false => stored,
+        let chunk = codec::Chunk {
+            width: self.chunks.width,
+            rows,
+            row_bytes,
+            samples: self.chunk_samples(),
+            to_rgb: self.layout.colour == Colour::YCbCr,
         };
-        let mut data = self.compression.unpack(
-            stored,
-            &codec::Chunk {
-                width: self.chunks.width,
-                rows,
-                row_bytes,
-                samples: self.chunk_samples(),
-                to_rgb: self.layout.colour == Colour::YCbCr,
-            },
-        )?;
+        let stored = self.stored(index, length)?;
+        let mut data = match (self.compression, self.bits_reversed) {
+            (Compression::None, false) => Cow::Borrowed(stored),
+            (codec, true) if !codec.is_jpeg() => {
+                let reversed: Vec<u8> = stored.iter().map(|byte| byte.reverse_bits()).collect();
+                codec.unpack(&reversed, &chunk)?.into()
+            }
+            (codec, _) => codec.unpack(stored, &chunk)?.into(),
+        };
         if data.len() < length {
             return Err(Truncated("its rows are cut off".into()));
         }
-        data.truncate(length);
-        for row in data.chunks_exact_mut(row_bytes) {
-            self.predictor.undo(
-                row,
-                self.layout.sample,
-                self.chunk_samples(),
-                self.big_endian,
-            );
+        let (sample, samples) = (self.layout.sample, self.chunk_samples());
+        if self.predictor != Predictor::None || sample.bits() > 12 {
+            for row in data.to_mut()[..length].chunks_exact_mut(row_bytes) {
+                self.predictor.undo(row, sample, samples, self.big_endian);
+            }
         }
         Ok(data)
     }
@@ -228,6 +224,9 @@ impl<'a> Image<'a> {
         let kept = self.layout.kept();
         let sample = self.layout.sample;
         let stored = self.chunk_samples();
+        if sample == Sample::Packed(8) && !self.layout.is_planar && stored == kept {
+            return target.copy_from_slice(&row[..target.len()]);
+        }
         for (column, pixel) in target.chunks_exact_mut(kept).enumerate() {
             if self.layout.is_planar {
                 pixel[plane] = sample.value(row, column, self.layout.scales());
@@ -253,28 +252,25 @@ impl<'a> Image<'a> {
                 .map(|pixel| pixel[colours])
                 .collect()
         });
-        let pixels = samples.chunks_exact(kept);
-        let mut rgb: Vec<u8> = match self.layout.colour {
-            Colour::Grey => pixels.flat_map(|pixel| [pixel[0]; 3]).collect(),
+        if self.layout.colour == Colour::Rgb && kept == 3 {
+            return Ok(Pixels::new(size, samples, alpha));
+        }
+        let palette = layout::palette(&tags.numbers(COLOUR_MAP));
+        let to_rgb: &dyn Fn(&[u8]) -> [u8; 3] = match self.layout.colour {
+            Colour::Grey => &|pixel| [pixel[0]; 3],
             Colour::Palette => {
-                let palette = layout::palette(&tags.numbers(COLOUR_MAP))
-                    .ok_or_else(|| Damaged("it has no palette".into()))?;
-                pixels
-                    .flat_map(|pixel| palette[usize::from(pixel[0])])
-                    .collect()
+                let palette = palette.ok_or_else(|| Damaged("it has no palette".into()))?;
+                &move |pixel| palette[usize::from(pixel[0])]
             }
+            Colour::Cmyk => &|pixel| pillow::cmyk_to_rgb([pixel[0], pixel[1], pixel[2], pixel[3]]),
             // JPEG's own conversion was asked for.
-            Colour::YCbCr if !self.compression.is_jpeg() => pixels
-                .flat_map(|pixel| pillow::ycbcr_to_rgb([pixel[0], pixel[1], pixel[2]]))
-                .collect(),
-            Colour::Cmyk => pixels
-                .flat_map(|pixel| pillow::cmyk_to_rgb([pixel[0], pixel[1], pixel[2], pixel[3]]))
-                .collect(),
-            Colour::Rgb | Colour::YCbCr if kept == 3 => samples,
-            Colour::Rgb | Colour::YCbCr => pixels
-                .flat_map(|pixel| [pixel[0], pixel[1], pixel[2]])
-                .collect(),
+            Colour::YCbCr if !self.compression.is_jpeg() => {
+                &|pixel| pillow::ycbcr_to_rgb([pixel[0], pixel[1], pixel[2]])
+            }
+            Colour::Rgb | Colour::YCbCr => &|pixel| [pixel[0], pixel[1], pixel[2]],
         };
+        let pixels = samples.chunks_exact(kept).map(to_rgb);
+        let mut rgb = pixels.collect::<Vec<_>>().into_flattened();
         if let (Alpha::Premultiplied, Some(alpha)) = (self.layout.alpha, &alpha) {
             pillow::divide_by_alpha(&mut rgb, alpha);
         }

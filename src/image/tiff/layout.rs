@@ -196,7 +196,16 @@ impl Layout {
                 Sample::Signed16 | Sample::Signed32 => "signed ",
                 Sample::Float32 => "float ",
             };
-            let reason = format!("{kind} with {extra} extra samples, of {format}{bits} bits");
+            let extra = match extra {
+                0 => String::new(),
+                extra => format!(" with {extra} more samples a pixel"),
+            };
+            let zero = if photometric == 0 {
+                ", zero being white"
+            } else {
+                ""
+            };
+            let reason = format!("{kind} of {format}{bits} bits{extra}{zero}");
             return Err(Unsupported(reason));
         }
         let is_reversible = matches!(

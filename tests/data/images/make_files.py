@@ -92,6 +92,53 @@ def oriented(number):
     return exif
 
 
+def jpeg_colours(image):
+    """JPEG files whose markers and names of components disagree on what the samples are."""
+    jfif = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
+    adobe = lambda transform: b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([transform])
+
+    def bare(mode):
+        """Without the markers, and where the names of components are."""
+        buffer = io.BytesIO()
+        image.convert(mode).save(buffer, "JPEG", quality=90, subsampling="4:4:4")
+        data, kept, position = buffer.getvalue(), b"\xff\xd8", 2
+        while data[position + 1] != 0xDA:
+            length = 2 + struct.unpack(">H", data[position + 2 : position + 4])[0]
+            if data[position + 1] not in (0xE0, 0xEE):
+                kept += data[position : position + length]
+            position += length
+        return kept + data[position:]
+
+    def lettered(data):
+        data = bytearray(data)
+        frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+        for index, letter in enumerate(b"RGB"):
+            data[frame + 10 + 3 * index] = data[scan + 5 + 2 * index] = letter
+        return bytes(data)
+
+    rgb, cmyk = bare("RGB"), bare("CMYK")
+    files = {
+        "jfif_adobe0": (rgb, jfif + adobe(0)), "adobe0_jfif": (rgb, adobe(0) + jfif), "adobe0": (rgb, adobe(0)),
+        "adobe2": (rgb, adobe(2)), "adobe7": (rgb, adobe(7)), "letters": (lettered(rgb), b""),
+        "letters_jfif": (lettered(rgb), jfif), "letters_adobe1": (lettered(rgb), adobe(1)),
+        "letters_adobe0_jfif": (lettered(rgb), adobe(0) + jfif), "cmyk_adobe1": (cmyk, adobe(1)),
+        "cmyk_adobe7": (cmyk, adobe(7)), "cmyk_bare": (cmyk, b""),
+    }
+    for name, (data, markers) in files.items():
+        (OUT / f"colours_{name}.jpg").write_bytes(data[:2] + markers + data[2:])
+
+
+def bmp16():
+    """Five and six bits a colour, with masks and without."""
+    for name, masks in (("555", b""), ("555_masks", struct.pack("<III", 0x7C00, 0x3E0, 0x1F)),
+                        ("565", struct.pack("<III", 0xF800, 0x7E0, 0x1F))):
+        rows = noise(HEIGHT, WIDTH + 1, high=65536, dtype="<u2").tobytes()
+        start = 54 + len(masks)
+        header = struct.pack("<IHHIIiiHHIIiiII", start + len(rows), 0, 0, start, 40, WIDTH, HEIGHT, 1, 16,
+                             3 if masks else 0, len(rows), 0, 0, 0, 0)
+        (OUT / f"rgb{name}.bmp").write_bytes(b"BM" + header + masks + rows)
+
+
 def main():
     OUT.mkdir(exist_ok=True)
     pngs()
@@ -122,6 +169,12 @@ def main():
     smooth.convert("CMYK").save(OUT / "cmyk.jpg", quality=90)
     for width, height in ((1, 1), (1, 20), (20, 1), (9, 40), (40, 9), (37, 23)):
         Image.fromarray(noise(height, width, 3)).save(OUT / f"noise_{width}x{height}.png")
+    for depth in (1, 4):
+        rows = [packed(row, depth) for row in noise(HEIGHT, WIDTH, high=2**depth)]
+        palette, alpha = (b"PLTE", noise(2**depth, 3).tobytes()), (b"tRNS", noise(2**depth + 3).tobytes())
+        png(f"palette{depth}_alpha_surplus.png", depth, 3, rows, palette, alpha)
+    jpeg_colours(smooth)
+    bmp16()
 
 
 if __name__ == "__main__":

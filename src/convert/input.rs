@@ -1,23 +1,22 @@
 //! Reading the small files of checkpoints.
 
-use std::fs::File;
-use std::io::Read;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::error::ConvertError;
+use crate::files::bounded::{self, MAX_SMALL_BYTES};
+use crate::files::text;
 
-/// Tokenizers have a few MB, configurations a few KB. More than this is neither.
-const MAX_BYTES: u64 = 64 << 20;
+use super::error::ConvertError;
 
 /// The JSON object in a file.
 ///
 /// # Errors
 /// It cannot be read, or is none.
 pub fn read_object(file: &Path) -> Result<Map<String, Value>, ConvertError> {
-    let text = read(file)?;
-    serde_json::from_slice(&text).map_err(|error| {
+    let bytes = read(file)?;
+    text::json(&bytes).map_err(|error| {
         ConvertError::refused(
             file,
             format!("is no JSON object ({error})"),
@@ -31,14 +30,11 @@ pub fn read_object(file: &Path) -> Result<Map<String, Value>, ConvertError> {
 /// # Errors
 /// It cannot be read, or is too large to be one.
 pub fn read(file: &Path) -> Result<Vec<u8>, ConvertError> {
-    let mut content = Vec::new();
-    let opened =
-        File::open(file).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut content));
-    match opened {
-        Ok(length) if length as u64 <= MAX_BYTES => Ok(content),
-        Ok(_) => Err(ConvertError::refused(
+    match bounded::read(file, MAX_SMALL_BYTES) {
+        Ok(content) => Ok(content),
+        Err(error) if error.kind() == ErrorKind::FileTooLarge => Err(ConvertError::refused(
             file,
-            format!("has more than {MAX_BYTES} bytes"),
+            error.to_string(),
             "give the file that was published",
         )),
         Err(error) => Err(ConvertError::refused(

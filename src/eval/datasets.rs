@@ -1,8 +1,8 @@
 //! Datasets of captioned images: COCO's and Karpathy's layouts, for captions and for retrieval.
 //!
 //! Layouts are told apart by what is in the file: `{"images", "annotations"}` (COCO), a list of
-//! `{"image", "caption"}` (LAVIS's Karpathy splits), `{"images": [{"sentences"}]}` (Karpathy's own,
-//! for Flickr30k). COCO's test files have images alone.
+//! `{"image", "caption"}` (LAVIS's Karpathy splits) or such objects a line, `{"images": [{"sentences"}]}`
+//! (Karpathy's own, for Flickr30k), and tables. COCO's test files have images alone.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -11,10 +11,12 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::json::{Item, JsonFile, Object, Top};
+use super::tables::{self, CAPTION_FIELDS, IMAGE_FIELDS, Row};
 use super::{EvalError, Id};
 
-const LAYOUTS: &str = "COCO captions ({\"images\": […], \"annotations\": […]}), a Karpathy split ([{\"image\", \"caption\"}, …]) \
-     or Karpathy's dataset file ({\"images\": [{\"sentences\"}, …]})";
+const LAYOUTS: &str = "COCO captions ({\"images\": […], \"annotations\": […]}), a Karpathy split ([{\"image\", \"caption\"}, …], \
+     or such objects a line), Karpathy's dataset file ({\"images\": [{\"sentences\"}, …]}), a CSV table with the columns image \
+     and caption, or Flickr's .token file";
 
 /// An image of a dataset.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,6 +62,14 @@ impl CaptionData {
             images: Vec::new(),
             texts: Vec::new(),
         };
+        if let Some(rows) = tables::read(json.text(), file, &ID_FIELDS) {
+            data.read_table(rows?, split)?;
+            return data.not_empty(split);
+        }
+        if let Some(items) = items_a_line(&json) {
+            data.read_karpathy_list(&json, &items)?;
+            return data.not_empty(split);
+        }
         match json.top(LAYOUTS)? {
             Top::List(items) => data.read_karpathy_list(&json, &items)?,
             Top::Object(top) if top.has("annotations") || is_coco(&json, &top)? => {
@@ -67,13 +77,17 @@ impl CaptionData {
             }
             Top::Object(top) => data.read_karpathy_dataset(&json, &top, split)?,
         }
-        if data.images.is_empty() {
+        data.not_empty(split)
+    }
+
+    fn not_empty(self, split: &str) -> Result<Self, EvalError> {
+        if self.images.is_empty() {
             return Err(EvalError::Empty {
-                file: file.into(),
+                file: self.file,
                 problem: format!("no image in it (split {split}); check that it is the right file"),
             });
         }
-        Ok(data)
+        Ok(self)
     }
 
     /// Each image's captions.
@@ -141,12 +155,17 @@ impl CaptionData {
         let mut list = ImageList::default();
         for (index, raw) in items.iter().enumerate() {
             let item = json.item(raw, "", index, "image")?;
-            let path = item.path("image")?;
-            let one = item.get("caption").is_some_and(Value::is_string);
+            let of = |fields: &[&'static str]| {
+                let mut fields = fields.iter().filter(|field| item.get(field).is_some());
+                fields.next().copied()
+            };
+            let path = item.path(of(&IMAGE_FIELDS).unwrap_or("image"))?;
+            let field = of(&CAPTION_FIELDS).unwrap_or("caption");
+            let one = item.get(field).is_some_and(Value::is_string);
             let captions = if one {
-                vec![item.string("caption")?.to_owned()]
+                vec![item.string(field)?.to_owned()]
             } else {
-                item.strings("caption", None)?
+                item.strings(field, None)?
             };
             // The training split has an item a caption, the others an item an image.
             if !one && list.has(path) {
@@ -154,9 +173,37 @@ impl CaptionData {
                     "is an image that was there before; each may be there once, so take one out",
                 ));
             }
-            let image = list.add(path, &item)?;
+            if list.paths.is_empty() {
+                list.id_field = of(&ID_FIELDS);
+            }
+            let id = list.id_field.map(|field| item.id(field)).transpose()?;
+            let field = list.id_field.unwrap_or_default();
+            let image = list.add(path, id, |problem| item.wrong(field, problem))?;
             self.texts
                 .extend(captions.into_iter().map(|text| ListedText { image, text }));
+        }
+        self.images = list.into_images(&self.file)?;
+        Ok(())
+    }
+
+    /// A table has a row a caption.
+    fn read_table(&mut self, rows: Vec<Row>, split: &str) -> Result<(), EvalError> {
+        let mut list = ImageList::default();
+        let of_split = |row: &Row| row.split.as_ref().is_none_or(|it| it == split);
+        for row in rows.into_iter().filter(of_split) {
+            list.id_field = row.id.as_ref().map(|(field, _)| *field);
+            let id = row.id.map(|(_, id)| Id::new(&id));
+            let (file, field) = (&self.file, list.id_field.unwrap_or_default());
+            let image = list.add(&row.image, id, |problem| {
+                EvalError::item(
+                    file,
+                    format!("line {}", row.line),
+                    format!("{field} {problem}"),
+                )
+            })?;
+            let captions = row.captions.into_iter();
+            self.texts
+                .extend(captions.map(|text| ListedText { image, text }));
         }
         self.images = list.into_images(&self.file)?;
         Ok(())
@@ -198,6 +245,17 @@ impl CaptionData {
         }
         Ok(())
     }
+}
+
+/// The items of a file that has one a line; `None` for any other. A file of one line is one where that is an
+/// image with its captions.
+fn items_a_line(json: &JsonFile) -> Option<Vec<&RawValue>> {
+    let items = json.lines()?;
+    let is_item = |raw: &RawValue| {
+        let object = serde_json::from_str::<serde_json::Map<String, Value>>(raw.get());
+        object.is_ok_and(|object| IMAGE_FIELDS.iter().any(|field| object.contains_key(*field)))
+    };
+    is_item(items.first()?).then_some(items)
 }
 
 /// Whether images are listed as COCO's test files have them: with ids, and neither in splits nor
@@ -245,26 +303,27 @@ impl ImageList {
         self.by_path.contains_key(path)
     }
 
-    /// The index of the image at `path`, which `item` is about.
-    fn add(&mut self, path: &str, item: &Item<'_>) -> Result<usize, EvalError> {
-        if self.paths.is_empty() {
-            let mut fields = ID_FIELDS.into_iter();
-            self.id_field = fields.find(|field| item.get(field).is_some());
-        }
-        let id = self.id_field.map(|field| item.id(field)).transpose()?;
+    /// The index of the image at `path`, which an item calls `id`; `wrong` makes an error about the item's id.
+    fn add(
+        &mut self,
+        path: &str,
+        id: Option<Id>,
+        wrong: impl FnOnce(String) -> EvalError,
+    ) -> Result<usize, EvalError> {
         if let Some(&image) = self.by_path.get(path) {
-            match (id, self.id_field) {
-                (Some(id), Some("id")) => self.ids_are_of_captions |= id != self.ids[image],
-                (Some(id), Some(field)) if id != self.ids[image] => {
-                    let problem = format!(
+            return match id {
+                Some(id) if id != self.ids[image] => match self.id_field {
+                    Some("id") => {
+                        self.ids_are_of_captions = true;
+                        Ok(image)
+                    }
+                    _ => Err(wrong(format!(
                         "is {id}, but an item before calls the same image {}",
                         self.ids[image]
-                    );
-                    return Err(item.wrong(field, problem));
-                }
-                _ => {}
-            }
-            return Ok(image);
+                    ))),
+                },
+                _ => Ok(image),
+            };
         }
         self.ids.extend(id);
         self.by_path.insert(path.to_owned(), self.paths.len());
@@ -337,7 +396,9 @@ fn stem(path: &str) -> &str {
 /// As [`CaptionData::read`]; an entry that is no index.
 pub fn read_image_of_text(file: &Path, split: &str) -> Result<Vec<usize>, EvalError> {
     let json = JsonFile::read(file)?;
-    if let Top::List(items) = json.top(LAYOUTS)?
+    let is_list = json.text().trim_start().starts_with('[');
+    if is_list
+        && let Top::List(items) = json.top(LAYOUTS)?
         && items
             .first()
             .is_some_and(|item| !item.get().starts_with('{'))

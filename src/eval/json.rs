@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use crate::files::bounded::{self, MAX_TEXT_BYTES};
+use crate::files::text;
+
 use super::EvalError;
 
 /// An image's, question's or text's id. `5` and `"5"` are the same.
@@ -116,36 +119,24 @@ impl<'de> serde::Deserialize<'de> for Object<'de> {
 }
 
 impl JsonFile {
-    /// Reads UTF-8 text, with or without a mark at its beginning.
+    /// Reads a text in any encoding that is [known](text::decode).
     pub(super) fn read(file: &Path) -> Result<Self, EvalError> {
-        let bytes = std::fs::read(file).map_err(EvalError::read(file))?;
-        let encoding = |found: String| EvalError::Encoding {
-            file: file.into(),
-            found,
-        };
-        // JSON begins with two ASCII characters: a zero byte among them tells UTF-16 (RFC 4627,
-        // section 3).
-        if matches!(
-            bytes[..],
-            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, _, ..] | [_, 0, ..]
-        ) {
-            return Err(encoding("it looks like UTF-16".into()));
-        }
-        let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-        match std::str::from_utf8(text) {
+        let bytes = bounded::read(file, MAX_TEXT_BYTES).map_err(EvalError::read(file))?;
+        match text::decode(&bytes) {
             Ok(text) => Ok(Self {
                 file: file.into(),
-                text: text.to_owned(),
+                text: text.into_owned(),
             }),
-            Err(error) => {
-                let byte = text[error.valid_up_to()];
-                let line = text[..error.valid_up_to()].iter().filter(|&&b| b == b'\n');
-                let line = line.count() + 1;
-                Err(encoding(format!(
-                    "byte 0x{byte:02x} in line {line}; it may be Latin-1, or damaged"
-                )))
-            }
+            Err(error) => Err(EvalError::Encoding {
+                file: file.into(),
+                found: error.found().into(),
+            }),
         }
+    }
+
+    /// All of it.
+    pub(super) fn text(&self) -> &str {
+        &self.text
     }
 
     /// The objects of a file that has one a line; `None` for any other.

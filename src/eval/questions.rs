@@ -1,5 +1,5 @@
-//! Datasets of questions about images: VQAv2's pair of files, LAVIS's and mmpretrain's lists, and
-//! GQA.
+//! Datasets of questions about images: VQAv2's pair of files, LAVIS's and mmpretrain's lists, GQA, VizWiz,
+//! TextVQA and A-OKVQA.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,22 @@ use super::vqa::GroundTruth;
 use super::{EvalError, Id};
 
 const LAYOUTS: &str = "VQAv2 ({\"questions\": […]} or {\"annotations\": […]}), a list of {\"question_id\", \"image\", \"question\", \"answer\"}, \
-     or GQA's questions by id";
+     VizWiz's, TextVQA's or A-OKVQA's file, or GQA's questions by id";
+
+/// Whose questions they are: what decides how answers are judged and handed in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Benchmark {
+    /// VQAv2, TextVQA and lists in their manner: ten answers, of which three make one right.
+    #[default]
+    Vqa,
+    /// GQA: an answer is right or wrong as a whole.
+    Gqa,
+    /// VizWiz: VQAv2's rules; a question goes by its image's name.
+    VizWiz,
+    /// A-OKVQA, direct answers: as many of ten as are equal letter by letter, three making one right. Questions
+    /// marked `difficult_direct_answer` do not count.
+    Aokvqa,
+}
 
 /// A question about an image.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -32,9 +47,8 @@ pub struct ListedQuestion {
 pub struct QuestionData {
     /// Where the answers, or else the questions, were read.
     pub file: PathBuf,
-    /// Whether an answer is right or wrong as a whole, as in GQA, and not by how many people gave
-    /// it.
-    pub gqa: bool,
+    /// Whose questions they are.
+    pub benchmark: Benchmark,
     /// The questions by id.
     pub questions: Vec<(Id, ListedQuestion)>,
 }
@@ -52,7 +66,18 @@ impl QuestionData {
             ..Self::default()
         };
         match json.top(LAYOUTS)? {
+            Top::List(items)
+                if first_has(&items, "direct_answers") || first_has(&items, "choices") =>
+            {
+                data.read_aokvqa(&json, &items)?
+            }
+            Top::List(items)
+                if first_has(&items, "question") && !first_has(&items, "question_id") =>
+            {
+                data.read_vizwiz(&json, &items)?
+            }
             Top::List(items) => data.read_list(&json, &items)?,
+            Top::Object(top) if top.has("data") => data.read_textvqa(&json, &top)?,
             Top::Object(top) if top.has("annotations") => data.read_annotations(&json, &top)?,
             Top::Object(top) if top.has("questions") => data.read_questions(&json, &top)?,
             Top::Object(top) if top.fields().all(|(_, raw)| raw.get().starts_with('{')) => {
@@ -192,13 +217,98 @@ impl QuestionData {
             };
             self.questions.push((item.id("question_id")?, question));
         }
-        self.gqa = kind == Some(true);
+        if kind == Some(true) {
+            self.benchmark = Benchmark::Gqa;
+        }
+        Ok(())
+    }
+
+    /// VizWiz: a question an image, whose name stands for both.
+    fn read_vizwiz(&mut self, json: &JsonFile, items: &[&RawValue]) -> Result<(), EvalError> {
+        self.benchmark = Benchmark::VizWiz;
+        for (index, raw) in items.iter().enumerate() {
+            let item = json.item(raw, "", index, "image")?;
+            let image = item.path("image")?.to_owned();
+            let truth = match item.get("answers") {
+                None => None,
+                Some(_) => Some(GroundTruth {
+                    answers: answers(&item, "answers", Some("answer"))?,
+                    question_type: None,
+                    answer_type: item.optional_string("answer_type")?.map(str::to_owned),
+                }),
+            };
+            let question = ListedQuestion {
+                text: item.string("question")?.to_owned(),
+                image_id: None,
+                image: Some(image.clone()),
+                truth,
+            };
+            self.questions.push((Id::new(&image), question));
+        }
+        Ok(())
+    }
+
+    /// TextVQA: images of Open Images by their ids.
+    fn read_textvqa(&mut self, json: &JsonFile, top: &Object<'_>) -> Result<(), EvalError> {
+        for item in json.items(top, "data", LAYOUTS, "question_id")? {
+            let item = item?;
+            let image = item.id("image_id")?;
+            let truth = match item.get("answers") {
+                None => None,
+                Some(_) => Some(GroundTruth {
+                    answers: answers(&item, "answers", None)?,
+                    ..GroundTruth::default()
+                }),
+            };
+            let question = ListedQuestion {
+                text: item.string("question")?.to_owned(),
+                image: Some(format!("{image}.jpg")),
+                image_id: Some(image),
+                truth,
+            };
+            self.questions.push((item.id("question_id")?, question));
+        }
+        Ok(())
+    }
+
+    /// A-OKVQA, its own files and LAVIS's, which name the images. COCO's images go by their numbers else.
+    fn read_aokvqa(&mut self, json: &JsonFile, items: &[&RawValue]) -> Result<(), EvalError> {
+        self.benchmark = Benchmark::Aokvqa;
+        for (index, raw) in items.iter().enumerate() {
+            let item = json.item(raw, "", index, "question_id")?;
+            // The test split has no answers. (LAVIS's lists hold them as a text of JSON.)
+            let answers = match item.get("direct_answers") {
+                None | Some(Value::Null) => None,
+                Some(Value::String(text)) => {
+                    let answers = serde_json::from_str::<Vec<String>>(text);
+                    Some(
+                        answers
+                            .map_err(|_| item.wrong("direct_answers", "is no list of answers"))?,
+                    )
+                }
+                Some(_) => Some(answers(&item, "direct_answers", None)?),
+            };
+            let difficult = item.get("difficult_direct_answer");
+            let is_difficult = difficult.is_some_and(|it| *it == Value::Bool(true) || it == "True");
+            let truth = answers.map(|answers| GroundTruth {
+                answers,
+                answer_type: is_difficult.then(|| DIFFICULT.to_owned()),
+                question_type: None,
+            });
+            let question = ListedQuestion {
+                text: item.string("question")?.to_owned(),
+                image: item.optional_string("image")?.map(str::to_owned),
+                image_id: Some(item.id("image_id")?),
+                truth,
+            };
+            self.questions.push((item.id("question_id")?, question));
+        }
         Ok(())
     }
 
     /// GQA's own files: questions by id, with their structural and semantic types.
     fn read_gqa(&mut self, json: &JsonFile, top: &Object<'_>) -> Result<(), EvalError> {
-        self.gqa = true;
+        self.benchmark = Benchmark::Gqa;
         for (id, raw) in top.fields() {
             let item = json.named_item(raw, format!("question {id}"))?;
             let of_type = |name: &str| {
@@ -222,6 +332,17 @@ impl QuestionData {
         }
         Ok(())
     }
+}
+
+/// The answer type of A-OKVQA's questions that direct answers are not judged by.
+pub(super) const DIFFICULT: &str = "difficult";
+
+/// Whether the first of some items has a field.
+fn first_has(items: &[&RawValue], field: &str) -> bool {
+    let first = items
+        .first()
+        .map(|item| serde_json::from_str::<Object<'_>>(item.get()));
+    matches!(first, Some(Ok(object)) if object.has(field))
 }
 
 /// The people's answers, of which there must be one.

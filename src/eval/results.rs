@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::datasets::{ListedImage, ids_in_names};
 use super::json::{JsonFile, Top};
@@ -41,6 +42,7 @@ impl Results {
     /// Another layout; a missing or wrong field or an image given twice, named with its item.
     pub fn read_captions(file: &Path) -> Result<Self, EvalError> {
         Self::read(
+            &JsonFile::read(file)?,
             file,
             &["image_id"],
             &["caption"],
@@ -49,26 +51,36 @@ impl Results {
     }
 
     /// Reads `[{"question_id", "answer"}]`, LAVIS's `pred_ans` for GQA, or GQA's own
-    /// `[{"questionId", "prediction"}]`.
+    /// `[{"questionId", "prediction"}]`, VizWiz's `[{"image", "answer"}]`, or A-OKVQA's object of answers.
     ///
     /// # Errors
     /// As [`Results::read_captions`].
     pub fn read_answers(file: &Path) -> Result<Self, EvalError> {
+        let json = JsonFile::read(file)?;
+        if let Some(texts) = direct_answers(&json)? {
+            return Ok(Self {
+                file: file.into(),
+                id_field: "question_id",
+                texts,
+                images: Vec::new(),
+            });
+        }
         Self::read(
+            &json,
             file,
-            &["question_id", "questionId"],
+            &["question_id", "questionId", "image"],
             &["answer", "pred_ans", "prediction"],
-            "[{\"question_id\", \"answer\"}, …]",
+            "[{\"question_id\", \"answer\"}, …], or A-OKVQA's {QUESTION_ID: {\"direct_answer\"}}",
         )
     }
 
     fn read(
+        json: &JsonFile,
         file: &Path,
         id_fields: &[&'static str],
         text_fields: &[&str],
         expected: &'static str,
     ) -> Result<Self, EvalError> {
-        let json = JsonFile::read(file)?;
         let lines = json.lines().filter(|lines| lines.len() > 1);
         let items = match lines {
             Some(lines) => lines,
@@ -93,7 +105,11 @@ impl Results {
             if index == 0 && item.get("settings").is_some() {
                 continue; // the first line of predictions.jsonl
             }
-            let known = id_fields.iter().find(|field| item.get(field).is_some());
+            // An image is the id of VizWiz's questions; beside a question it is not.
+            let is_id = |field: &str| field != "image" || item.get("question").is_none();
+            let known = id_fields
+                .iter()
+                .find(|field| item.get(field).is_some() && is_id(field));
             id_field = known.copied().unwrap_or(id_field);
             let field = text_fields.iter().find(|field| item.get(field).is_some());
             texts.push(item.string(field.unwrap_or(&text_fields[0]))?.to_owned());
@@ -213,6 +229,26 @@ impl Results {
     }
 }
 
+/// A-OKVQA's predictions: an object of answers by question, each `{"direct_answer": TEXT}` or the text;
+/// `None` for any other file.
+fn direct_answers(json: &JsonFile) -> Result<Option<Vec<(Id, String)>>, EvalError> {
+    if !json.text().trim_start().starts_with('{') || json.lines().is_some_and(|it| it.len() > 1) {
+        return Ok(None);
+    }
+    let Top::Object(top) = json.top("")? else {
+        return Ok(None);
+    };
+    let answer = |raw: &RawValue| match serde_json::from_str::<Value>(raw.get()) {
+        Ok(Value::Object(fields)) => fields.get("direct_answer")?.as_str().map(str::to_owned),
+        _ => None,
+    };
+    let answers = top
+        .fields()
+        .map(|(id, raw)| Some((Id::new(id), answer(raw)?)));
+    let answers: Option<Vec<_>> = answers.collect();
+    Ok(answers.filter(|answers| !answers.is_empty()))
+}
+
 /// A path, then without its first folder, and so on to the name alone.
 fn endings(path: &str) -> impl Iterator<Item = &str> {
     let starts = std::iter::once(0).chain(path.match_indices('/').map(|(slash, _)| slash + 1));
@@ -242,8 +278,12 @@ mod tests {
         assert_eq!(read(&marked), Ok(expected));
         let utf_16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
         let latin_1: Vec<u8> = text.chars().map(|c| c as u8).collect();
+        let marked = [b"\xff\xfe", &utf_16[..]].concat();
+        assert_eq!(
+            read(&marked),
+            Ok(vec![(Id::Number(1), "un caf\u{e9}".to_owned())])
+        );
         for (bytes, part) in [
-            ([b"\xff\xfe", &utf_16[..]].concat(), "UTF-16"),
             (utf_16, "UTF-16"),
             (latin_1, "byte 0xe9 in line 1; it may be Latin-1"),
         ] {

@@ -1,4 +1,4 @@
-//! VQA and GQA accuracy by the rules of the VQA evaluation tool, LAVIS and mmpretrain, which
+//! VQA, GQA and A-OKVQA accuracy by the rules of the VQA evaluation tool, LAVIS and mmpretrain, which
 //! differ.
 //!
 //! Antol et al. 2015: an answer is right as far as three of ten people gave it. All three leave
@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::contractions::with_apostrophes;
+use super::questions::{Benchmark, DIFFICULT};
 
 /// Whose rules to score by.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,8 +48,7 @@ pub struct VqaScores {
 }
 
 /// Scores predictions against what people answered.
-#[must_use]
-pub fn score_vqa<'a>(
+fn score_vqa<'a>(
     answers: impl IntoIterator<Item = (&'a str, &'a GroundTruth)>,
     rules: VqaRules,
 ) -> VqaScores {
@@ -63,10 +63,23 @@ pub fn score_vqa<'a>(
     tables(accuracies)
 }
 
+/// Scores predictions as `benchmark` has it; `rules` count for those in VQAv2's manner alone.
+#[must_use]
+pub fn score_answers<'a>(
+    answers: impl IntoIterator<Item = (&'a str, &'a GroundTruth)>,
+    benchmark: Benchmark,
+    rules: VqaRules,
+) -> VqaScores {
+    match benchmark {
+        Benchmark::Vqa | Benchmark::VizWiz => score_vqa(answers, rules),
+        Benchmark::Gqa => score_gqa(answers),
+        Benchmark::Aokvqa => score_aokvqa(answers),
+    }
+}
+
 /// Scores GQA: the prediction is the answer or it is not. LAVIS and mmpretrain normalise alike
 /// here.
-#[must_use]
-pub fn score_gqa<'a>(answers: impl IntoIterator<Item = (&'a str, &'a GroundTruth)>) -> VqaScores {
+fn score_gqa<'a>(answers: impl IntoIterator<Item = (&'a str, &'a GroundTruth)>) -> VqaScores {
     let normal = |text: &str| digits_and_articles(&punctuation(text));
     let accuracies = answers.into_iter().map(|(prediction, truth)| {
         let prediction = normal(prediction);
@@ -77,6 +90,26 @@ pub fn score_gqa<'a>(answers: impl IntoIterator<Item = (&'a str, &'a GroundTruth
         (f64::from(u8::from(right)), truth)
     });
     tables(accuracies)
+}
+
+/// Scores A-OKVQA's direct answers (allenai/aokvqa, `eval_predictions.py`; LAVIS does the same): equal texts
+/// count, three make an answer right, difficult questions are left out of the mean.
+fn score_aokvqa<'a>(answers: impl IntoIterator<Item = (&'a str, &'a GroundTruth)>) -> VqaScores {
+    let mut accuracies = Vec::new();
+    for (prediction, truth) in answers {
+        let same = truth.answers.iter().filter(|answer| *answer == prediction);
+        accuracies.push(((same.count() as f64 / 3.0).min(1.0), truth));
+    }
+    let is_judged = |truth: &GroundTruth| truth.answer_type.as_deref() != Some(DIFFICULT);
+    let judged = accuracies.iter().copied();
+    let judged = judged.filter(|(_, truth)| is_judged(truth));
+    VqaScores {
+        questions: accuracies
+            .iter()
+            .map(|(accuracy, _)| 100.0 * accuracy)
+            .collect(),
+        ..tables(judged)
+    }
 }
 
 fn tables<'a>(accuracies: impl Iterator<Item = (f64, &'a GroundTruth)>) -> VqaScores {

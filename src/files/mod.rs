@@ -12,7 +12,6 @@ pub(crate) mod environment;
 pub(crate) mod log;
 #[cfg(feature = "eval")]
 pub(crate) mod npy;
-#[cfg(feature = "cli")]
-pub(crate) mod page;
+pub(crate) mod text;
 #[cfg(feature = "cli")]
 pub(crate) mod walk;

@@ -9,6 +9,7 @@ use ureq::Agent;
 
 use super::denied::RequestContext;
 use super::{HubError, HubSettings};
+use crate::files::text;
 
 /// A listing has a few KB a file.
 const MAX_BYTES: u64 = 32 << 20;
@@ -138,8 +139,8 @@ impl Listing {
     /// # Errors
     /// A problem with it, for people: it is no index, or names what is not listed.
     pub(super) fn check_shards(&self, index: &[u8]) -> Result<(), String> {
-        let index: ShardIndex = serde_json::from_slice(index)
-            .map_err(|error| format!("is no index of shards ({error})"))?;
+        let index: ShardIndex =
+            text::json(index).map_err(|error| format!("is no index of shards ({error})"))?;
         let listed = |name: &String| self.files.iter().any(|file| file.name == *name);
         let named: BTreeSet<String> = index.weight_map.into_values().collect();
         if named.is_empty() {

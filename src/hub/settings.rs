@@ -4,7 +4,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::files::bounded::{self, MAX_SMALL_BYTES};
 use crate::files::environment::expand;
+use crate::files::text;
 
 use super::{HubError, RepoName};
 
@@ -71,7 +73,9 @@ impl HubSettings {
             .find_map(set);
         let token = token.or_else(|| match flag("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
             true => None,
-            false => std::fs::read_to_string(token_file).ok(),
+            false => bounded::read(&token_file, MAX_SMALL_BYTES)
+                .ok()
+                .and_then(|bytes| Some(text::decode(&bytes).ok()?.into_owned())),
         });
         let token = token.map(|token| token.trim().to_owned());
         Self {

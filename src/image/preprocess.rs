@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::files::bounded;
+use crate::files::text;
 
 use super::{ImageError, MAX_PIXELS, Rgb8Image, groups, resize_bicubic};
 
@@ -177,8 +178,8 @@ impl Config {
         Self::parse(&text, file).map(Some)
     }
 
-    fn parse(text: &[u8], file: String) -> Result<Self, ImageError> {
-        match serde_json::from_slice(text) {
+    fn parse(bytes: &[u8], file: String) -> Result<Self, ImageError> {
+        match text::json(bytes) {
             Ok(fields) => Ok(Self { file, fields }),
             Err(source) => Err(ImageError::ConfigJson { file, source }),
         }

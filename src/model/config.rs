@@ -8,11 +8,12 @@ mod fields;
 mod language;
 mod quantised;
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::files::bounded::{self, MAX_SMALL_BYTES};
+use crate::files::text;
 use crate::gpu::WeightFormat;
 use crate::kernels::MAX_NORM_WIDTH;
 
@@ -38,9 +39,6 @@ const MAX_VOCABULARY: usize = 1 << 24;
 const MAX_POSITIONS: usize = 1 << 20;
 const MAX_IMAGE: usize = 1 << 12;
 const MAX_QUERIES: usize = 1 << 12;
-
-/// A configuration is a few KB.
-const MAX_FILE_BYTES: u64 = 16 << 20;
 
 const USE_BLIP2: &str = "use a BLIP-2 checkpoint such as Salesforce/blip2-opt-2.7b";
 
@@ -153,10 +151,7 @@ impl Blip2Config {
             file: file.clone(),
             cause,
         };
-        let mut text = Vec::new();
-        std::fs::File::open(&file)
-            .and_then(|f| f.take(MAX_FILE_BYTES).read_to_end(&mut text))
-            .map_err(read)?;
+        let text = bounded::read(&file, MAX_SMALL_BYTES).map_err(read)?;
         Self::from_json(&text, &file)
     }
 
@@ -169,7 +164,7 @@ impl Blip2Config {
             file: PathBuf::from(file),
             problem,
         };
-        let value: Value = serde_json::from_slice(text).map_err(|cause| json(cause.to_string()))?;
+        let value: Value = text::json(text).map_err(|cause| json(cause.to_string()))?;
         let Value::Object(fields) = &value else {
             return Err(json("it holds no object".into()));
         };

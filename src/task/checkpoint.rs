@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use crate::Error;
 #[cfg(feature = "convert")]
 use crate::convert::{CheckpointParts, assemble};
+use crate::files::bounded::{self, MAX_SMALL_BYTES};
+use crate::files::text;
 use crate::generate::{GenerateError, GenerationOptions, GenerationOverrides, passed_over};
 use crate::image::Preprocessor;
 use crate::model::Blip2Config;
@@ -302,8 +304,15 @@ impl CheckpointFiles {
 
 /// The text of a file; `None` where there is none.
 fn read_optional(file: &Path) -> Result<Option<String>, Error> {
-    match std::fs::read_to_string(file) {
-        Ok(text) => Ok(Some(text)),
+    match bounded::read(file, MAX_SMALL_BYTES) {
+        Ok(bytes) => match text::decode(&bytes) {
+            Ok(text) => Ok(Some(text.into_owned())),
+            Err(error) => Err(ConfigError::Json {
+                file: file.into(),
+                problem: error.to_string(),
+            }
+            .into()),
+        },
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(cause) => Err(ConfigError::Read {
             file: file.into(),

@@ -5,14 +5,19 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use tokenizers::{ModelWrapper, Tokenizer};
 
+use crate::files::bounded::{self, MAX_SMALL_BYTES};
+use crate::files::text;
+
 use super::TextError;
 
 /// The text of a file.
 pub(super) fn read(file: &Path) -> Result<String, TextError> {
-    std::fs::read_to_string(file).map_err(|source| TextError::Read {
+    let bytes = bounded::read(file, MAX_SMALL_BYTES).map_err(|source| TextError::Read {
         file: file.to_owned(),
         source,
-    })
+    })?;
+    let text = text::decode(&bytes).map_err(|error| broken(file, error))?;
+    Ok(text.into_owned())
 }
 
 /// [`TextError::Broken`] of `file`.

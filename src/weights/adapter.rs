@@ -6,6 +6,9 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::files::bounded::{self, MAX_SMALL_BYTES};
+use crate::files::text;
+
 use super::error::WeightsError;
 use super::files::folder_of;
 use super::formats::is_pytorch;
@@ -59,8 +62,8 @@ pub fn refuse_adapter(path: &Path) -> Result<(), WeightsError> {
         return Ok(());
     }
     // What it says makes the message clearer; that it is there decides.
-    let config = std::fs::read(&file).ok();
-    let config = config.and_then(|text| serde_json::from_slice::<Config>(&text).ok());
+    let config = bounded::read(&file, MAX_SMALL_BYTES).ok();
+    let config = config.and_then(|bytes| text::json::<Config>(&bytes).ok());
     let Config {
         peft_type,
         base_model_name_or_path,

@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
+use crate::files::bounded::{self, MAX_SMALL_BYTES};
+use crate::files::text;
+
 use super::error::WeightsError;
 
 pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 const PYTORCH: &str = "pytorch_model.bin";
 const PYTORCH_INDEX: &str = "pytorch_model.bin.index.json";
-
-/// An index has a line a tensor: a few hundred KB at most. More than this is not an index.
-const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 pub(super) const DOWNLOAD_AGAIN: &str = "download the file again";
 
@@ -157,9 +157,9 @@ fn read_index(index: &Path) -> Result<BTreeMap<String, String>, WeightsError> {
         file: index.into(),
         problem,
     };
-    let text = read_small(index)?;
-    let parsed: Index = serde_json::from_slice(&text)
-        .map_err(|cause| bad(format!("is not a shard index: {cause}")))?;
+    let bytes = read_small(index)?;
+    let parsed: Index =
+        text::json(&bytes).map_err(|cause| bad(format!("is not a shard index: {cause}")))?;
     if parsed.weight_map.is_empty() {
         return Err(bad("its weight_map names no tensor".into()));
     }
@@ -178,9 +178,8 @@ fn find_pytorch_shards(index: &Path) -> Result<Found, WeightsError> {
         problem,
         remedy: "download it again",
     };
-    let json: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(&read_small(index)?)
-            .map_err(|cause| bad(format!("is no JSON object ({cause})")))?;
+    let json: serde_json::Map<String, serde_json::Value> = text::json(&read_small(index)?)
+        .map_err(|cause| bad(format!("is no JSON object ({cause})")))?;
     let map = json.get("weight_map").and_then(|map| map.as_object());
     let mut shards: Vec<&str> = map
         .into_iter()
@@ -210,11 +209,7 @@ fn is_plain(shard: &str) -> bool {
 }
 
 fn read_small(file: &Path) -> Result<Vec<u8>, WeightsError> {
-    let mut text = Vec::new();
-    std::fs::File::open(file)
-        .and_then(|file| file.take(MAX_INDEX_BYTES).read_to_end(&mut text))
-        .map_err(|cause| read_error(file, cause))?;
-    Ok(text)
+    bounded::read(file, MAX_SMALL_BYTES).map_err(|cause| read_error(file, cause))
 }
 
 /// Why a folder without files of the usual names cannot be opened.

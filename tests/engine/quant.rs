@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::cli_support::{Safetensors, run};
 use blip2_wgpu::convert::{ConvertOptions, convert};
-use blip2_wgpu::eval::{CaptionPair, GroundTruth, VqaRules, score_captions, score_vqa};
+use blip2_wgpu::eval::{
+    Benchmark, CaptionPair, GroundTruth, VqaRules, score_answers, score_captions,
+};
 use blip2_wgpu::generate::GenerationOverrides;
 use blip2_wgpu::gpu::WeightFormat::{self, Q4, Q8};
 use blip2_wgpu::image::Rgb8Image;
@@ -98,7 +100,7 @@ fn quality(quant: Option<WeightFormat>, truth: &[Truth], images: &[Rgb8Image]) -
     };
     let answers = pollster::block_on(model.answer(images, &questions, &options)).expect("answers");
     let answers = answers.iter().map(|answer| answer.text.as_str());
-    let accuracy = score_vqa(answers.zip(&answers_wanted), VqaRules::Vqa);
+    let accuracy = score_answers(answers.zip(&answers_wanted), Benchmark::Vqa, VqaRules::Vqa);
     [score_captions(&pairs).cider, accuracy.overall]
 }
 

@@ -67,6 +67,15 @@ fn layouts() -> Vec<Layout> {
         json!({"question_id": id, "image_id": 3, "question_type": "what", "answer_type": "other",
             "multiple_choice_answer": "a", "answers": [{"answer": "a", "answer_id": 1}]})
     };
+    let vizwiz = |id: i64| {
+        json!({"image": format!("VizWiz_val_{id}.jpg"), "question": "what?", "answer_type": "other", "answerable": 1,
+            "answers": [{"answer": "a", "answer_confidence": "yes"}]})
+    };
+    let textvqa = |id: i64| json!({"question_id": id, "image_id": "003a8ae2ef43b901", "question": "what?", "answers": ["a", "b"]});
+    let aokvqa = |id: &str| {
+        json!({"question_id": id, "image_id": 9, "question": "what?", "choices": ["a"], "correct_choice_idx": 0,
+            "direct_answers": ["a", "b"], "difficult_direct_answer": false})
+    };
     let gqa = json!({
         "70": {"imageId": "n7", "question": "what?", "answer": "a"},
         "71": {"imageId": "n8", "question": "what?", "answer": "b", "types": {"semantic": "rel", "structural": "query"}},
@@ -185,6 +194,47 @@ fn layouts() -> Vec<Layout> {
                 ("answer", Optional, List),
                 ("question_type", Nullable, Text),
                 ("answer_type", Nullable, Text),
+            ],
+            read: questions,
+        },
+        Layout {
+            name: "VizWiz",
+            whole: json!([vizwiz(70), vizwiz(71)]),
+            item: "/1",
+            called: ["item 1", "VizWiz_val_71.jpg"],
+            id: "image",
+            fields: vec![
+                ("image", Required, Text),
+                ("question", Required, Text),
+                ("answers", Optional, List),
+                ("answer_type", Nullable, Text),
+            ],
+            read: questions,
+        },
+        Layout {
+            name: "TextVQA",
+            whole: json!({"dataset_type": "val", "data": [textvqa(70), textvqa(71)]}),
+            item: "/data/1",
+            called: ["data[1]", "71"],
+            id: "question_id",
+            fields: vec![
+                ("question_id", Required, Id),
+                ("image_id", Required, Id),
+                ("question", Required, Text),
+                ("answers", Optional, List),
+            ],
+            read: questions,
+        },
+        Layout {
+            name: "A-OKVQA",
+            whole: json!([aokvqa("q70"), aokvqa("q71")]),
+            item: "/1",
+            called: ["item 1", "q71"],
+            id: "question_id",
+            fields: vec![
+                ("question_id", Required, Id),
+                ("image_id", Required, Id),
+                ("question", Required, Text),
             ],
             read: questions,
         },
@@ -441,5 +491,77 @@ fn an_index_of_texts_is_checked() {
             error.contains("list.json: ") && error.contains(part),
             "{error}"
         );
+    }
+}
+
+#[test]
+fn captions_in_tables_and_lines_are_those_of_a_list() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let read = |name: &str, text: &str| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, text).expect("written");
+        CaptionData::read(&file, "test").map_err(|error| error.to_string())
+    };
+    let list = r#"[{"image": "1000.jpg", "caption": ["a dog", "it runs"]}, {"image": "1001.jpg", "caption": ["a cat"]}]"#;
+    let list = read("list.json", list).expect("a list");
+    for (name, text) in [
+        (
+            "captions.txt",
+            "image,caption\n1000.jpg,a dog\n1000.jpg,it runs\n1001.jpg,a cat\n",
+        ),
+        (
+            "results.csv",
+            "image_name| comment_number| comment\n1000.jpg| 0| a dog\n1000.jpg| 1| it runs\n1001.jpg| 0| a cat\n",
+        ),
+        (
+            "f.token.txt",
+            "1000.jpg#0\ta dog\n1000.jpg#1\tit runs\n1001.jpg#0\ta cat\n",
+        ),
+        (
+            "lines.jsonl",
+            "{\"image\": \"1000.jpg\", \"caption\": [\"a dog\", \"it runs\"]}\n{\"image\": \"1001.jpg\", \"caption\": \"a cat\"}\n",
+        ),
+        (
+            "metadata.jsonl",
+            "{\"file_name\": \"1000.jpg\", \"text\": \"a dog\"}\n{\"file_name\": \"1000.jpg\", \"text\": \"it runs\"}\n{\"file_name\": \"1001.jpg\", \"text\": \"a cat\"}\n",
+        ),
+        (
+            "hf.csv",
+            "raw,split,filename\n\"[\"\"a dog\"\", \"\"it runs\"\"]\",test,1000.jpg\n\"[\"\"no\"\"]\",train,3.jpg\n\"[\"\"a cat\"\"]\",test,1001.jpg\n",
+        ),
+    ] {
+        let data = read(name, text).expect(name);
+        assert_eq!(
+            (&data.images, &data.texts),
+            (&list.images, &list.texts),
+            "{name}"
+        );
+    }
+    let one = read(
+        "one.jsonl",
+        "{\"image\": \"1000.jpg\", \"caption\": \"a dog\"}\n",
+    )
+    .expect("one");
+    assert_eq!((one.images.len(), one.texts.len()), (1, 1));
+    for (name, text, part) in [
+        ("other.csv", "a,b\n1,2\n", "other.csv"),
+        (
+            "short.csv",
+            "image,caption\n1.jpg,a\n2.jpg\n",
+            "line 3 has no caption",
+        ),
+        (
+            "cut.jsonl",
+            "{\"image\": \"1.jpg\", \"caption\": \"a\"}\n{\"image\": \"2.jp",
+            "cut.jsonl",
+        ),
+        (
+            "train.csv",
+            "filename,raw,split\n1.jpg,a,train\n",
+            "no image in it (split test)",
+        ),
+    ] {
+        let error = read(name, text).expect_err("refused");
+        assert!(error.contains(part), "{error}");
     }
 }

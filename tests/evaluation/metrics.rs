@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use blip2_wgpu::eval::{
-    CaptionData, CaptionPair, CaptionScores, DirectionRecall, QuestionData, Results, ScoreMatrix,
-    VqaRules, normalize_answer, read_image_of_text, score_captions, score_gqa, score_retrieval,
-    score_tokens, score_vqa, tokenize,
+    Benchmark, CaptionData, CaptionPair, CaptionScores, DirectionRecall, QuestionData, Results,
+    ScoreMatrix, VqaRules, normalize_answer, read_image_of_text, score_answers, score_captions,
+    score_retrieval, score_tokens, tokenize,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/eval");
 
@@ -18,7 +18,7 @@ fn ours(name: &str) -> PathBuf {
     Path::new(DATA).join(name)
 }
 
-fn json(file: &Path) -> Value {
+fn read_json(file: &Path) -> Value {
     let text = std::fs::read(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     serde_json::from_slice(&text).expect("JSON")
 }
@@ -106,7 +106,7 @@ fn scores(annotations: &Path, results: &Path) -> CaptionScores {
 #[test]
 fn tokens_equal_the_stanford_tokenizers() {
     let cases: Vec<(String, String)> =
-        serde_json::from_value(json(&ours("ptb.json"))).expect("pairs");
+        serde_json::from_value(read_json(&ours("ptb.json"))).expect("pairs");
     assert!(cases.len() > 200);
     let wrong: Vec<_> = cases
         .iter()
@@ -124,7 +124,7 @@ fn tokens_equal_the_stanford_tokenizers() {
 #[test]
 fn caption_scores_equal_pycocoevalcaps() {
     let scores = scores(&ours("captions.json"), &ours("captions_results.json"));
-    assert_scores(&scores, &json(&ours("captions_expected.json")));
+    assert_scores(&scores, &read_json(&ours("captions_expected.json")));
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn caption_scores_equal_pycocoevalcaps_on_coco() {
     let Some(folder) = shared("coco_caption") else {
         return;
     };
-    let expected = json(&folder.join("fakecap126_expected.json"));
+    let expected = read_json(&folder.join("fakecap126_expected.json"));
     let results = folder.join("fakecap126_results.json");
     assert_scores(
         &scores(&folder.join("fakecap126_annotations.json"), &results),
@@ -140,7 +140,7 @@ fn caption_scores_equal_pycocoevalcaps_on_coco() {
     );
 
     // The same from pycocoevalcap's own tokens, and our tokens against those.
-    let tokens = json(&folder.join("fakecap126_ptb_tokenized.json"));
+    let tokens = read_json(&folder.join("fakecap126_ptb_tokenized.json"));
     let data = CaptionData::read(&folder.join("fakecap126_annotations.json"), "test")
         .expect("annotations");
     let results = Results::read_captions(&results).expect("results");
@@ -195,12 +195,13 @@ fn assert_accuracies(
         .questions
         .iter()
         .map(|(_, question)| question.truth.as_ref().expect("answers"));
-    let scores = score_vqa(
+    let scores = score_answers(
         joined
             .texts
             .iter()
             .map(|text| text.expect("a result"))
             .zip(truth),
+        data.benchmark,
         rules,
     );
     assert_near(scores.overall, &expected["overall"], 0.01, "overall");
@@ -232,7 +233,7 @@ fn assert_accuracies(
 
 #[test]
 fn accuracies_equal_each_tools() {
-    let expected = json(&ours("vqa_expected.json"));
+    let expected = read_json(&ours("vqa_expected.json"));
     for (name, rules) in [
         ("vqa", VqaRules::Vqa),
         ("lavis", VqaRules::Lavis),
@@ -253,7 +254,7 @@ fn accuracies_equal_each_tools() {
 #[test]
 fn accuracies_equal_each_tools_on_vqav2() {
     let Some(folder) = shared("vqa") else { return };
-    let expected = json(&folder.join("expected.json"));
+    let expected = read_json(&folder.join("expected.json"));
     for case in expected["normalisation_cases"].as_array().expect("cases") {
         let text = case["in"].as_str().expect("a text");
         assert_eq!(
@@ -281,19 +282,21 @@ fn accuracies_equal_each_tools_on_vqav2() {
 #[test]
 fn gqa_accuracy_equals_mmpretrains() {
     let data = QuestionData::read(&ours("gqa.json")).expect("questions");
-    assert!(data.gqa);
+    assert_eq!(data.benchmark, Benchmark::Gqa);
     let results = Results::read_answers(&ours("gqa_results.json")).expect("results");
     let joined = results.join(data.questions.iter().map(|(id, _)| id), &data.file);
     let truth = data
         .questions
         .iter()
         .map(|(_, question)| question.truth.as_ref().expect("an answer"));
-    let scores = score_gqa(
+    let scores = score_answers(
         joined
             .texts
             .iter()
             .map(|text| text.expect("a result"))
             .zip(truth),
+        data.benchmark,
+        VqaRules::default(),
     );
     assert_eq!(scores.overall, 80.0); // mmpretrain's functions on the same files
 }
@@ -309,7 +312,7 @@ fn assert_recall(ours: &DirectionRecall, expected: &Value) {
 
 #[test]
 fn recall_equals_laviss() {
-    let expected = json(&ours("recall_expected.json"));
+    let expected = read_json(&ours("recall_expected.json"));
     let scores = ScoreMatrix::read(&ours("i2t.npy")).expect("float32, Fortran order");
     let of_texts = ScoreMatrix::read(&ours("t2i.npy"))
         .expect("float64, C order")
@@ -321,4 +324,48 @@ fn recall_equals_laviss() {
     let two = score_retrieval(&scores, Some(&of_texts), &image_of_text).expect("scores");
     assert_eq!(two.image_to_text, one.image_to_text);
     assert_recall(&two.text_to_image, &expected["t2i_of_its_own"]);
+}
+
+/// `eval_predictions.py` of allenai/aokvqa on the same file: 100 · (2/3 + 1 + 0) / 3.
+#[test]
+fn aokvqa_counts_equal_letters_and_leaves_difficult_questions_out() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, value: Value| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, value.to_string()).expect("written");
+        file
+    };
+    let question = |id: &str, answers: [&str; 4], difficult: bool| {
+        json!({"split": "val", "image_id": 9, "question_id": id, "question": "what?", "choices": ["a", "b"],
+            "correct_choice_idx": 0, "direct_answers": answers, "difficult_direct_answer": difficult})
+    };
+    let questions = write(
+        "aokvqa.json",
+        json!([
+            question("q1", ["sun", "sun", "The Sun", "moon"], false),
+            question("q2", ["cat"; 4], false),
+            question("q3", ["dog"; 4], false),
+            question("q4", ["dog"; 4], true),
+        ]),
+    );
+    let answers = write(
+        "answers.json",
+        json!({"q1": {"direct_answer": "sun", "multiple_choice": ""},
+        "q2": {"direct_answer": "cat"}, "q3": {"direct_answer": "Dog"}, "q4": {"direct_answer": "dog"}}),
+    );
+    let data = QuestionData::read(&questions).expect("questions");
+    assert_eq!(data.benchmark, Benchmark::Aokvqa);
+    let results = Results::read_answers(&answers).expect("results");
+    let joined = results.join(data.questions.iter().map(|(id, _)| id), &data.file);
+    let texts = joined.texts.iter().map(|text| text.expect("a result"));
+    let truth = data
+        .questions
+        .iter()
+        .map(|(_, question)| question.truth.as_ref().expect("answers"));
+    let scores = score_answers(texts.zip(truth), data.benchmark, VqaRules::Lavis);
+    assert!(
+        (scores.overall - 100.0 * (2.0 / 3.0 + 1.0) / 3.0).abs() < 1e-9,
+        "{scores:?}"
+    );
+    assert_eq!(scores.questions.len(), 4);
 }

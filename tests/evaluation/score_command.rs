@@ -572,7 +572,7 @@ fn files_that_are_something_else_are_named() {
     for (bytes, part) in [
         (&b"[{\"image_id\": 1, \"cap"[..], "not valid JSON"),
         (b"", "not valid JSON"),
-        (b"\xff\xfe", "UTF-16"),
+        (b"[\0]\0", "UTF-16"),
         (b"[\"\xe9\"]", "Latin-1"),
         (b"{\"images\": [{\"id\": 1}]}", "no caption"),
         (b"5", "a number"),
@@ -645,4 +645,25 @@ fn files_that_are_something_else_are_named() {
         "mine",
     ])
     .exits(2);
+}
+
+#[test]
+fn a_file_without_end_is_refused_unread() {
+    let files = Folder::new();
+    let huge = files.path("huge.json");
+    let file = std::fs::File::create(&huge).expect("a file");
+    file.set_len(3 << 30).expect("a hole");
+    let (huge, results) = (huge.display().to_string(), data("captions_results.json"));
+    for (annotations, results) in [(&huge, &results), (&data("captions.json"), &huge)] {
+        let arguments = [
+            "caption",
+            "--annotations",
+            annotations,
+            "--results",
+            results,
+        ];
+        score(&arguments)
+            .exits(1)
+            .one_error(&[&huge, "more than 2048 MiB"]);
+    }
 }

@@ -399,3 +399,24 @@ fn the_demo_model_tells_scenes_apart() {
     let itm: Vec<bool> = lines.iter().map(|line| number(line, "itm") > 0.5).collect();
     assert_eq!(itm, [true, false, false, true], "{lines:?}");
 }
+
+#[test]
+fn texts_in_other_encodings_are_read_or_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("texts.txt");
+    let scored = |bytes: &[u8]| {
+        std::fs::write(&file, bytes).expect("written");
+        itm("match", &[HOUSE, "--texts", path(&file)])
+    };
+    let plain = scored("a café\na house\n".as_bytes()).exits(0);
+    let words = std::iter::once(0xFEFF).chain("a café\r\na house".encode_utf16());
+    let utf_16: Vec<u8> = words.flat_map(u16::to_be_bytes).collect();
+    assert_eq!(scored(&utf_16).exits(0).json(), plain.json());
+    let latin_1 = scored(b"caf\xE9").exits(1);
+    latin_1.says(&["texts.txt", "Latin-1", "save it as UTF-8"]);
+    let without_mark: Vec<u8> = "a house"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    scored(&without_mark).exits(1).says(&["texts.txt"]);
+}

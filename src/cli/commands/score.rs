@@ -8,12 +8,12 @@ use serde_json::{Map, Value};
 use crate::Error;
 use crate::eval::{
     CaptionData, CaptionPair, EvalError, Joined, QuestionData, Results, ScoreMatrix, VqaRules,
-    read_image_of_text, score_captions, score_gqa, score_retrieval, score_vqa,
+    read_image_of_text, score_answers, score_captions, score_retrieval,
 };
 
 use crate::cli::shared::output::Output;
 use crate::cli::shared::scores::{
-    caption_json, caption_scores_json, name_each, percent, print, retrieval_scores_json,
+    caption_json, caption_scores_json, name_each, percent, print, retrieval_scores_json, rules_for,
     vqa_scores_json,
 };
 
@@ -70,9 +70,9 @@ pub struct VqaArgs {
     /// The questions, to check that they belong to the annotations
     #[arg(long, value_name = "FILE")]
     questions: Option<PathBuf>,
-    /// Whose rules to score by (GQA has only one set)
-    #[arg(long, value_enum, default_value_t)]
-    rules: VqaRules,
+    /// Whose rules to score by, vqa if not given (GQA and A-OKVQA have only one set)
+    #[arg(long, value_enum)]
+    rules: Option<VqaRules>,
     #[command(flatten)]
     incomplete: IncompleteArgs,
 }
@@ -192,11 +192,11 @@ fn vqa(args: &VqaArgs, output: &Output) -> Result<bool, Error> {
     if answers.is_empty() {
         return Err(nothing(&args.results, &args.annotations).into());
     }
-    let scores = if data.gqa {
-        score_gqa(answers)
-    } else {
-        score_vqa(answers, args.rules)
-    };
+    let scores = score_answers(
+        answers,
+        data.benchmark,
+        rules_for(args.rules, data.benchmark, output),
+    );
     if let Some(file) = &args.incomplete.details {
         let lines = ids.iter().zip(&scores.questions).map(|(id, &accuracy)| {
             let accuracy = Map::from_iter([("accuracy".to_owned(), percent(accuracy))]);

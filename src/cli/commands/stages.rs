@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::files::bounded::{self, MAX_TEXT_BYTES};
 use crate::files::{atomic, npy};
 use crate::generate::GenerationOverrides;
 use crate::task::{Ask, CaptionOptions, Preset, Stage, StageRun, Text, VqaOptions, Work};
@@ -243,7 +244,7 @@ fn write(folder: &Path, origin: Origin, run: &StageRun) -> Result<(), StagesErro
 fn list(folder: &Path) -> Result<Listing, StagesError> {
     let file = folder.join(LISTING);
     let remedy = "is it a folder that `blip2-wgpu stages` has written?";
-    let bytes = std::fs::read(&file)
+    let bytes = bounded::read(&file, MAX_TEXT_BYTES)
         .map_err(|cause| StagesError::new(&file, format!("cannot be read ({cause}); {remedy}")))?;
     serde_json::from_slice(&bytes).map_err(|cause| {
         StagesError::new(&file, format!("is no list of stages ({cause}); {remedy}"))
@@ -256,7 +257,7 @@ fn read(folder: &Path) -> Result<StageRun, StagesError> {
     let stage = |listed: ListedStage| {
         let file = folder.join(&listed.file);
         let again = "write the stages again";
-        let bytes = std::fs::read(&file).map_err(|cause| {
+        let bytes = bounded::read(&file, MAX_TEXT_BYTES).map_err(|cause| {
             StagesError::new(&file, format!("cannot be read ({cause}); {again}"))
         })?;
         let matrix = npy::Matrix::parse(&bytes)

@@ -1,9 +1,11 @@
 //! `--pairs FILE.jsonl`: an image and a question a line.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+
+use crate::files::bounded::{self, MAX_TEXT_BYTES};
+use crate::files::text;
 
 use super::inputs::STDIN_NAME;
 
@@ -43,17 +45,16 @@ pub enum PairsError {
 /// over.
 pub fn read(file: &Path) -> (Vec<Pair>, Vec<PairsError>) {
     let name = file.display().to_string();
-    let bytes = if file == Path::new(STDIN_NAME) {
-        let mut bytes = Vec::new();
-        std::io::stdin()
-            .lock()
-            .read_to_end(&mut bytes)
-            .map(|_| bytes)
-    } else {
-        std::fs::read(file)
+    let bytes = match file == Path::new(STDIN_NAME) {
+        true => bounded::read_rest(std::io::stdin().lock(), Vec::new(), MAX_TEXT_BYTES),
+        false => bounded::read(file, MAX_TEXT_BYTES),
     };
     match bytes {
-        Ok(bytes) => parse(&bytes, &name),
+        Ok(bytes) => match text::decode(&bytes) {
+            Ok(text) => parse(text.as_bytes(), &name),
+            // A line that is no text spoils only itself.
+            Err(_) => parse(&bytes, &name),
+        },
         Err(source) => (
             Vec::new(),
             vec![PairsError::Unreadable { file: name, source }],

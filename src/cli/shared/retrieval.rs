@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use crate::Error;
+use crate::files::bounded::{self, MAX_TEXT_BYTES};
+use crate::files::text::{self, NotText};
 use crate::image::Rgb8Image;
 use crate::task::{GalleryImage, GallerySource, Preset, Retriever, TextFeatures, TextUse, Work};
 
@@ -30,6 +32,14 @@ enum TextsError {
         file: String,
         /// What the system answered.
         cause: std::io::Error,
+    },
+    /// None of its lines is text.
+    #[error("{file}: {problem}; save it as UTF-8")]
+    Encoding {
+        /// The file.
+        file: String,
+        /// What it is instead.
+        problem: NotText,
     },
     /// It has no line.
     #[error("{file}: has no texts; write one a line")]
@@ -119,11 +129,19 @@ pub fn image_size(asked: Option<u32>, preset: Preset) -> Option<u32> {
 /// none.
 fn read_texts(file: &Path) -> Result<(Vec<String>, Vec<TextsError>), TextsError> {
     let name = file.display().to_string();
-    let bytes = std::fs::read(file).map_err(|cause| TextsError::Read {
+    let bytes = bounded::read(file, MAX_TEXT_BYTES).map_err(|cause| TextsError::Read {
         file: name.clone(),
         cause,
     })?;
-    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
+    // A line that is no text spoils only itself.
+    let (text, whole_problem) = match text::decode(&bytes) {
+        Ok(text) => (text, None),
+        Err(error) => ("".into(), Some(error)),
+    };
+    let bytes = match whole_problem {
+        None => text.as_bytes(),
+        Some(_) => bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes),
+    };
     let lines = bytes.trim_ascii_end().split(|&byte| byte == b'\n');
     let (mut texts, mut errors) = (Vec::new(), Vec::new());
     for (index, line) in lines.enumerate() {
@@ -133,7 +151,9 @@ fn read_texts(file: &Path) -> Result<(Vec<String>, Vec<TextsError>), TextsError>
                 texts.push(text.trim_end_matches('\r').to_owned());
                 continue;
             }
-            Err(error) => format!("not UTF-8 ({error})"),
+            Err(_) => {
+                "not UTF-8 text; it may be Latin-1, or damaged: save the file as UTF-8".into()
+            }
         };
         errors.push(TextsError::Line {
             file: name.clone(),
@@ -142,7 +162,13 @@ fn read_texts(file: &Path) -> Result<(Vec<String>, Vec<TextsError>), TextsError>
         });
     }
     if texts.is_empty() {
-        return Err(TextsError::NoTexts { file: name });
+        return Err(match whole_problem {
+            Some(problem) => TextsError::Encoding {
+                file: name,
+                problem,
+            },
+            None => TextsError::NoTexts { file: name },
+        });
     }
     Ok((texts, errors))
 }

@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::eval::{CaptionScores, DirectionRecall, RECALL_AT, RetrievalScores, VqaScores};
+use crate::eval::{
+    Benchmark, CaptionScores, DirectionRecall, RECALL_AT, RetrievalScores, VqaRules, VqaScores,
+};
 
 use super::output::Output;
 
@@ -106,4 +108,12 @@ fn print_table(scores: &Map<String, Value>, indent: &str, decimals: usize, outpu
             other => output.line(&format!("{indent}{name:width$}  {other}")),
         }
     }
+}
+
+/// The rules that were asked for, or the usual; says where they change nothing.
+pub fn rules_for(asked: Option<VqaRules>, benchmark: Benchmark, output: &Output) -> VqaRules {
+    if asked.is_some() && matches!(benchmark, Benchmark::Gqa | Benchmark::Aokvqa) {
+        output.warning("--rules: no effect; these questions have one set of rules only");
+    }
+    asked.unwrap_or_default()
 }

@@ -8,8 +8,12 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::Error;
+use crate::files::bounded;
 use crate::image::{DecodePolicy, Preprocessor, decode_file};
 use crate::schedule::Pixels;
+
+/// The most that is read of a dump: those of published widths have some megabytes.
+const MAX_BYTES: u64 = 8 << 30;
 
 /// The metadata's key in a dump of a generative checkpoint, and of a retrieval one.
 pub(super) const GENERATION: &str = "blip2_reference";
@@ -198,7 +202,7 @@ fn dump_error(file: &Path, problem: String) -> Error {
 }
 
 pub(super) fn read_file(file: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(file).map_err(|error| dump_error(file, error.to_string()))
+    bounded::read(file, MAX_BYTES).map_err(|error| dump_error(file, error.to_string()))
 }
 
 /// The header's `__metadata__`.

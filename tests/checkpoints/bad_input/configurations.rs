@@ -350,3 +350,32 @@ fn tokenizers() {
         .exits(1)
         .one_error(&["5000", "408", "tokenizer"]);
 }
+
+/// Editors and shells of Windows put marks in front, or write UTF-16 altogether.
+#[test]
+fn files_of_any_known_encoding_are_read() {
+    const FILES: [&str; 4] = [
+        "config.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+    ];
+    let marked: fn(&str) -> Vec<u8> = |text| [b"\xEF\xBB\xBF", text.as_bytes()].concat();
+    let utf_16: fn(&str) -> Vec<u8> = |text| {
+        let words = std::iter::once(0xFEFF).chain(text.encode_utf16());
+        words.flat_map(u16::to_le_bytes).collect()
+    };
+    for encode in [marked, utf_16] {
+        let model = ModelCopy::new();
+        for name in FILES.iter().filter(|name| model.file(name).exists()) {
+            let text = std::fs::read_to_string(model.file(name)).unwrap();
+            model.write(name, encode(&text));
+        }
+        let line = caption(model.path(), &[HOUSE]).exits(0).one_json();
+        assert_eq!(line["tokens"], plain_captions()[0]["tokens"]);
+    }
+    refused(
+        |model| model.write("config.json", b"{\"model_type\": \"bl\xEFp\"}"),
+        &["config.json", "byte 0xef in line 1; it may be Latin-1"],
+    );
+}

@@ -63,6 +63,11 @@ fn crc32(bytes: &[u8]) -> u32 {
 /// One run over good and bad images in turn: the good ones are captioned in order, each bad one has its line.
 #[test]
 fn bad_images_are_named_and_the_others_done() {
+    let tiff = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/data/images/files/rgb.tif"
+    );
+    let tiff = std::fs::read(tiff).unwrap();
     let images = Images::new();
     let picture = |format| encoded(40, 30, format);
     let mut damaged = picture(ImageFormat::Png);
@@ -102,11 +107,7 @@ fn bad_images_are_named_and_the_others_done() {
             half(&picture(ImageFormat::Bmp)).to_vec(),
             &["BMP", "truncated", "again"],
         ),
-        (
-            "half.tiff",
-            half(&picture(ImageFormat::Tiff)).to_vec(),
-            &["TIFF", "again"],
-        ),
+        ("half.tiff", half(&tiff).to_vec(), &["TIFF", "again"]),
         (
             "half.webp",
             half(&picture(ImageFormat::WebP)).to_vec(),

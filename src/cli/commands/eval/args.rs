@@ -88,9 +88,9 @@ pub struct QuestionArgs {
     /// VQAv2's questions
     #[arg(long, value_name = "FILE")]
     pub questions: Option<PathBuf>,
-    /// Whose rules to score by (GQA has only one set)
-    #[arg(long, value_enum, default_value_t)]
-    pub rules: VqaRules,
+    /// Whose rules to score by, vqa if not given (GQA and A-OKVQA have only one set)
+    #[arg(long, value_enum)]
+    pub rules: Option<VqaRules>,
 }
 
 /// Which part of the dataset to run.

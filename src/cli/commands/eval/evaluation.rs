@@ -17,6 +17,7 @@ use crate::cli::shared::run::{check, run_items};
 use crate::cli::shared::scores;
 use crate::cli::shared::{DEMO, Shared};
 use crate::eval::{CaptionData, EvalError, Id};
+use crate::files::bounded::{self, MAX_TEXT_BYTES};
 use crate::image::{DecodePolicy, decode_file};
 use crate::task::{Answer, Ask, ImageSource, Item, ItemEvent, RunOptions};
 
@@ -411,7 +412,7 @@ fn name_of(path: &Path) -> String {
 
 /// The beginning of the SHA-256 of a file's bytes.
 pub fn hash_of(file: &Path) -> Result<String, EvalError> {
-    let bytes = std::fs::read(file).map_err(EvalError::read(file))?;
+    let bytes = bounded::read(file, MAX_TEXT_BYTES).map_err(EvalError::read(file))?;
     let digest = Sha256::digest(&bytes);
     Ok(digest[..8]
         .iter()

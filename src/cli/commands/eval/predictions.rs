@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::eval::{EvalError, Id};
 use crate::files::atomic;
+use crate::files::bounded::{self, MAX_TEXT_BYTES};
 use crate::files::log::Log;
 
 /// What official result files call an item and its prediction.
@@ -37,6 +38,16 @@ impl ResultFields {
     pub const GQA: Self = Self {
         id: "questionId",
         text: "prediction",
+    };
+    /// VizWiz's answers.
+    pub const VIZWIZ: Self = Self {
+        id: "image",
+        text: "answer",
+    };
+    /// A-OKVQA's answers: an object by question, not a list.
+    pub const AOKVQA: Self = Self {
+        id: "question_id",
+        text: "direct_answer",
     };
     /// Candidates found for a query of retrieval, the best first; there is no official format.
     pub const RANKED: Self = Self {
@@ -88,7 +99,7 @@ impl Predictions {
         settings: &Map<String, Value>,
         free: Option<&str>,
     ) -> Result<Self, EvalError> {
-        let bytes = match std::fs::read(file) {
+        let bytes = match bounded::read(file, MAX_TEXT_BYTES) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             bytes => bytes.map_err(EvalError::read(file))?,
         };
@@ -120,7 +131,8 @@ impl Predictions {
         if self.written.as_ref() != Some(&self.settings) {
             let mut text = settings_line(&self.settings);
             if !self.by_id.is_empty() {
-                let bytes = std::fs::read(&self.file).map_err(EvalError::read(&self.file))?;
+                let bytes = bounded::read(&self.file, MAX_TEXT_BYTES)
+                    .map_err(EvalError::read(&self.file))?;
                 let whole = String::from_utf8_lossy(&bytes[..self.whole.min(bytes.len())]);
                 text.extend(whole.split_once('\n').map(|(_, items)| items));
             }
@@ -146,7 +158,7 @@ impl Predictions {
         let mut text = String::new();
         let mut from: HashMap<Id, (Value, &Path)> = HashMap::new();
         for part in parts {
-            let bytes = std::fs::read(part).map_err(EvalError::read(part))?;
+            let bytes = bounded::read(part, MAX_TEXT_BYTES).map_err(EvalError::read(part))?;
             let (made_with, by_id, _) = parse(part, fields, &bytes)?;
             let Some(made_with) = made_with else {
                 return Err(EvalError::Empty {
@@ -185,8 +197,10 @@ impl Predictions {
             }
         }
         let settings = settings.unwrap_or_default();
-        if let (false, Ok(bytes)) = (parts.iter().any(|part| part == file), std::fs::read(file))
-            && let (Some(earlier), by_id, _) = parse(file, fields, &bytes)?
+        if let (false, Ok(bytes)) = (
+            parts.iter().any(|part| part == file),
+            bounded::read(file, MAX_TEXT_BYTES),
+        ) && let (Some(earlier), by_id, _) = parse(file, fields, &bytes)?
             && !by_id.is_empty()
         {
             // The result of an earlier merge goes; another run's predictions may have taken days.
@@ -201,7 +215,7 @@ impl Predictions {
     /// # Errors
     /// A file that cannot be read.
     pub fn settings(file: &Path) -> Result<Option<Map<String, Value>>, EvalError> {
-        let bytes = std::fs::read(file).map_err(EvalError::read(file))?;
+        let bytes = bounded::read(file, MAX_TEXT_BYTES).map_err(EvalError::read(file))?;
         let first = bytes
             .split(|&byte| byte == b'\n')
             .next()
@@ -268,10 +282,14 @@ impl Predictions {
         fields: ResultFields,
         ids: impl IntoIterator<Item = &'a Id>,
     ) -> Value {
-        let items = ids
+        let predicted = ids
             .into_iter()
-            .filter_map(|id| Some(fields.item(id, self.by_id.get(id)?)));
-        items.collect()
+            .filter_map(|id| Some((id, self.by_id.get(id)?)));
+        if fields == ResultFields::AOKVQA {
+            let items = predicted.map(|(id, text)| (id.to_string(), json!({ fields.text: text })));
+            return Value::Object(items.collect());
+        }
+        predicted.map(|(id, text)| fields.item(id, text)).collect()
     }
 
     fn append(&mut self, text: &str) -> Result<(), EvalError> {

@@ -7,6 +7,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::eval::{EvalError, Id};
+use crate::files::bounded::{self, MAX_TEXT_BYTES};
+use crate::files::text;
 
 const COLORS: [&str; 10] = [
     "red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "white", "black",
@@ -62,8 +64,8 @@ pub struct SceneObject {
 /// # Errors
 /// The file cannot be read, or is no list of scenes.
 pub fn read_scenes(file: &Path) -> Result<Vec<Scene>, EvalError> {
-    let text = std::fs::read(file).map_err(EvalError::read(file))?;
-    serde_json::from_slice(&text).map_err(|cause| EvalError::Empty {
+    let bytes = bounded::read(file, MAX_TEXT_BYTES).map_err(EvalError::read(file))?;
+    text::json(&bytes).map_err(|cause| EvalError::Empty {
         file: file.into(),
         problem: format!("no facts of scenes ({cause}); `python -m scenes write` makes them"),
     })

@@ -65,7 +65,7 @@ pub async fn run(shared: &Shared, args: &ScenesArgs, output: &Output) -> Result<
         truth: QuestionArgs {
             annotations: Some(file("vqa_*_annotations.json")),
             questions: Some(file("vqa_*_questions.json")),
-            rules: Default::default(),
+            rules: None,
         },
         // Some six questions a scene: the first scenes' are the first questions.
         part: part(args.limit.map(|scenes| 6 * scenes)),

@@ -9,9 +9,9 @@ use serde_json::Map;
 use crate::Error;
 use crate::cli::shared::Shared;
 use crate::cli::shared::output::Output;
-use crate::cli::shared::scores::vqa_scores_json;
+use crate::cli::shared::scores::{rules_for, vqa_scores_json};
 use crate::eval::{
-    EvalError, Id, ListedQuestion, QuestionData, VqaRules, VqaScores, score_gqa, score_vqa,
+    Benchmark, EvalError, Id, ListedQuestion, QuestionData, VqaRules, VqaScores, score_answers,
 };
 use crate::task::{Ask, VqaOptions, check_vqa_options};
 
@@ -40,6 +40,7 @@ pub async fn run(
         check_vqa_options(&shared.parts.open(path)?, &options)?;
     }
     let data = VqaDataset::read(&args.truth, None)?;
+    rules_for(args.truth.rules, data.data.benchmark, output);
     let mut evaluation = Evaluation::open::<VqaDataset>(
         shared,
         (&args.data, args.part),
@@ -112,7 +113,7 @@ impl Dataset for VqaDataset {
     fn read(truth: &QuestionArgs, _: Option<usize>) -> Result<Self, Error> {
         Ok(Self {
             data: read(truth)?,
-            rules: truth.rules,
+            rules: truth.rules.unwrap_or_default(),
         })
     }
 
@@ -154,8 +155,7 @@ impl Dataset for VqaDataset {
         let truths: Vec<_> = truths.collect();
         let scores = match measured {
             false => VqaScores::default(),
-            true if data.gqa => score_gqa(truths),
-            true => score_vqa(truths, self.rules),
+            true => score_answers(truths, data.benchmark, self.rules),
         };
         let mut order: Vec<usize> = (0..scores.questions.len()).collect();
         order.sort_by(|&a, &b| scores.questions[a].total_cmp(&scores.questions[b]));
@@ -172,12 +172,14 @@ impl Dataset for VqaDataset {
                 score: format!("{:.0} %", scores.questions[place]),
             }
         });
-        let (title, fields) = match data.gqa {
-            true => ("GQA", ResultFields::GQA),
-            false => ("Visual question answering", ResultFields::ANSWER),
+        let (title, fields) = match data.benchmark {
+            Benchmark::Gqa => ("GQA", ResultFields::GQA),
+            Benchmark::VizWiz => ("VizWiz", ResultFields::VIZWIZ),
+            Benchmark::Aokvqa => ("A-OKVQA, direct answers", ResultFields::AOKVQA),
+            Benchmark::Vqa => ("Visual question answering", ResultFields::ANSWER),
         };
         let (figures, metrics) = match measured {
-            true => (figures(&scores, data.gqa), vqa_scores_json(&scores)),
+            true => (figures(&scores, data.benchmark), vqa_scores_json(&scores)),
             false => (Vec::new(), Map::new()),
         };
         let ids = answered.iter().map(|&(id, ..)| id);
@@ -260,14 +262,14 @@ fn tally(question: &ListedQuestion) -> Vec<String> {
         .collect()
 }
 
-fn figures(scores: &VqaScores, gqa: bool) -> Vec<Figure> {
+fn figures(scores: &VqaScores, benchmark: Benchmark) -> Vec<Figure> {
     let figure = |name: String, value: f64| Figure {
         name,
         value: format!("{value:.2}"),
         published: None,
     };
     let mut figures = vec![figure("overall".into(), scores.overall)];
-    figures[0].published = (!gqa).then(|| format!("{PUBLISHED:.2}"));
+    figures[0].published = (benchmark == Benchmark::Vqa).then(|| format!("{PUBLISHED:.2}"));
     for table in [&scores.per_answer_type, &scores.per_question_type] {
         figures.extend(
             table

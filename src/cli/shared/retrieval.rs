@@ -136,7 +136,14 @@ fn read_texts(file: &Path) -> Result<(Vec<String>, Vec<TextsError>), TextsError>
     // A line that is no text spoils only itself.
     let (text, whole_problem) = match text::decode(&bytes) {
         Ok(text) => (text, None),
-        Err(error) => ("".into(), Some(error)),
+        // Not a line but the whole is in another encoding.
+        Err(problem) if std::str::from_utf8(&bytes).is_ok() => {
+            return Err(TextsError::Encoding {
+                file: name,
+                problem,
+            });
+        }
+        Err(problem) => ("".into(), Some(problem)),
     };
     let bytes = match whole_problem {
         None => text.as_bytes(),

@@ -83,7 +83,7 @@ fn bad_images_are_named_and_the_others_done() {
         (
             "page.png",
             b"<!DOCTYPE html><html>".to_vec(),
-            &["not an image"],
+            &["an HTML page is not read", "download the image itself"],
         ),
         ("empty.png", vec![], &["empty", "again"]),
         ("byte.png", vec![0x89], &["not an image"]),

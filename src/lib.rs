@@ -1,4 +1,4 @@
-//! BLIP-2 (ViT → Q-Former → OPT) on any GPU, through hand-written WGSL kernels on `wgpu`.
+//! BLIP-2 (ViT → Q-Former → OPT or T5) on any GPU, through hand-written WGSL kernels on `wgpu`.
 //!
 //! Start at [`Blip2`]: open a checkpoint, caption images, ask about them. Below it the parts can be used by themselves:
 //! [`gpu`] and [`kernels`] are a small compute engine, [`image`], [`text`] and [`weights`] read what the published

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -333,6 +334,11 @@ impl Gpu {
     #[must_use]
     pub fn is_checked(&self) -> bool {
         self.inner.checked
+    }
+
+    /// The folder that shaders are read from in the place of this program's own: [`GpuOptions::shaders`].
+    pub fn shader_folder(&self) -> Option<&Path> {
+        self.inner.pipelines.shader_folder()
     }
 
     /// Writes compiled pipelines to the cache folder, if there is one and something is new.

@@ -1,5 +1,7 @@
 //! What can go wrong on the device.
 
+use std::path::{Path, PathBuf};
+
 /// An error of the device layer. Each message names the cause and what to do about it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum GpuError {
@@ -94,14 +96,16 @@ pub enum GpuError {
     },
     /// Every kernel for a task gave a wrong result in its self-check.
     #[error(
-        "on '{adapter}' no kernel for {what} computes rightly: the driver is at fault; update it, or choose another \
-         adapter with `adapter`"
+        "on '{adapter}' no kernel for {what} computes rightly: {}",
+        blame(shaders.as_deref())
     )]
     WrongKernels {
         /// The adapter's name.
         adapter: String,
         /// What the kernels are for.
         what: String,
+        /// The folder that shaders were read from in the place of this program's own.
+        shaders: Option<PathBuf>,
     },
     /// More workgroups than a dispatch may have.
     #[error(
@@ -129,4 +133,17 @@ pub enum GpuError {
         /// Bytes allowed.
         limit: u64,
     },
+}
+
+/// Who is at fault where kernels compute wrongly, and what to do.
+fn blame(shaders: Option<&Path>) -> String {
+    match shaders {
+        Some(folder) => format!(
+            "the shaders in {} are at fault, or the driver",
+            folder.display()
+        ),
+        None => {
+            "the driver is at fault; update it, or choose another adapter with `adapter`".into()
+        }
+    }
 }

@@ -102,6 +102,11 @@ impl PipelineStore {
         }
     }
 
+    /// The folder that shaders are read from in the place of this program's own.
+    pub(super) fn shader_folder(&self) -> Option<&Path> {
+        self.files.folder()
+    }
+
     /// Compiles those of `wanted` that are not there yet, on all cores.
     pub(super) fn compile_all(
         &self,
@@ -253,6 +258,13 @@ impl PipelineStore {
             return Ok(());
         };
         Err(match error_of(&error, &self.adapter, doing) {
+            GpuError::Internal { message, .. } if !text.is_own => GpuError::Shader {
+                place: self
+                    .files
+                    .folder()
+                    .map_or_else(String::new, |it| it.display().to_string()),
+                problem: text.trace_back(&message),
+            },
             GpuError::Internal { doing, message } => GpuError::Internal {
                 doing,
                 message: text.trace_back(&message),

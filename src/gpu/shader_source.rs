@@ -24,7 +24,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use include_dir::{Dir, include_dir};
@@ -99,6 +99,11 @@ impl ShaderFiles {
             is_browser,
             texts: Mutex::default(),
         }
+    }
+
+    /// The folder that files are read from in the place of this program's own.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
     }
 
     /// The text of `kernel`, put together once.
@@ -313,7 +318,6 @@ pub(crate) fn own_files() -> impl Iterator<Item = (String, &'static str)> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
 
     use super::*;
     use crate::gpu::{READ, WRITE, params};

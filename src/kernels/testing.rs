@@ -41,7 +41,12 @@ pub(crate) fn gpus() -> [&'static Gpu; 3] {
     [gpu(), checked_gpu(), least_gpu()]
 }
 
+/// `BLIP2_WGPU_SHADERS` counts here as it does for the program.
 fn open(options: &GpuOptions) -> Gpu {
+    let options = &GpuOptions {
+        shaders: std::env::var_os("BLIP2_WGPU_SHADERS").map(Into::into),
+        ..options.clone()
+    };
     pollster::block_on(Gpu::open(options)).expect("the tests need an adapter: see README")
 }
 

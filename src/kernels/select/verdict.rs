@@ -112,8 +112,11 @@ pub async fn self_check(gpu: &Gpu, formats: &[WeightFormat]) -> Result<(), GpuEr
                     let doing = format!("checking the kernels for {what}");
                     GpuError::OutOfMemory { adapter, doing }
                 } else {
-                    let what = what.into();
-                    GpuError::WrongKernels { adapter, what }
+                    GpuError::WrongKernels {
+                        adapter,
+                        what: what.into(),
+                        shaders: gpu.shader_folder().map(Into::into),
+                    }
                 },
             );
         }

@@ -165,6 +165,18 @@ impl<'a> Dump<'a> {
         Ok((images, values.collect()))
     }
 
+    /// Whether it has a tensor of this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.tensors.tensor(name).is_ok()
+    }
+
+    /// The names of its tensors, sorted.
+    pub(super) fn names(&self) -> Vec<&str> {
+        let mut names = self.tensors.names();
+        names.sort_unstable();
+        names
+    }
+
     /// The values of tensor `name`, if the dump has it.
     pub(super) fn find(&self, name: &str) -> Result<Option<Vec<f32>>, Error> {
         if self.tensors.tensor(name).is_err() {

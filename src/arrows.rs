@@ -11,8 +11,8 @@ const LAYERS: [&[&str]; 10] = [
     &["model", "generate"],
     &["kernels", "weights"],
     &["gpu", "text"],
-    &["files"],
     &["image"],
+    &["files"],
     &["platform"],
 ];
 

@@ -10,5 +10,3 @@ pub(crate) mod checksum;
 pub(crate) mod log;
 #[cfg(feature = "eval")]
 pub(crate) mod npy;
-#[cfg(feature = "cli")]
-pub(crate) mod page;

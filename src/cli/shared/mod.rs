@@ -8,6 +8,7 @@ pub mod hub;
 pub mod in_order;
 pub mod inputs;
 pub mod output;
+pub mod page;
 pub mod pairs;
 mod parts;
 pub mod profile;

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use crate::files::page::{data_url, escape, jpeg};
+use crate::cli::shared::page::{data_url, escape, jpeg};
 use crate::image::{Rgb8Image, resize_bicubic};
 
 /// Longest side of a picture in the report.

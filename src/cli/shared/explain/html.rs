@@ -3,7 +3,7 @@
 
 use image::ImageResult;
 
-use crate::files::page::{data_url, escape, jpeg};
+use crate::cli::shared::page::{data_url, escape, jpeg};
 
 use super::heat::{Heat, above_mean, shrink};
 use super::{Page, Part};

@@ -8,7 +8,7 @@ use image::{ExtendedColorType, ImageResult};
 use crate::image::Rgb8Image;
 
 /// Text as it may stand between tags and in quoted attributes.
-pub(crate) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
@@ -24,12 +24,12 @@ pub(crate) fn escape(text: &str) -> String {
 }
 
 /// A file's bytes as an address, for `src` or `url(…)`.
-pub(crate) fn data_url(kind: &str, bytes: &[u8]) -> String {
+pub fn data_url(kind: &str, bytes: &[u8]) -> String {
     format!("data:{kind};base64,{}", STANDARD.encode(bytes))
 }
 
 /// A picture as a JPEG file.
-pub(crate) fn jpeg(picture: &Rgb8Image, quality: u8) -> ImageResult<Vec<u8>> {
+pub fn jpeg(picture: &Rgb8Image, quality: u8) -> ImageResult<Vec<u8>> {
     let mut jpeg = Vec::new();
     JpegEncoder::new_with_quality(&mut jpeg, quality).encode(
         picture.data(),

@@ -13,10 +13,10 @@
 //! - GIF and PNG with indices and without a palette: refused here; Pillow makes greys of them.
 //! - A GIF whose first frame hangs over the canvas: cut off here; Pillow enlarges the canvas.
 //! - TIFF that Pillow misreads is read as it is meant: big-endian BigTIFF; compressed floats in
-//!   big-endian files; uncompressed 16-bit planes. What Pillow reads in one byte order, order of bits
-//!   or planar configuration is read in the others too.
-//! - TIFF in CIELab, YCbCr that is subsampled or compressed otherwise than by JPEG, and CCITT's
-//!   word-aligned compression: refused, by these names. So is all that Pillow refuses.
+//!   big-endian files; uncompressed 16-bit planes; a fax's last row that ends with the data. What
+//!   Pillow reads in one byte order, order of bits or planar configuration is read in the others too.
+//! - TIFF in CIELab, YCbCr that is subsampled otherwise than by JPEG or has coefficients of its own,
+//!   grey with alpha in JPEG, and CCITT's word-aligned compression: refused, by these names. So is all that Pillow refuses.
 
 use std::io::Cursor;
 use std::path::Path;

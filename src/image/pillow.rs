@@ -110,6 +110,14 @@ pub(super) fn cmyk_to_rgb([cyan, magenta, yellow, black]: [u8; 4]) -> [u8; 3] {
     })
 }
 
+/// libtiff's conversion, which Pillow has for compressed TIFF images, with 16 bits behind the point.
+pub(super) fn ycbcr_to_rgb_by_libtiff([y, cb, cr]: [u8; 3]) -> [u8; 3] {
+    const HALF: i32 = 1 << 15;
+    let (cb, cr) = (i32::from(cb) - 128, i32::from(cr) - 128);
+    let offsets = [91_881 * cr, -22_553 * cb - 46_802 * cr, 116_130 * cb];
+    offsets.map(|offset| (i32::from(y) + ((offset + HALF) >> 16)).clamp(0, 255) as u8)
+}
+
 /// Pillow's own conversion (its ConvertYCbCr.c), with six bits behind the point. JPEG images do not
 /// come this way.
 pub(super) fn ycbcr_to_rgb([y, cb, cr]: [u8; 3]) -> [u8; 3] {

@@ -28,7 +28,9 @@ const TILE_WIDTH: u16 = 322;
 const TILE_HEIGHT: u16 = 323;
 const TILE_OFFSETS: u16 = 324;
 const TILE_BYTES: u16 = 325;
+const YCBCR_COEFFICIENTS: u16 = 529;
 const YCBCR_SUBSAMPLING: u16 = 530;
+const REFERENCE_BLACK_WHITE: u16 = 532;
 
 /// Why there are no pixels.
 #[derive(Debug, PartialEq, Eq)]
@@ -105,23 +107,22 @@ impl<'a> Image<'a> {
         Ok(image)
     }
 
-    /// Colours with fewer samples than brightness: JPEG brings its own, other data is not read.
+    /// Colours with fewer samples than brightness: JPEG brings its own, other data is not read. Nor are
+    /// coefficients of other colours than television's, which libtiff would obey.
     fn check_chroma(&self, tags: &Directory<'_>) -> Result<(), Failure> {
         if self.layout.colour != Colour::YCbCr || self.compression.is_jpeg() {
             return Ok(());
         }
-        if self.compression != Compression::None {
-            let reason = "YCbCr that is compressed otherwise than by JPEG";
-            return Err(Unsupported(reason.into()));
+        let is_compressed = self.compression != Compression::None;
+        let has_usual_range = !tags.has(REFERENCE_BLACK_WHITE)
+            || tags.numbers(REFERENCE_BLACK_WHITE) == [0, 255, 128, 255, 128, 255];
+        if is_compressed && (tags.has(YCBCR_COEFFICIENTS) || !has_usual_range) {
+            return Err(Unsupported("YCbCr with coefficients of its own".into()));
         }
-        let subsampling = tags.numbers(YCBCR_SUBSAMPLING);
         let whole = self.row_bytes() as u64 * self.chunks.rows(0, self.height) as u64;
-        let is_whole = self
-            .chunks
-            .lengths
-            .first()
-            .is_none_or(|&length| length >= whole);
-        match subsampling.as_slice() {
+        let stored = self.chunks.lengths.first();
+        let is_whole = !is_compressed && stored.is_none_or(|&length| length >= whole);
+        match tags.numbers(YCBCR_SUBSAMPLING).as_slice() {
             [1, 1] => Ok(()),
             [] if is_whole => Ok(()),
             _ => Err(Unsupported("YCbCr with subsampled colours".into())),
@@ -265,7 +266,11 @@ impl<'a> Image<'a> {
             Colour::Cmyk => &|pixel| pillow::cmyk_to_rgb([pixel[0], pixel[1], pixel[2], pixel[3]]),
             // JPEG's own conversion was asked for.
             Colour::YCbCr if !self.compression.is_jpeg() => {
-                &|pixel| pillow::ycbcr_to_rgb([pixel[0], pixel[1], pixel[2]])
+                let convert = match self.compression {
+                    Compression::None => pillow::ycbcr_to_rgb,
+                    _ => pillow::ycbcr_to_rgb_by_libtiff,
+                };
+                &move |pixel| convert([pixel[0], pixel[1], pixel[2]])
             }
             Colour::Rgb | Colour::YCbCr => &|pixel| [pixel[0], pixel[1], pixel[2]],
         };

@@ -156,6 +156,12 @@ fn pack_bits(mut data: &[u8], length: usize) -> Vec<u8> {
 
 /// A JPEG image whose tables may be apart: those come first, without their end and its beginning.
 fn jpeg(tables: &[u8], data: &[u8], chunk: &Chunk) -> Result<Vec<u8>, Failure> {
+    if !matches!(chunk.samples, 1 | 3 | 4) {
+        return Err(Unsupported(format!(
+            "JPEG of {} samples a pixel",
+            chunk.samples
+        )));
+    }
     let joined;
     let data = match (tables, data) {
         ([tables @ .., 0xFF, 0xD9], [0xFF, 0xD8, image @ ..]) if tables.len() >= 2 => {

@@ -27,7 +27,9 @@ pub(super) fn rows(kind: Kind, data: &[u8], chunk: &Chunk) -> Result<Vec<u8>, Fa
         return Err(Damaged("a fax has one bit a pixel".into()));
     }
     let width = i32::try_from(chunk.width).map_err(|_| Unsupported("a fax so wide".into()))?;
-    let bytes = data.iter().copied().map(Ok::<u8, Infallible>);
+    // The tables look further than a row's last code.
+    let bytes = data.iter().chain(&[0; 4]).copied();
+    let bytes = bytes.map(Ok::<u8, Infallible>);
     let Ok(bits) = ByteReader::new(bytes);
     let mut reader = Reader { bits, width };
     let mut above = Vec::new();

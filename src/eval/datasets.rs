@@ -4,7 +4,7 @@
 //! `{"image", "caption"}` (LAVIS's Karpathy splits) or such objects a line, `{"images": [{"sentences"}]}`
 //! (Karpathy's own, for Flickr30k), and tables. COCO's test files have images alone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -175,6 +175,11 @@ impl CaptionData {
             }
             if list.paths.is_empty() {
                 list.id_field = of(&ID_FIELDS);
+            } else if let (None, Some(field)) = (list.id_field, of(&ID_FIELDS)) {
+                return Err(item.wrong(
+                    field,
+                    "is there, but the items before have none; give all of them one, or none",
+                ));
             }
             let id = list.id_field.map(|field| item.id(field)).transpose()?;
             let field = list.id_field.unwrap_or_default();
@@ -216,19 +221,31 @@ impl CaptionData {
         split: &str,
     ) -> Result<(), EvalError> {
         let mut ids = HashSet::new();
+        let mut id_field = None;
+        let mut splits = BTreeSet::new();
         for item in json.items(top, "images", LAYOUTS, "filename")? {
             let item = item?;
-            if item.string("split")? != split {
+            let own = item.string("split")?;
+            if own != split {
+                splits.insert(own.to_owned());
                 continue;
             }
             let name = item.path("filename")?;
             let in_folder = item
                 .optional_string("filepath")?
                 .map(|folder| format!("{folder}/{name}"));
-            let id = match item.get("cocoid") {
-                Some(_) => item.id("cocoid")?,
-                None => item.id("imgid")?,
-            };
+            // The first image says what the ids are called: numbers of two kinds would mix.
+            let own_field = ["cocoid", "imgid"]
+                .into_iter()
+                .find(|field| item.get(field).is_some());
+            let field = *id_field.get_or_insert(own_field.unwrap_or("imgid"));
+            if field == "imgid" && own_field == Some("cocoid") {
+                return Err(item.wrong(
+                    "cocoid",
+                    "is there, but the images before have none; give all of them one, or none",
+                ));
+            }
+            let id = item.id(field)?;
             if !ids.insert(id.clone()) {
                 return Err(item.error(format!(
                     "has the id {id} of another image; each may be there once, so take one out"
@@ -242,6 +259,13 @@ impl CaptionData {
             let texts = item.strings("sentences", Some("raw"))?;
             self.texts
                 .extend(texts.into_iter().map(|text| ListedText { image, text }));
+        }
+        if self.images.is_empty() && !splits.is_empty() {
+            let splits = splits.into_iter().collect::<Vec<_>>().join(", ");
+            return Err(EvalError::Empty {
+                file: self.file.clone(),
+                problem: format!("no image of split {split} in it; it has the splits {splits}"),
+            });
         }
         Ok(())
     }

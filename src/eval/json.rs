@@ -336,6 +336,9 @@ impl Item<'_> {
     pub(super) fn id(&self, field: &str) -> Result<Id, EvalError> {
         match self.required(field)? {
             Value::Number(number) if number.is_i64() => Ok(Id::new(&number.to_string())),
+            Value::Number(number) if number.is_u64() => {
+                Err(self.wrong(field, format!("is {number}; expected at most {}", i64::MAX)))
+            }
             Value::String(text) if !text.is_empty() => Ok(Id::new(text)),
             Value::String(_) => Err(self.wrong(field, "is empty")),
             other => Err(self.not(field, other, "a whole number or a string")),

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 
 use super::datasets::{ListedImage, ids_in_names};
 use super::json::{JsonFile, Top};
+use super::tables::{self, Row};
 use super::{EvalError, Id};
 
 /// A file of predictions: a text for each image or question.
@@ -41,13 +42,37 @@ impl Results {
     /// # Errors
     /// Another layout; a missing or wrong field or an image given twice, named with its item.
     pub fn read_captions(file: &Path) -> Result<Self, EvalError> {
+        let json = JsonFile::read(file)?;
+        if let Some(rows) = tables::read(json.text(), file, &["image_id"]) {
+            return Self::from_table(file, rows?);
+        }
         Self::read(
-            &JsonFile::read(file)?,
+            &json,
             file,
             &["image_id"],
-            &["caption"],
-            "[{\"image_id\", \"caption\"}, …]",
+            &["caption", "pred_caption"],
+            "[{\"image_id\", \"caption\"}, …], or what `caption --out` writes",
         )
+    }
+
+    /// Captions in a table, as `caption --out FILE.csv` writes it: one an image.
+    fn from_table(file: &Path, rows: Vec<Row>) -> Result<Self, EvalError> {
+        let mut seen = HashMap::new();
+        for row in &rows {
+            if let Some(first) = seen.insert(row.image.as_str(), row.line) {
+                let problem = format!("is the image of line {first} too; keep one of the two");
+                let item = format!("line {} (image {})", row.line, row.image);
+                return Err(EvalError::item(file, item, problem));
+            }
+        }
+        let images: Vec<String> = rows.iter().map(|row| row.image.clone()).collect();
+        let texts = rows.into_iter().map(|row| row.captions.join(" "));
+        Ok(Self {
+            file: file.into(),
+            id_field: "image",
+            texts: ids_in_names(&images).into_iter().zip(texts).collect(),
+            images,
+        })
     }
 
     /// Reads `[{"question_id", "answer"}]`, LAVIS's `pred_ans` for GQA, or GQA's own
@@ -69,7 +94,7 @@ impl Results {
             &json,
             file,
             &["question_id", "questionId", "image"],
-            &["answer", "pred_ans", "prediction"],
+            &["answer", "pred_ans", "prediction", "pred_answer"],
             "[{\"question_id\", \"answer\"}, …], or A-OKVQA's {QUESTION_ID: {\"direct_answer\"}}",
         )
     }
@@ -158,27 +183,47 @@ impl Results {
         })
     }
 
-    /// Calls texts that are for named images as `listed` calls those: the images whose paths end as the
-    /// names do, folders included as far as both have them.
-    #[must_use]
-    pub fn named_in(mut self, listed: &[ListedImage]) -> Self {
-        let mut by_ending: HashMap<&str, Option<&Id>> = HashMap::new();
-        let paths = listed
-            .iter()
-            .flat_map(|image| image.paths.iter().map(move |path| (path, &image.id)));
+    /// Calls texts that are for named images as `listed` calls those: the images at these paths, of which either
+    /// side may lack the leading folders. A name that is no image's there stays, and is unknown.
+    ///
+    /// # Errors
+    /// Two texts for one image.
+    pub fn named_in(mut self, listed: &[ListedImage]) -> Result<Self, EvalError> {
+        let (mut whole, mut by_ending) = (HashMap::new(), HashMap::new());
+        let paths = listed.iter().flat_map(|image| {
+            image
+                .paths
+                .iter()
+                .map(move |path| (path.as_str(), &image.id))
+        });
         for (path, id) in paths {
+            whole.insert(path, id);
             for ending in endings(path) {
                 let place = by_ending.entry(ending).or_insert(Some(id));
                 *place = place.filter(|other| *other == id);
             }
         }
+        let mut seen: HashMap<&Id, &str> = HashMap::new();
         for ((id, _), image) in self.texts.iter_mut().zip(&self.images) {
-            let known = endings(image).find_map(|ending| by_ending.get(ending).copied());
-            if let Some(Some(known)) = known {
-                *id = known.clone();
+            let shorter = || endings(image).find_map(|ending| whole.get(ending).copied());
+            let longer = || by_ending.get(image.as_str()).copied().flatten();
+            let Some(known) = shorter().or_else(longer) else {
+                if !whole.is_empty() {
+                    *id = Id::Text(image.clone());
+                }
+                continue;
+            };
+            if let Some(other) = seen.insert(known, image) {
+                let problem = format!("is the image of {other} too; keep one of the two");
+                return Err(EvalError::item(
+                    &self.file,
+                    format!("image {image}"),
+                    problem,
+                ));
             }
+            *id = known.clone();
         }
-        self
+        Ok(self)
     }
 
     /// Lays the predictions beside the truth's `ids`, which were read from `truth`.
@@ -317,7 +362,14 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("said.jsonl");
         let line = |image: &str| format!("{{\"image\": \"{image}\", \"caption\": \"a\"}}\n");
-        let said = ["/data/val/1.png", "val/2.png", "test/1.png", "other_9.png"].map(line);
+        let said = [
+            "/data/val/1.png",
+            "2.png",
+            "test/1.png",
+            "test/2.png",
+            "other_9.png",
+        ]
+        .map(line);
         std::fs::write(&file, said.concat()).expect("written");
         let results = Results::read_captions(&file).expect("read");
         let listed = [("val/1.png", 70), ("a/val/2.png", 71), ("test/1.png", 72)];
@@ -327,10 +379,19 @@ mod tests {
         });
         let ids: Vec<_> = results
             .named_in(&listed)
+            .expect("each once")
             .texts
             .into_iter()
             .map(|(id, _)| id.to_string())
             .collect();
-        assert_eq!(ids, ["70", "71", "72", "other_9.png"]);
+        assert_eq!(ids, ["70", "71", "72", "test/2.png", "other_9.png"]);
+        let twice = ["/data/val/1.png", "val/1.png"].map(line);
+        std::fs::write(&file, twice.concat()).expect("written");
+        let results = Results::read_captions(&file).expect("read");
+        let error = results.named_in(&listed).expect_err("twice").to_string();
+        assert!(
+            error.contains("image val/1.png is the image of /data/val/1.png too"),
+            "{error}"
+        );
     }
 }

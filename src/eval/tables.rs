@@ -17,8 +17,15 @@ pub(super) const IMAGE_FIELDS: [&str; 7] = [
 ];
 
 /// What columns with captions are called.
-pub(super) const CAPTION_FIELDS: [&str; 6] =
-    ["caption", "captions", "comment", "text", "sentence", "raw"];
+pub(super) const CAPTION_FIELDS: [&str; 7] = [
+    "caption",
+    "pred_caption",
+    "captions",
+    "comment",
+    "text",
+    "sentence",
+    "raw",
+];
 
 /// A row of a table.
 #[derive(Debug, PartialEq)]

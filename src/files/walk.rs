@@ -4,31 +4,50 @@ use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What a walk met.
-#[derive(Debug, Default)]
-pub(crate) struct Found {
-    /// Files, sorted by path. A linked file is there by the link's name.
-    pub(crate) files: Vec<PathBuf>,
-    /// Folders and links that cannot be looked at; a link that leads nowhere is one.
-    pub(crate) errors: Vec<(PathBuf, io::Error)>,
+/// What stands at a path.
+#[derive(Debug)]
+pub(crate) enum Met {
+    /// A file, or a link to one.
+    File,
+    /// A pipe, socket or device, or a link to one.
+    Other,
+    /// Something that cannot be looked at. A link that leads nowhere is one.
+    Unread(io::Error),
 }
 
-/// Walks `folder` and the folders below it. A linked folder is entered like any other, but no folder
-/// twice: a link to a folder above ends there, and a folder has its own name before a link's.
-pub(crate) fn walk(folder: &Path) -> Found {
+/// What stands at `path`, which is no folder.
+pub(crate) fn met_at(path: PathBuf) -> (PathBuf, Met) {
+    let met = match std::fs::metadata(&path) {
+        Ok(what) if what.is_file() => Met::File,
+        Ok(_) => Met::Other,
+        Err(error) => Met::Unread(error),
+    };
+    (path, met)
+}
+
+/// All that is in `folder` and the folders below it, sorted by path. A linked folder is entered like any other,
+/// but no folder twice: a link to a folder above ends there, and a folder has its own name before a link's.
+pub(crate) fn walk(folder: &Path) -> Vec<(PathBuf, Met)> {
+    walk_all(vec![folder.into()])
+}
+
+/// [`walk`] of several folders, which may be below each other: none is entered twice, and each goes by its
+/// shortest name.
+pub(crate) fn walk_all(mut folders: Vec<PathBuf>) -> Vec<(PathBuf, Met)> {
     let mut walk = Walk::default();
-    walk.enter(folder);
+    folders.sort_by_key(|folder| folder.components().count());
+    folders.iter().for_each(|folder| walk.enter(folder));
     // Links last, so that a folder within reach goes by its own name.
     while let Some(link) = walk.links.pop() {
         walk.enter(&link);
     }
-    walk.found.files.sort();
-    walk.found
+    walk.met.sort_by(|a, b| a.0.cmp(&b.0));
+    walk.met
 }
 
 #[derive(Default)]
 struct Walk {
-    found: Found,
+    met: Vec<(PathBuf, Met)>,
     entered: HashSet<Identity>,
     links: Vec<PathBuf>,
 }
@@ -42,28 +61,24 @@ impl Walk {
         let entries = match entries {
             Ok(None) => return,
             Ok(Some(entries)) => entries,
-            Err(error) => return self.found.errors.push((folder.into(), error)),
+            Err(error) => return self.met.push((folder.into(), Met::Unread(error))),
         };
-        let mut entries: Vec<_> = entries
-            .filter_map(|entry| match entry {
-                Ok(entry) => Some(entry.path()),
-                Err(error) => {
-                    self.found.errors.push((folder.into(), error));
-                    None
-                }
-            })
-            .collect();
-        entries.sort();
-        entries.into_iter().for_each(|path| self.add(path));
+        let mut paths = Vec::new();
+        for entry in entries {
+            match entry {
+                Ok(entry) => paths.push(entry.path()),
+                Err(error) => self.met.push((folder.into(), Met::Unread(error))),
+            }
+        }
+        paths.sort();
+        paths.into_iter().for_each(|path| self.add(path));
     }
 
     fn add(&mut self, path: PathBuf) {
-        let is_link = path.is_symlink();
         match std::fs::metadata(&path) {
-            Ok(what) if what.is_dir() && is_link => self.links.push(path),
+            Ok(what) if what.is_dir() && path.is_symlink() => self.links.push(path),
             Ok(what) if what.is_dir() => self.enter(&path),
-            Ok(_) => self.found.files.push(path),
-            Err(error) => self.found.errors.push((path, error)),
+            _ => self.met.push(met_at(path)),
         }
     }
 }
@@ -110,17 +125,18 @@ mod tests {
         symlink(at("gone"), at("nowhere")).expect("a link");
         symlink(at("itself"), at("itself")).expect("a link");
 
-        let found = walk(root.path());
         let name = |path: &Path| {
             let path = path.strip_prefix(root.path()).expect("below the root");
             path.display().to_string()
         };
-        let files: Vec<_> = found.files.iter().map(|path| name(path)).collect();
+        let (files, others): (Vec<_>, Vec<_>) =
+            (walk(root.path()).into_iter()).partition(|(_, met)| matches!(met, Met::File));
+        let files: Vec<_> = files.iter().map(|(path, _)| name(path)).collect();
         assert_eq!(files.len(), 4, "{files:?}");
         assert_eq!(files[0], "file.png");
         assert!(files[1].starts_with("linked") && files[1].ends_with("3.png"));
         assert_eq!(files[2..], ["z/1.png", "z/deep/2.png"]);
-        let errors: Vec<_> = found.errors.iter().map(|(path, _)| name(path)).collect();
-        assert_eq!(errors, ["itself", "nowhere"]);
+        let others: Vec<_> = others.iter().map(|(path, _)| name(path)).collect();
+        assert_eq!(others, ["itself", "nowhere"]);
     }
 }

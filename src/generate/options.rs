@@ -419,6 +419,33 @@ impl GenerationOptions {
         }
     }
 
+    /// Checks that tokens which are to be raised, banned in runs or forced are among the `vocabulary`.
+    ///
+    /// # Errors
+    /// [`GenerateError::Option`] for the first that is not.
+    pub fn check_tokens(&self, vocabulary: usize) -> Result<(), GenerateError> {
+        let check = |option: &'static str, tokens: Vec<u32>| {
+            let beyond = tokens
+                .into_iter()
+                .find(|&token| token as usize >= vocabulary);
+            beyond.map_or(Ok(()), |token| {
+                Err(GenerateError::Option {
+                    option,
+                    problem: format!("token {token} is not among the vocabulary of {vocabulary}"),
+                    remedy: "take it out".into(),
+                })
+            })
+        };
+        let biased = self.sequence_bias.iter().flat_map(|run| run.tokens.clone());
+        check("sequence_bias", biased.collect())?;
+        check("bad_words_ids", self.bad_words_ids.concat())?;
+        check(
+            "forced_bos_token_id",
+            self.forced_bos_token_id.into_iter().collect(),
+        )?;
+        check("forced_eos_token_id", self.forced_eos_token_ids.clone())
+    }
+
     /// The options that `asked` sets though, by these options that came of it, they change nothing: those of
     /// drawing where nothing is drawn, those of beams where there are none. In the order of the fields.
     #[must_use]

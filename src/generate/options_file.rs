@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde::{Deserialize, de::DeserializeOwned};
@@ -47,38 +48,33 @@ impl GenerationOverrides {
             stop: fields
                 .get::<Strings>("stop_strings")?
                 .map(Strings::into_vec),
-            suppress_tokens: fields.get("suppress_tokens")?,
-            begin_suppress_tokens: fields.get("begin_suppress_tokens")?,
+            suppress_tokens: fields.tokens("suppress_tokens")?,
+            begin_suppress_tokens: fields.tokens("begin_suppress_tokens")?,
             sequence_bias: fields
                 .get::<Vec<(Vec<u32>, f32)>>("sequence_bias")?
-                .map(|runs| {
-                    let run = |(tokens, bias)| SequenceBias { tokens, bias };
-                    runs.into_iter().map(run).collect()
-                }),
+                .map(biases),
             bad_words_ids: fields.get("bad_words_ids")?,
             forced_bos_token_id: fields.get("forced_bos_token_id")?,
             forced_eos_token_ids: fields
                 .get::<OneOrMany>("forced_eos_token_id")?
                 .map(OneOrMany::into_vec),
-            pad_token_id: fields.get("pad_token_id")?,
-            bos_token_id: fields.get("bos_token_id")?,
+            pad_token_id: fields.token("pad_token_id")?,
+            bos_token_id: fields.token("bos_token_id")?,
         })
     }
 }
 
 /// Fields that do not change a text, or that say what this program does anyway.
-const IDLE: [&str; 25] = [
+const IDLE: [&str; 22] = [
     "_from_model_config",
     "assistant_confidence_threshold",
     "assistant_lookbehind",
     "cache_config",
     "cache_implementation",
     "compile_config",
-    "decoder_start_token_id",
     "disable_compile",
     "is_assistant",
     "low_memory",
-    "max_time",
     "num_assistant_tokens",
     "num_assistant_tokens_schedule",
     "output_attentions",
@@ -90,13 +86,12 @@ const IDLE: [&str; 25] = [
     "remove_invalid_values",
     "return_dict_in_generate",
     "target_lookbehind",
-    "token_healing",
     "transformers_version",
     "use_cache",
 ];
 
 /// Fields that are read.
-const READ: [&str; 26] = [
+const READ: [&str; 25] = [
     "bad_words_ids",
     "begin_suppress_tokens",
     "bos_token_id",
@@ -105,7 +100,6 @@ const READ: [&str; 26] = [
     "eos_token_id",
     "epsilon_cutoff",
     "eta_cutoff",
-    "forced_bos_token_id",
     "forced_eos_token_id",
     "length_penalty",
     "max_new_tokens",
@@ -141,15 +135,16 @@ fn is_neutral(field: &str, value: &Value) -> bool {
 }
 
 /// Fields of a `generation_config.json` that are passed over though they would change texts elsewhere, and
-/// those that nobody knows.
+/// those that nobody knows; with what they say. `forced_bos_token_id` and `decoder_start_token_id` are among
+/// them: whether they count depends on the decoder.
 #[must_use]
-pub fn passed_over(json: &str) -> Vec<String> {
+pub fn passed_over(json: &str) -> Vec<(String, Value)> {
     let object: Map<String, Value> = serde_json::from_str(json).unwrap_or_default();
     let fields = object.into_iter().filter(|(field, value)| {
         let is_known = READ.contains(&field.as_str()) || IDLE.contains(&field.as_str());
         !is_known && !is_neutral(field, value)
     });
-    fields.map(|(field, _)| field).collect()
+    fields.collect()
 }
 
 struct Fields<'a> {
@@ -158,6 +153,34 @@ struct Fields<'a> {
 }
 
 impl Fields<'_> {
+    /// A token's id; a negative one is none.
+    fn token(&self, field: &'static str) -> Result<Option<u32>, GenerateError> {
+        let tokens = self
+            .get::<i64>(field)?
+            .map(|token| self.ids(field, vec![token]));
+        Ok(tokens
+            .transpose()?
+            .and_then(|tokens| tokens.first().copied()))
+    }
+
+    /// Tokens' ids, the negative ones left out.
+    fn tokens(&self, field: &'static str) -> Result<Option<Vec<u32>>, GenerateError> {
+        let tokens = self.get::<Vec<i64>>(field)?;
+        tokens.map(|tokens| self.ids(field, tokens)).transpose()
+    }
+
+    fn ids(&self, field: &'static str, tokens: Vec<i64>) -> Result<Vec<u32>, GenerateError> {
+        let tokens = tokens.into_iter().filter(|&token| token >= 0);
+        let id = |token| {
+            u32::try_from(token).map_err(|_| GenerateError::Field {
+                file: self.file.to_owned(),
+                field,
+                problem: format!("{token} is no token id"),
+            })
+        };
+        tokens.map(id).collect()
+    }
+
     fn get<T: DeserializeOwned>(&self, field: &'static str) -> Result<Option<T>, GenerateError> {
         let Some(value) = self.object.get(field) else {
             return Ok(None);
@@ -168,6 +191,22 @@ impl Fields<'_> {
             problem: error.to_string(),
         })
     }
+}
+
+/// Runs with their biases. Of a run that is there twice the later counts, as in transformers.
+fn biases(runs: Vec<(Vec<u32>, f32)>) -> Vec<SequenceBias> {
+    let mut biases: Vec<SequenceBias> = Vec::with_capacity(runs.len());
+    let mut places = HashMap::new();
+    for (tokens, bias) in runs {
+        match places.get(&tokens) {
+            Some(&place) => biases[place] = SequenceBias { tokens, bias },
+            None => {
+                places.insert(tokens.clone(), biases.len());
+                biases.push(SequenceBias { tokens, bias });
+            }
+        }
+    }
+    biases
 }
 
 #[derive(Deserialize)]
@@ -294,18 +333,36 @@ mod tests {
     }
 
     #[test]
+    fn negative_ids_are_none_and_the_later_bias_counts() {
+        let read = read(
+            r#"{"pad_token_id": -1, "suppress_tokens": [-1, 3], "sequence_bias": [[[1], -5.0], [[2], 1.0], [[1], 5.0]]}"#,
+        );
+        let read = read.unwrap();
+        assert_eq!(
+            (read.pad_token_id, read.suppress_tokens),
+            (None, Some(vec![3]))
+        );
+        let biases = read.sequence_bias.unwrap();
+        assert_eq!(
+            biases.iter().map(|run| run.bias).collect::<Vec<_>>(),
+            [5.0, 1.0]
+        );
+    }
+
+    #[test]
     fn what_is_passed_over_is_named() {
         let fields = passed_over(
             r#"{"exponential_decay_length_penalty": [5, 1.1], "guidance_scale": 1.5, "max_length": 60, "num_beans": 5,
                 "min_p": 0.1, "use_cache": true, "constraints": null}"#,
         );
+        let fields: Vec<String> = fields.into_iter().map(|(field, _)| field).collect();
         assert_eq!(
             fields.join(" "),
             "exponential_decay_length_penalty guidance_scale max_length num_beans"
         );
         // What transformers itself writes says nothing else than we do.
         let published = r#"{"_from_model_config": true, "bos_token_id": 2, "eos_token_id": 50118, "pad_token_id": 1,
-            "decoder_start_token_id": 0, "max_length": 20, "min_length": 0, "guidance_scale": 1.0, "diversity_penalty": 0.0,
+            "max_length": 20, "min_length": 0, "guidance_scale": 1.0, "diversity_penalty": 0.0,
             "num_beam_groups": 1, "renormalize_logits": false, "transformers_version": "4.47.1"}"#;
         assert!(passed_over(published).is_empty());
     }

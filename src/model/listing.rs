@@ -30,8 +30,7 @@ impl Blip2Config {
     pub fn left_over<'c>(&self, checkpoint: &'c Checkpoint) -> Result<Vec<&'c str>, WeightsError> {
         let specs = self.tensors(Some(checkpoint))?;
         let names = specs.iter().map(|spec| spec.name.as_str());
-        let unused = checkpoint.unused(names).into_iter();
-        Ok(unused.filter(|name| !self.is_beyond_blocks(name)).collect())
+        Ok(checkpoint.unused(names))
     }
 
     /// Whether a tensor belongs to a block of the vision transformer that the model does not run: LAVIS's and

@@ -162,6 +162,11 @@ impl CheckpointFiles {
         &self.checkpoint
     }
 
+    /// Whether it is another system's, put together with what that system saves apart.
+    pub(super) fn is_assembled(&self) -> bool {
+        matches!(self.config_file, SmallFile::Text(..))
+    }
+
     /// The configuration and the weights.
     pub(super) fn into_parts(self) -> (Blip2Config, Checkpoint) {
         (self.config, self.checkpoint)
@@ -237,7 +242,20 @@ impl CheckpointFiles {
     /// A file that cannot be read.
     pub(super) fn warn_of_passed_over(&self, side: u32, is_asked: bool) -> Result<(), Error> {
         let (json, file) = self.generation_file()?;
-        let fields = passed_over(&json.unwrap_or_default());
+        let mut fields = passed_over(&json.unwrap_or_default());
+        if let Some(language) = self.config.language_model() {
+            let start = language.decoder_start_token_id();
+            // Without a decoder of its own the prompt comes first, and nothing is forced.
+            let is_idle = |field: &(String, serde_json::Value)| match field.0.as_str() {
+                "decoder_start_token_id" => {
+                    start.is_none() || field.1.as_u64() == start.map(u64::from)
+                }
+                "forced_bos_token_id" => start.is_some(),
+                _ => false,
+            };
+            fields.retain(|field| !is_idle(field));
+        }
+        let fields: Vec<String> = fields.into_iter().map(|(field, _)| field).collect();
         if !fields.is_empty() {
             log::warn!(
                 "{}: passed over: {}; this program does not know them, so texts may differ from other programs'",
@@ -286,7 +304,23 @@ impl CheckpointFiles {
         let Some(json) = json else {
             return Ok(defaults);
         };
-        let options = defaults.overlay(&GenerationOverrides::from_json(&json, &file)?);
+        let mut overrides = GenerationOverrides::from_json(&json, &file)?;
+        if language.decoder_start_token_id().is_none() {
+            // transformers forces it where there is one token before it: after the start of a decoder.
+            overrides.forced_bos_token_id = None;
+        }
+        let options = defaults.overlay(&overrides);
+        if let Err(GenerateError::Option {
+            option, problem, ..
+        }) = options.check_tokens(language.vocab_size())
+        {
+            return Err(GenerateError::Field {
+                file,
+                field: option,
+                problem,
+            }
+            .into());
+        }
         match options.validate() {
             // Here it is a field of the file, not a flag of the user's, that cannot be used.
             Err(GenerateError::Option {

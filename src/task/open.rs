@@ -50,11 +50,13 @@ pub(super) async fn open<M: Send>(
     let is_asked = options.image_size.is_some();
     let preprocessor = files.preprocessor(image_size as u32, is_asked)?;
     files.warn_of_passed_over(image_size as u32, is_asked)?;
+    let is_assembled = files.is_assembled();
     let (config, checkpoint) = files.into_parts();
     let load = |tensors: &Tensors| load(tensors, &config, image_size);
     list_tensors(Some(&checkpoint), load)?;
     // A part of a model may be opened alone, whose rest is not there.
-    if let Ok(left_over) = config.left_over(&checkpoint) {
+    if let Ok(mut left_over) = config.left_over(&checkpoint) {
+        left_over.retain(|name| !(is_assembled && config.is_beyond_blocks(name)));
         warn_of_left_over(checkpoint.path(), &left_over);
     }
 

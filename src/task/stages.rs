@@ -101,6 +101,13 @@ impl Blip2 {
         Ok(StageRun { stages, text })
     }
 
+    /// Whether the checkpoint's own options choose tokens otherwise than greedily.
+    #[must_use]
+    pub fn generates_otherwise(&self) -> bool {
+        let generation = &self.prompter().generation;
+        generation.num_beams > 1 || generation.do_sample
+    }
+
     async fn read_stage(&self, tap: Tap) -> Result<Stage, Error> {
         let values = self.gpu().read(&tap.buffer, tap.rows * tap.columns).await?;
         Ok(Stage {

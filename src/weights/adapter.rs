@@ -11,10 +11,14 @@ use crate::files::text;
 
 use super::error::WeightsError;
 use super::files::folder_of;
-use super::formats::is_pytorch;
 
-/// What `peft` writes beside an adapter's weights; transformers looks for it in a model's folder.
-const CONFIG: &str = "adapter_config.json";
+/// What `peft` writes: an adapter's configuration, for which transformers looks in a model's folder, and its
+/// weights.
+const FILES: [&str; 3] = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+];
 
 /// Parts of names that only tensors of adapters have, and those of a model that still wears one.
 const NAME_PARTS: [&str; 22] = [
@@ -53,16 +57,16 @@ pub fn refuse_adapter(path: &Path) -> Result<(), WeightsError> {
         base_model_name_or_path: Option<String>,
     }
 
-    // A file that `torch.save` wrote stands for itself, not for its folder.
-    if path.is_file() && is_pytorch(path) {
+    let folder = folder_of(path);
+    // A link that leads nowhere is there, too.
+    let is_there = |name: &&&str| folder.join(name).symlink_metadata().is_ok();
+    let Some(name) = FILES.iter().find(is_there) else {
+        warn_of_adapters_below(&folder);
         return Ok(());
-    }
-    let file = folder_of(path).join(CONFIG);
-    if !file.exists() {
-        return Ok(());
-    }
+    };
+    let file = folder.join(name);
     // What it says makes the message clearer; that it is there decides.
-    let config = bounded::read(&file, MAX_SMALL_BYTES).ok();
+    let config = bounded::read(&folder.join(FILES[0]), MAX_SMALL_BYTES).ok();
     let config = config.and_then(|bytes| text::json::<Config>(&bytes).ok());
     let Config {
         peft_type,
@@ -75,6 +79,20 @@ pub fn refuse_adapter(path: &Path) -> Result<(), WeightsError> {
             .map(|base| format!(", of {base}"))
             .unwrap_or_default(),
     })
+}
+
+/// Names the folders below a model's that hold adapters, as `peft` saves those that have a name.
+fn warn_of_adapters_below(folder: &Path) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries {
+        let file = entry.path().join(FILES[0]);
+        if file.is_file() {
+            log::warn!(
+                "{}: an adapter, which is not applied; merge it into the weights to have it",
+                file.display()
+            );
+        }
+    }
 }
 
 /// Whether a tensor of this name belongs to an adapter, or to a model that wears one.

@@ -82,6 +82,7 @@ fn layouts() -> Vec<Layout> {
     });
     let flickr = |id: i64, file: &str| json!({"filename": file, "filepath": "x", "imgid": id, "split": "test", "sentences": [{"raw": "a"}]});
     let mut with_coco_id = json!({"images": [flickr(0, "1.jpg"), flickr(1, "2.jpg")]});
+    with_coco_id["images"][0]["cocoid"] = json!(8);
     with_coco_id["images"][1]["cocoid"] = json!(9);
     vec![
         Layout {
@@ -140,7 +141,7 @@ fn layouts() -> Vec<Layout> {
             item: "/images/1",
             called: ["images[1]", "2.jpg"],
             id: "filename",
-            fields: vec![("cocoid", Optional, Id)],
+            fields: vec![("cocoid", Required, Id)],
             read: captions,
         },
         Layout {

@@ -127,7 +127,7 @@ pub fn run(command: &Command, output: &Output) -> Result<bool, Error> {
 fn caption(args: &CaptionArgs, output: &Output) -> Result<bool, Error> {
     let results = Results::read_captions(&args.results)?;
     let data = CaptionData::read(&args.annotations, &args.split)?;
-    let results = results.named_in(&data.images);
+    let results = results.named_in(&data.images)?;
     if data.texts.is_empty() {
         let problem = "no caption in it to judge by; pass the annotations, not the images alone";
         return Err(EvalError::Empty {

@@ -119,6 +119,11 @@ pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, 
     };
     let pixels = image.decode(Preset::Hf.decode_policy())?;
     let mut model = shared.open(args.image_size, args.work(), output).await?;
+    if model.generates_otherwise() {
+        output.warning(
+            "the checkpoint searches with beams or draws; the stages are those of its greedy text",
+        );
+    }
     let run = model.stages(&pixels, &args.ask()).await?;
     let checkpoint = shared.checkpoint()?;
     let origin = Origin {
@@ -175,6 +180,8 @@ impl Args {
         let generation = GenerationOverrides {
             max_new_tokens: Some(self.max_new_tokens),
             num_beams: Some(1),
+            num_return_sequences: Some(1),
+            do_sample: Some(false),
             ..GenerationOverrides::default()
         };
         match &self.question {

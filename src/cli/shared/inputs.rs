@@ -1,11 +1,11 @@
 //! The image arguments of the command line: files, folders, globs, and `-` for standard input.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use crate::files::walk::{identity, walk};
+use crate::files::walk::{Met, identity, met_at, walk, walk_all};
 use crate::image::{DecodePolicy, ImageError, Rgb8Image, decode, decode_file, read_from};
 use crate::task;
 
@@ -103,6 +103,12 @@ pub enum InputError {
         name: String,
         /// What the system answered.
         source: io::Error,
+    },
+    /// A pipe or device among the files of a folder: to read it might wait for ever.
+    #[error("{name}: no regular file; name it itself to read from it")]
+    NoFile {
+        /// What it is called.
+        name: String,
     },
     /// A pattern that matches nothing.
     #[error(
@@ -276,29 +282,23 @@ impl Found {
     }
 
     fn add_images_of(&mut self, folder: &Path) {
-        let found = walk(folder);
-        for (path, error) in found.errors {
-            self.add_not_walked(&path, error);
-        }
-        for path in found.files {
-            match has_image_extension(&path) {
-                true => self.add_file(path),
-                false => self.leave_out(&path),
-            }
+        for (path, what) in walk(folder) {
+            self.add_met(path, what);
         }
     }
 
-    /// What lies in a folder and cannot be looked at. A link that leads nowhere and would be no image
-    /// anyway is left out as its target would be.
-    fn add_not_walked(&mut self, path: &Path, source: io::Error) {
-        let is_other = path.extension().is_some() && !has_image_extension(path);
-        match path.is_symlink() {
-            false => self.add_unreadable(path, source),
-            true if is_other => self.leave_out(path),
-            true => self.errors.push(InputError::Dangling {
-                name: name_of(path),
-                source,
-            }),
+    /// What lies in a folder. What would be no image anyway is left out, whatever it is.
+    fn add_met(&mut self, path: PathBuf, what: Met) {
+        let name = name_of(&path);
+        let is_image = has_image_extension(&path);
+        match what {
+            Met::File if is_image => self.add_file(path),
+            Met::Unread(source) if !path.is_symlink() => self.add_unreadable(&path, source),
+            Met::Unread(source) if is_image || path.extension().is_none() => {
+                self.errors.push(InputError::Dangling { name, source });
+            }
+            Met::Other if is_image => self.errors.push(InputError::NoFile { name }),
+            Met::File | Met::Unread(_) | Met::Other => self.leave_out(&path),
         }
     }
 
@@ -309,19 +309,21 @@ impl Found {
             Err(source) => return self.errors.push(InputError::BadPattern { name, source }),
         };
         let (images_before, errors_before) = (self.images.len(), self.errors.len());
-        for path in each_once(matches.collect()) {
+        let (mut met, mut folders) = (Vec::new(), Vec::new());
+        for path in matches {
             match path {
-                Ok(path) if path.is_dir() => self.add_images_of(&path),
-                Ok(path) => match std::fs::metadata(&path) {
-                    Err(error) => self.add_not_walked(&path, error),
-                    Ok(_) if has_image_extension(&path) => self.add_file(path),
-                    Ok(_) => self.leave_out(&path),
-                },
-                Err(error) => {
-                    let path = error.path().to_path_buf();
-                    self.add_unreadable(&path, error.into());
-                }
+                // `.*` stands for the folder itself and the one above as well.
+                Ok(path)
+                    if [".", ".."].iter().any(|it| path.ends_with(it)) || ends_in_dot(&path) => {}
+                Ok(path) if path.is_dir() => folders.push(path),
+                Ok(path) => met.push(met_at(path)),
+                Err(error) => met.push((error.path().to_path_buf(), Met::Unread(error.into()))),
             }
+        }
+        met.extend(walk_all(folders));
+        met.sort_by(|a, b| a.0.cmp(&b.0));
+        for (path, what) in each_once(met) {
+            self.add_met(path, what);
         }
         if (self.images.len(), self.errors.len()) == (images_before, errors_before) {
             self.errors.push(InputError::NoMatch { name });
@@ -329,33 +331,34 @@ impl Found {
     }
 }
 
-/// The matches of a pattern without those that lead by links to what a shorter one is: `**` goes through
-/// links, and so comes by one folder under many names.
-fn each_once(matches: Vec<glob::GlobResult>) -> Vec<glob::GlobResult> {
-    let depth = |index: &usize| {
-        matches[*index]
-            .as_ref()
-            .map_or(0, |path| path.components().count())
-    };
-    let mut order: Vec<usize> = (0..matches.len()).collect();
+/// Whether a path as it is written ends in `/.`, which its components do not show.
+fn ends_in_dot(path: &Path) -> bool {
+    path.as_os_str().to_string_lossy().ends_with("/.")
+}
+
+/// What a pattern met, each once: `**` goes through links, and so comes by one folder under many names. The
+/// shortest name stays.
+fn each_once(met: Vec<(PathBuf, Met)>) -> Vec<(PathBuf, Met)> {
+    let depth = |index: &usize| met[*index].0.components().count();
+    let mut order: Vec<usize> = (0..met.len()).collect();
     order.sort_by_key(depth);
-    let (mut seen, mut is_new) = (HashSet::new(), vec![true; matches.len()]);
+    let (mut folders, mut seen) = (HashMap::new(), HashSet::new());
+    let mut is_new = vec![true; met.len()];
     for index in order {
-        let Ok(path) = &matches[index] else { continue };
+        let path = &met[index].0;
         let parent = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        // A file is its name in its folder, a folder itself.
-        let place = match path.is_dir() {
-            true => (identity(path).ok(), None),
-            false => (identity(parent).ok(), path.file_name().map(OsStr::to_owned)),
-        };
-        is_new[index] = place.0.is_none() || seen.insert(place);
+        let folder = folders.entry(parent.to_path_buf());
+        let folder = folder.or_insert_with(|| identity(parent).ok());
+        // A file is its name in its folder.
+        if let (Some(folder), Some(name)) = (folder.clone(), path.file_name()) {
+            is_new[index] = seen.insert((folder, name.to_owned()));
+        }
     }
-    let matches = matches.into_iter().zip(is_new);
-    matches
-        .filter_map(|(path, is_new)| is_new.then_some(path))
+    let met = met.into_iter().zip(is_new);
+    met.filter_map(|(met, is_new)| is_new.then_some(met))
         .collect()
 }
 
@@ -532,6 +535,9 @@ mod tests {
         symlink(at("gone"), at("gone.png")).unwrap();
         symlink(at("gone"), at("gone.txt")).unwrap();
         symlink(at("gone"), at("gone")).unwrap();
+        let pipe = at("pipe.png");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
         let expected = [
             "a.JPG",
             "b.png",
@@ -544,14 +550,28 @@ mod tests {
         ];
         let (images, errors) = run(root.path(), &[""], b"");
         assert_eq!(images, expected);
-        assert_eq!(errors.len(), 2, "{errors:?}");
+        assert_eq!(errors.len(), 3, "{errors:?}");
+        assert!(errors[2].starts_with("pipe.png: no regular file"));
         assert!(errors[0].starts_with("gone: the link leads to nothing"));
         assert!(errors[1].starts_with("gone.png: the link leads to nothing"));
         // A pattern comes by each as well, and once: however often the link above is passed.
         let (mut images, errors) = run(root.path(), &["**/*.*"], b"");
         images.sort();
         assert_eq!(images, expected);
-        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert_eq!(errors.len(), 2, "{errors:?}");
+        // Folders that a pattern names overlap, and `.*` would be the folder above as well.
+        let (mut images, errors) = run(root.path(), &["**"], b"");
+        images.sort();
+        let mut expected = expected.map(str::to_owned);
+        for name in ["a.JPG", "b.png", "odd[1].png"] {
+            // The pattern meets folders alone, and the root by the link to it.
+            let place = expected.iter_mut().find(|it| *it == name).unwrap();
+            *place = format!("sub/above/{name}");
+        }
+        expected.sort();
+        assert_eq!(images, expected);
+        assert_eq!(errors.len(), 3, "{errors:?}");
+        assert!(run(root.path(), &["sub/.*"], b"").0.is_empty());
     }
 
     #[test]

@@ -184,7 +184,6 @@ fn generation_settings_are_obeyed_or_named() {
             said("begin_suppress_tokens", json!([first]), flags)[0],
             first
         );
-        assert_eq!(said("forced_bos_token_id", json!(77), flags)[0], 77);
         let ended = said(
             "forced_eos_token_id",
             json!(2),
@@ -194,6 +193,25 @@ fn generation_settings_are_obeyed_or_named() {
         assert_eq!(ended[1], 2);
         let pushed = said("sequence_bias", json!([[[88], 1000.0]]), flags);
         assert!(pushed.iter().all(|&token| token == 88), "{pushed:?}");
+    }
+    // A decoder that begins with a prompt has no first token to force: as in transformers nothing is, and said.
+    let no_effect = ModelCopy::new();
+    no_effect.set(FILE, "/forced_bos_token_id", json!(77));
+    no_effect.set(FILE, "/decoder_start_token_id", json!(7));
+    let run = caption(no_effect.path(), &[HOUSE]).exits(0);
+    assert_eq!(run.json()[0]["tokens"], *plain);
+    run.says(&["passed over: forced_bos_token_id"]);
+    for field in ["bad_words_ids", "sequence_bias", "forced_eos_token_id"] {
+        let value = match field {
+            "sequence_bias" => json!([[[9_999], 1.0]]),
+            "bad_words_ids" => json!([[3, 9_999]]),
+            _ => json!(9_999),
+        };
+        let model = ModelCopy::new();
+        model.set(FILE, &format!("/{field}"), value);
+        caption(model.path(), &[HOUSE])
+            .exits(1)
+            .one_error(&[FILE, field, "token 9999"]);
     }
     // A draw from the tokens as probable as the best is greedy.
     let coldest = said("min_p", json!(1.0), &["--sample", "--top-k", "0"]);

@@ -358,6 +358,28 @@ fn adapters_are_refused_by_name() {
     caption(model.path(), &[HOUSE])
         .exits(1)
         .one_error(&[CONFIG, "merge_and_unload"]);
+    // Its weights without it, or a link that leads nowhere; the weights named themselves.
+    refused(
+        |model| model.write("adapter_model.bin", "x"),
+        &["adapter_model.bin", "merge_and_unload"],
+    );
+    let model = ModelCopy::new();
+    model.write(CONFIG, "{}");
+    caption(model.file(WEIGHTS), &[HOUSE])
+        .exits(1)
+        .one_error(&[CONFIG]);
+    #[cfg(unix)]
+    refused(
+        |model| std::os::unix::fs::symlink("gone", model.file(CONFIG)).unwrap(),
+        &[CONFIG, "merge_and_unload"],
+    );
+    // In a folder of its own it is nobody's; it is named.
+    let model = ModelCopy::new();
+    std::fs::create_dir(model.file("default")).unwrap();
+    model.write("default/adapter_config.json", "{}");
+    caption(model.path(), &[HOUSE])
+        .exits(0)
+        .says(&["default", "which is not applied"]);
     // Its weights in the model's file, or alone.
     let unmerged: Spoil = |model| {
         model.tamper(|weights| {
@@ -368,6 +390,17 @@ fn adapters_are_refused_by_name() {
         });
     };
     refused(unmerged, &[WEIGHTS, "q_proj.lora_A", "merge_and_unload"]);
+}
+
+#[test]
+fn blocks_that_are_not_run_are_named() {
+    let model = ModelCopy::new();
+    model.set("config.json", "/vision_config/num_hidden_layers", json!(2));
+    let said = [
+        "tensors are no part of the model",
+        "vision_model.encoder.layers.2.",
+    ];
+    caption(model.path(), &[HOUSE]).exits(0).says(&said);
 }
 
 #[test]

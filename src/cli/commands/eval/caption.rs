@@ -43,6 +43,7 @@ pub async fn run(
         args.part.with_limit(generation.given()),
         output,
     )?;
+    evaluation.folder.note(paths_of(&data));
     let mut jobs = Vec::new();
     let mut all_well = true;
     for (index, image) in data.images.iter().enumerate() {
@@ -140,6 +141,11 @@ impl Dataset for CaptionData {
             all_known,
         }
     }
+}
+
+/// The paths of each image.
+pub fn paths_of(data: &CaptionData) -> impl Iterator<Item = &[String]> {
+    data.images.iter().map(|image| image.paths.as_slice())
 }
 
 /// A metric beside the published one.

@@ -7,12 +7,15 @@ use std::sync::OnceLock;
 
 use crate::cli::shared::inputs::has_image_extension;
 use crate::eval::{EvalError, Id};
-use crate::files::walk::walk;
+use crate::files::walk::{Met, walk};
 
 /// A folder of images, found by the names that dataset files give them, else by ids.
 #[derive(Debug)]
 pub struct ImageFolder {
     folder: PathBuf,
+    /// Paths of the dataset's images, whole and trimmed, by the image that each stands for; `None` where it
+    /// would stand for several.
+    listed: HashMap<String, Option<String>>,
     /// Images by the id in their name; made when first needed, for the folder may be large.
     by_id: OnceLock<HashMap<Id, Vec<PathBuf>>>,
 }
@@ -26,16 +29,32 @@ impl ImageFolder {
         match std::fs::read_dir(folder) {
             Ok(_) => Ok(Self {
                 folder: folder.into(),
+                listed: HashMap::new(),
                 by_id: OnceLock::new(),
             }),
             Err(cause) => Err(EvalError::read(folder)(cause)),
         }
     }
 
+    /// Notes the paths of all images of a dataset, so that no file stands for two of them.
+    pub fn note<'a>(&mut self, images: impl IntoIterator<Item = &'a [String]>) {
+        for paths in images {
+            let Some(image) = paths.first() else { continue };
+            for path in paths.iter().flat_map(|path| trims(path)) {
+                let place = self
+                    .listed
+                    .entry(path)
+                    .or_insert_with(|| Some(image.clone()));
+                *place = place.take().filter(|other| other == image);
+            }
+        }
+    }
+
     /// The file of the image that the dataset places at one of `paths` or, where it places it nowhere,
     /// calls `id`.
     ///
-    /// Each path is tried as it is, without its folders but the last, and by its name alone. An image
+    /// Each path is tried as it is, without its folders but the last, and by its name alone, where these are
+    /// no other image's too. An image
     /// that has only an id, as VQAv2's, is the one below the folder whose name is the id, or ends in it as
     /// COCO's do (`COCO_val2014_000000391895.jpg`). No path leads out of the folder.
     ///
@@ -49,11 +68,11 @@ impl ImageFolder {
         };
         let mut outside = None;
         for path in paths {
-            let parts: Vec<&str> = path.split('/').collect();
-            for keep in [parts.len(), 2, 1] {
-                let file = self
-                    .folder
-                    .join(parts[parts.len().saturating_sub(keep)..].join("/"));
+            let of_several = |trimmed: &String| {
+                trimmed != path && self.listed.get(trimmed).is_some_and(Option::is_none)
+            };
+            for trimmed in trims(path).into_iter().filter(|it| !of_several(it)) {
+                let file = self.folder.join(trimmed);
                 if !file.is_file() {
                     continue;
                 }
@@ -64,7 +83,11 @@ impl ImageFolder {
             }
         }
         let folder = self.folder.display();
+        let leads_out = first.split('/').any(|part| part == "..");
         Err(wrong(match outside {
+            None if leads_out => format!(
+                "({first}) is not in {folder}, out of which its path leads; pass the folder that has it as --images, or correct the file's name"
+            ),
             Some(file) => format!(
                 "lies at {}, which is not in {folder}; pass the folder that has it as --images, or correct the file's name",
                 file.display(),
@@ -118,23 +141,31 @@ impl ImageFolder {
     }
 }
 
+/// A path as it is, with its last folder alone, and by its name alone; one that leads upwards as it is.
+fn trims(path: &str) -> Vec<String> {
+    let parts: Vec<&str> = path.split('/').collect();
+    let kept = match parts.contains(&"..") {
+        true => vec![parts.len()],
+        false => vec![parts.len(), 2, 1],
+    };
+    let trimmed = |keep: usize| parts[parts.len().saturating_sub(keep)..].join("/");
+    let mut trims: Vec<String> = kept.into_iter().map(trimmed).collect();
+    trims.dedup();
+    trims
+}
+
 /// The images below `folder` by the ids that their names are, or have as COCO's have them.
 fn index(folder: &Path) -> Result<HashMap<Id, Vec<PathBuf>>, EvalError> {
     let mut files: HashMap<Id, Vec<PathBuf>> = HashMap::new();
-    let found = walk(folder);
-    // A link that leads nowhere is not the image that is looked for.
-    let unread = found
-        .errors
-        .into_iter()
-        .find(|(path, _)| !path.is_symlink());
-    if let Some((path, cause)) = unread {
-        return Err(EvalError::Read { file: path, cause });
-    }
-    for file in found
-        .files
-        .into_iter()
-        .filter(|file| has_image_extension(file))
-    {
+    for (file, met) in walk(folder) {
+        match met {
+            Met::File if has_image_extension(&file) => {}
+            // A link that leads nowhere is not the image that is looked for.
+            Met::Unread(cause) if !file.is_symlink() => {
+                return Err(EvalError::Read { file, cause });
+            }
+            _ => continue,
+        }
         let Some(stem) = file.file_stem().and_then(OsStr::to_str) else {
             continue;
         };
@@ -188,6 +219,39 @@ mod tests {
             assert_eq!(find(&files, &[path]), Ok("val/0077.png".into()));
         }
         assert_eq!(find(&files, &["no.png", "x/77.png"]), Ok("77.png".into()));
+    }
+
+    #[test]
+    fn no_file_stands_for_two_images() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["0001.png", "0002.png"] {
+            std::fs::write(folder.path().join(file), b"x").unwrap();
+        }
+        let mut images = ImageFolder::open(folder.path()).unwrap();
+        let listed = [
+            "val/0001.png",
+            "test/0001.png",
+            "0002.png",
+            "val/0002.png",
+            "val/0003.png",
+        ];
+        let listed = listed.map(|path| [path.to_owned()]);
+        images.note(listed.iter().map(<[String; 1]>::as_slice));
+        let find = |path: &str| {
+            let found = images.find(&[path.to_owned()], &Id::Number(1), Path::new("l.json"));
+            found.map_err(|error| error.to_string())
+        };
+        for path in ["val/0001.png", "test/0001.png", "val/0002.png"] {
+            assert!(find(path).unwrap_err().contains("is not in"), "{path}");
+        }
+        assert!(find("0002.png").is_ok());
+        std::fs::write(folder.path().join("0003.png"), b"x").unwrap();
+        assert!(find("val/0003.png").is_ok());
+        assert!(
+            find("../0003.png")
+                .unwrap_err()
+                .contains("out of which its path leads")
+        );
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::task::{
 };
 
 use super::args::{PartArgs, RankingArgs, RetrievalArgs, TruthArgs};
+use super::caption;
 use super::evaluation::{Dataset, Evaluation, Measured, Outcome, owned};
 use super::predictions::{Predictions, ResultFields};
 use super::report::{Figure, ReportItem};
@@ -57,6 +58,7 @@ pub async fn run(shared: &Shared, args: &RetrievalArgs, output: &Output) -> Resu
         whole.with_limit(given(ranking)),
         output,
     )?;
+    evaluation.folder.note(caption::paths_of(data));
     let mut all_well = true;
     let mut files = Vec::new();
     for (index, image) in data.images.iter().enumerate() {

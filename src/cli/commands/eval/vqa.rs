@@ -52,6 +52,12 @@ pub async fn run(
         args.part.with_limit(generation.given()),
         output,
     )?;
+    let paths = data
+        .data
+        .questions
+        .iter()
+        .map(|(_, question)| question.image.as_slice());
+    evaluation.folder.note(paths);
     let (jobs, mut all_well) = data.jobs(&evaluation, &options);
     all_well &= evaluation
         .predict(shared, generation, image_size, &jobs)

@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, WeightsError};
 
 use super::listing::SMALL;
 use super::{HubError, Listing, RemoteFile, RepoName};
@@ -166,10 +166,15 @@ impl Cache {
             commit: commit.clone(),
             lacks,
         };
+        // Nothing that could be fetched makes it usable; opening it says why.
+        let weights = Checkpoint::open(&folder);
+        if let Err(WeightsError::Adapter { .. } | WeightsError::NotMerged { .. }) = weights {
+            return CacheState::Whole { folder };
+        }
         if !has("config.json") {
             return part("config.json");
         }
-        if Checkpoint::open(&folder).is_err() {
+        if weights.is_err() {
             return part("a file of the weights");
         }
         let notes = repo.join(NOT_THERE).join(&commit);

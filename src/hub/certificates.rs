@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustls_native_certs::{CertificateResult, load_certs_from_paths, load_native_certs};
 use ureq::tls::{Certificate, RootCerts};
 
-use crate::files::bounded::{self, MAX_TEXT_BYTES};
+use crate::files::bounded::{self, MAX_SMALL_BYTES};
 use crate::files::environment::{self, VariableError};
 
 use super::HubError;
@@ -157,7 +157,7 @@ fn read(path: &Path) -> Read {
 
 /// Whether a file begins as a certificate without PEM's letters around it does.
 fn is_der(file: &Path) -> bool {
-    bounded::read(file, MAX_TEXT_BYTES).is_ok_and(|bytes| is_whole(&bytes))
+    bounded::read(file, MAX_SMALL_BYTES).is_ok_and(|bytes| is_whole(&bytes))
 }
 
 /// Whether bytes are as many as the DER sequence (ITU-T X.690) says that they begin with.

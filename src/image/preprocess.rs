@@ -14,6 +14,10 @@ pub(crate) const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
 pub(crate) const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 /// Pillow's number for bicubic.
 const BICUBIC: u64 = 3;
+/// Pillow's filters, by their numbers.
+const FILTERS: [&str; 6] = [
+    "nearest", "lanczos", "bilinear", "bicubic", "box", "hamming",
+];
 /// The largest side asked for that is still taken for an image size, in pixels.
 const MAX_SIDE: u32 = 16384;
 
@@ -264,7 +268,13 @@ impl Config {
             Some(value) if value.as_u64() == Some(BICUBIC) => Ok(()),
             Some(other) => Err(self.wrong(
                 "resample",
-                format!("{other} is not a known filter"),
+                match other
+                    .as_u64()
+                    .and_then(|number| FILTERS.get(usize::try_from(number).ok()?))
+                {
+                    Some(name) => format!("{other} ({name}) is not supported"),
+                    None => format!("{other} is not a filter's number"),
+                },
                 "only 3 (bicubic) is supported, which every BLIP-2 checkpoint uses",
             )),
         }

@@ -696,6 +696,24 @@ fn what_python_left_out_is_fetched() {
     assert!(hub.log().is_empty());
 }
 
+#[test]
+fn an_adapter_in_the_cache_is_refused_as_one() {
+    let hub = FakeHub::new();
+    let config = br#"{"peft_type": "LORA", "base_model_name_or_path": "a/b"}"#;
+    let name = "adapter_config.json".to_owned();
+    hub.state
+        .lock()
+        .unwrap()
+        .files
+        .insert(name, config.to_vec());
+    hub.run(&["pull", NAME], &[]).exits(0);
+    for environment in [&[][..], &[("HF_HUB_OFFLINE", "1")]] {
+        hub.run(&["caption", "--model", NAME, HOUSE], environment)
+            .exits(1)
+            .one_error(&["adapter_config.json", "an adapter (LORA, of a/b)", "merge"]);
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn a_whole_cache_need_not_be_writable() {

@@ -295,7 +295,12 @@ fn preprocessor_configurations() {
     );
     refused(
         |model| model.set(FILE, "/resample", 1.into()),
-        &[FILE, "`resample`", "bicubic"],
+        &[
+            FILE,
+            "`resample`",
+            "1 (lanczos) is not supported",
+            "bicubic",
+        ],
     );
     refused(
         |model| model.set(FILE, "/do_resize", "no".into()),

@@ -2,6 +2,7 @@
 //! spelled.
 
 mod commands;
+mod given;
 mod shared;
 
 use std::ffi::OsString;
@@ -36,8 +37,11 @@ struct Cli {
 /// wrong. Help, version and what the parser does not understand end the process at once.
 #[must_use]
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
-    let mut cli = Cli::parse_from(arguments);
-    let output = Output::new(&cli.shared);
+    let (mut cli, given) = given::parse(arguments);
+    let output = Output::new(&cli.shared, given.variables.clone());
+    for (flags, remedy) in cli.command.idle_flags(&cli.shared, &given) {
+        output.idle(&flags, remedy);
+    }
     let mut profile = None;
     let result = pollster::block_on(async {
         profile = Profile::begin(&mut cli.shared)?;

@@ -23,7 +23,7 @@ pub use error::ConvertError;
 pub use parts::{CheckpointParts, kind_of};
 pub use write::unfinished_folder;
 
-use crate::gpu::WeightFormat;
+use crate::gpu::{QUANT_BLOCK, WeightFormat};
 use crate::model::Blip2Config;
 use crate::weights::{Checkpoint, Format, TensorSpec, Weight};
 use outputs::Output;
@@ -153,11 +153,18 @@ pub fn convert(
     let mut outputs = outputs::outputs(&tensors, format)?;
     // Before gigabytes are written, and named where it lies.
     small_files::check_tokenizer(&assembly.tokenizer, parsed)?;
-    let mut config = assembly.config.clone();
+    let (mut config, mut notes) = (assembly.config.clone(), assembly.notes.clone());
     config.set_dtype(&outputs, gathered.kind.family, format);
     if let Some(quant) = options.quant {
         outputs = outputs::quantised(outputs, &tensors, quant);
-        config.set_quantised(quant);
+        // A matrix in blocks is two tensors.
+        if outputs.len() > tensors.len() {
+            config.set_quantised(quant);
+        } else {
+            notes.push(format!(
+                "`quant`: no effect; no layer's rows can be cut into blocks of {QUANT_BLOCK}, so all is stored in f16"
+            ));
+        }
     }
     let folder = write::Unfinished::create(out)?;
     let shards = write::weights(folder.path(), &outputs, options.shard_bytes, progress)?;
@@ -165,7 +172,6 @@ pub fn convert(
     verify(folder.path(), parsed)?;
     folder.finish()?;
     let (left_out, unknown) = gathered.unused(parsed, &tensors);
-    let mut notes = assembly.notes.clone();
     notes.extend(unused_parts(&assembly, &options.parts, &tensors));
     Ok(Conversion {
         kind: gathered.kind,

@@ -70,10 +70,24 @@ impl ScoreMatrix {
     /// A file that is no such array, or a score that is not a number.
     pub fn read(file: &Path) -> Result<Self, EvalError> {
         let bytes = bounded::read(file, MAX_BYTES).map_err(EvalError::read(file))?;
-        Self::parse(&bytes).map_err(|problem| EvalError::Npy {
+        let matrix = Self::parse(&bytes).map_err(|problem| EvalError::Npy {
             file: file.into(),
             problem,
-        })
+        })?;
+        match matrix.nan() {
+            None => Ok(matrix),
+            Some((row, column)) => Err(EvalError::item(
+                file,
+                format!("the score of row {row}, column {column}"),
+                "is not a number; compute the scores anew",
+            )),
+        }
+    }
+
+    /// Row and column of a score that is not a number.
+    fn nan(&self) -> Option<(usize, usize)> {
+        let index = self.values.iter().position(|value| value.is_nan())?;
+        Some((index / self.texts, index % self.texts))
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, String> {
@@ -83,16 +97,6 @@ impl ScoreMatrix {
             fortran,
             values,
         } = Matrix::parse(bytes)?;
-        if let Some(index) = values.iter().position(|value| value.is_nan()) {
-            let (row, column) = if fortran {
-                (index % rows, index / rows)
-            } else {
-                (index / columns, index % columns)
-            };
-            return Err(format!(
-                "the score of row {row}, column {column} is not a number"
-            ));
-        }
         let matrix = |images, texts| Self {
             images,
             texts,
@@ -139,11 +143,17 @@ mod tests {
     }
 
     #[test]
+    fn a_score_that_is_no_number_is_found_in_either_order() {
+        let scores = [1.0f32, 2.0, f32::NAN, 3.0];
+        let bytes: Vec<u8> = scores.iter().flat_map(|v| v.to_le_bytes()).collect();
+        for (fortran, place) in [("False", (1, 0)), ("True", (0, 1))] {
+            let matrix = ScoreMatrix::parse(&npy("<f4", fortran, "(2, 2)", &bytes));
+            assert_eq!(matrix.expect("a matrix").nan(), Some(place));
+        }
+    }
+
+    #[test]
     fn damaged_files_are_named_not_believed() {
-        let nan: Vec<u8> = [1.0f32, f32::NAN]
-            .iter()
-            .flat_map(|v| v.to_le_bytes())
-            .collect();
         for (bytes, part) in [
             (b"hello".to_vec(), "not a numpy"),
             (npy("<i8", "False", "(1, 1)", &[0; 8]), "elements are <i8"),
@@ -153,7 +163,6 @@ mod tests {
                 npy("<f4", "False", "(99999999999999, 99999999999999)", &[0; 12]),
                 "12 bytes",
             ),
-            (npy("<f4", "False", "(1, 2)", &nan), "row 0, column 1"),
             (b"\x93NUMPY\x02\x00\xff\xff\xff\xff".to_vec(), "not a numpy"),
             (b"\x93NUMPY\x01\x00\x04\x00abcd".to_vec(), "no 'descr'"),
         ] {

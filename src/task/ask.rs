@@ -63,6 +63,14 @@ impl Blip2 {
         }
         Ok(options.without_effect(ask.overrides()))
     }
+
+    /// Whether the text of what is asked can be shown as it comes: beams choose it at the end.
+    ///
+    /// # Errors
+    /// As [`Blip2::check`].
+    pub fn comes_in_pieces(&self, ask: &Ask) -> Result<bool, Error> {
+        Ok(self.prompter().prompt(ask)?.options.num_beams == 1)
+    }
 }
 
 /// What is said of an item.

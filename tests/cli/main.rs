@@ -6,6 +6,7 @@ mod caption;
 #[path = "../support/cli_support/mod.rs"]
 mod cli_support;
 mod explain;
+mod flags;
 mod folders;
 mod generation;
 mod inspect;

@@ -288,6 +288,22 @@ fn shards_merge_into_the_whole() {
     merge(&["parts"], "half")
         .exits(1)
         .one_error(&["captions.json", "item 1", "2 others"]);
+    // What is for answers is not for captions, and these have no splits.
+    let out = dataset.path("idle");
+    let flags = ["--rules", "lavis", "--split", "test", "--out", &out];
+    let truth = ["--images", &images, "--annotations", &annotations];
+    let parts = ["parts", "other"].map(|part| dataset.path(part));
+    let merged = run([
+        &["eval", "merge", &parts[0], &parts[1]],
+        &truth[..],
+        &flags[..],
+    ]
+    .concat());
+    let merged = merged.exits(0).says(&[
+        "warn: --rules: no effect on captions",
+        "warn: --split: no effect on",
+    ]);
+    assert_eq!(merged.stderr.len(), 2, "{merged:#?}");
     merge(&["images"], "none")
         .exits(1)
         .one_error(&["images", "predictions"]);

@@ -215,7 +215,7 @@ fn a_square_matrix_of_the_texts_has_its_rows_named() {
     assert_eq!(printed["t2i"]["Recall@1"], 20.69);
     said("images")
         .exits(1)
-        .one_error(&["t2i.npy", "29 × 13", "13 images"]);
+        .one_error(&["t2i.npy", "29 × 13", "13 images", "same split"]);
 }
 
 #[test]

@@ -45,6 +45,13 @@ pub struct Args {
     sidecar: Option<String>,
 }
 
+impl Args {
+    /// Whether captions go nowhere but to stdout.
+    pub fn keeps_nothing(&self) -> bool {
+        self.run.out.out.is_none() && self.sidecar.is_none()
+    }
+}
+
 /// Captions every image; `false` if any failed.
 pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
     let checkpoint = shared.check()?;

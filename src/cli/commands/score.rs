@@ -16,6 +16,7 @@ use crate::cli::shared::scores::{
     caption_json, caption_scores_json, name_each, percent, print, retrieval_scores_json, rules_for,
     vqa_scores_json,
 };
+use crate::cli::shared::split::SplitArgs;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -52,9 +53,8 @@ pub struct CaptionArgs {
     /// The captions to judge
     #[arg(long, value_name = "FILE")]
     results: PathBuf,
-    /// Split to read from Karpathy's dataset files
-    #[arg(long, default_value = "test")]
-    split: String,
+    #[command(flatten)]
+    split: SplitArgs,
     #[command(flatten)]
     incomplete: IncompleteArgs,
 }
@@ -103,9 +103,8 @@ pub struct RetrievalArgs {
     /// Which text belongs to which image
     #[arg(long, value_name = "FILE")]
     annotations: PathBuf,
-    /// Split to read from Karpathy's dataset files
-    #[arg(long, default_value = "test")]
-    split: String,
+    #[command(flatten)]
+    split: SplitArgs,
 }
 
 /// What a row of a matrix of scores is of.
@@ -126,7 +125,8 @@ pub fn run(command: &Command, output: &Output) -> Result<bool, Error> {
 
 fn caption(args: &CaptionArgs, output: &Output) -> Result<bool, Error> {
     let results = Results::read_captions(&args.results)?;
-    let data = CaptionData::read(&args.annotations, &args.split)?;
+    let data = CaptionData::read(&args.annotations, args.split.name())?;
+    args.split.warn_if_idle(&args.annotations, output);
     let results = results.named_in(&data.images)?;
     if data.texts.is_empty() {
         let problem = "no caption in it to judge by; pass the annotations, not the images alone";
@@ -209,7 +209,8 @@ fn vqa(args: &VqaArgs, output: &Output) -> Result<bool, Error> {
 }
 
 fn retrieval(args: &RetrievalArgs, output: &Output) -> Result<bool, Error> {
-    let image_of_text = read_image_of_text(&args.annotations, &args.split)?;
+    let image_of_text = read_image_of_text(&args.annotations, args.split.name())?;
+    args.split.warn_if_idle(&args.annotations, output);
     let images = image_of_text.iter().max().map_or(0, |last| last + 1);
     let size = (images, image_of_text.len());
     let scores = matrix(&args.scores, size, Some(Rows::Images), &args.annotations)?;
@@ -247,30 +248,31 @@ fn matrix(
     let matrix = ScoreMatrix::read(file)?;
     let found = (matrix.images(), matrix.texts());
     let by_texts = (size.1, size.0);
-    let wrong = |problem: String| EvalError::Npy {
-        file: file.into(),
-        problem,
-    };
+    let scores = format!("{} × {} scores", found.0, found.1);
     match rows {
-        None if found == size && found == by_texts => Err(wrong(format!(
-            "{} × {} scores do not tell whether their rows are images or texts; pass --t2i-rows images, or \
-             --t2i-rows texts if the matrix is LAVIS's",
-            found.0, found.1
-        ))),
+        None if found == size && found == by_texts => Err(EvalError::item(
+            file,
+            scores,
+            "do not tell whether their rows are images or texts; pass --t2i-rows images, or --t2i-rows texts if the \
+             matrix is LAVIS's",
+        )),
         None | Some(Rows::Images) if found == size => Ok(matrix),
         None | Some(Rows::Texts) if found == by_texts => Ok(matrix.transposed()),
-        _ => Err(wrong(format!(
-            "{} × {} scores{}, but {} has {} images and {} texts",
-            found.0,
-            found.1,
-            match rows {
-                Some(Rows::Texts) => " with texts as rows",
-                _ => "",
-            },
-            annotations.display(),
-            size.0,
-            size.1
-        ))),
+        _ => Err(EvalError::item(
+            file,
+            scores,
+            format!(
+                "{} do not go with {}, which has {} images and {} texts; pass the files of the same split",
+                match rows {
+                    Some(Rows::Texts) => "with texts as rows",
+                    Some(Rows::Images) => "with images as rows",
+                    None => "",
+                },
+                annotations.display(),
+                size.0,
+                size.1
+            ),
+        )),
     }
 }
 

@@ -57,6 +57,13 @@ pub struct Args {
     image_size: Option<u32>,
 }
 
+impl Args {
+    /// Whether there is a run to compare with.
+    pub fn compares(&self) -> bool {
+        self.against.is_some()
+    }
+}
+
 /// A folder of stages that cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", file.display())]

@@ -50,6 +50,13 @@ pub struct Args {
     run: RunArgs,
 }
 
+impl Args {
+    /// Whether answers go nowhere but to stdout.
+    pub fn keeps_nothing(&self) -> bool {
+        self.run.out.out.is_none()
+    }
+}
+
 /// Answers every question; `false` if any failed.
 pub async fn run(shared: &Shared, args: &Args, output: &Output) -> Result<bool, Error> {
     let checkpoint = shared.check()?;

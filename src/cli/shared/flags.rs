@@ -5,7 +5,7 @@
 
 /// What the library says, and what the user of the command line reads. A phrase stands before the
 /// name in it.
-const SPELLINGS: [(&str, &str); 20] = [
+const SPELLINGS: [(&str, &str); 21] = [
     (
         "pass `model`, a BLIP-2 folder in the Hugging Face layout",
         "pass --model DIR, a BLIP-2 folder in the Hugging Face layout (or set BLIP2_WGPU_MODEL)",
@@ -18,6 +18,10 @@ const SPELLINGS: [(&str, &str); 20] = [
         "`blip2-wgpu convert IN OUT --quant q8`",
     ),
     // An option of generation is named as in `generation_config.json`, by which people know it.
+    (
+        "generation option `num_return_sequences`",
+        "generation option `num_return_sequences` (--num-captions)",
+    ),
     ("lower `max_new_tokens`", "lower --max-new-tokens"),
     ("`adapter`", "--adapter"),
     ("`batch_size`", "--batch-size"),

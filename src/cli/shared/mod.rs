@@ -16,11 +16,12 @@ pub mod results;
 pub mod retrieval;
 pub mod run;
 pub mod scores;
+pub mod split;
 
 use std::path::{Path, PathBuf};
 
 use crate::Error;
-use crate::files::environment::{VariableError, path};
+use crate::files::environment::{VariableError, path, set};
 use crate::gpu::{AdapterChoice, Disabled, GpuOptions, KernelChoice, Profiler, WeightFormat};
 use crate::task::{Blip2, OpenOptions, Work};
 
@@ -172,7 +173,7 @@ impl Shared {
 
     /// The flags and variables that change which kernels compute, for the record of a run.
     pub fn given_to_device(&self) -> impl Iterator<Item = (String, String)> {
-        let shaders = std::env::var_os("BLIP2_WGPU_SHADERS");
+        let shaders = set("BLIP2_WGPU_SHADERS", &|name| std::env::var_os(name));
         let given = [
             ("--disable", self.disable.clone()),
             ("--kernel", self.kernel.join(",")),

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use super::Shared;
 use super::flags::spelled;
 use crate::cli::FAILED;
+use crate::cli::given::FlagVariable;
 
 /// What the user wants to see.
 #[derive(Debug)]
@@ -15,10 +16,12 @@ pub struct Output {
     pub json: bool,
     quiet: bool,
     verbose: bool,
+    /// Flags that the environment has set.
+    variables: Vec<FlagVariable>,
 }
 
 impl Output {
-    pub fn new(shared: &Shared) -> Self {
+    pub fn new(shared: &Shared, variables: Vec<FlagVariable>) -> Self {
         log::set_max_level(match (shared.quiet, shared.verbose) {
             (true, _) => log::LevelFilter::Error,
             (_, true) => log::LevelFilter::Debug,
@@ -30,6 +33,7 @@ impl Output {
             json: shared.json,
             quiet: shared.quiet,
             verbose: shared.verbose,
+            variables,
         }
     }
 
@@ -60,7 +64,20 @@ impl Output {
     /// A failure, always shown, on one line whatever a file name or a file's text put into it.
     pub fn error(&self, error: &dyn std::fmt::Display) {
         let message = spelled(&error.to_string()).replace(char::is_control, " ");
-        to_stderr(format_args!("error: {message}"));
+        let variables = self.variables.iter();
+        let variables = variables.filter(|it| is_about(&message, it));
+        let origin: String = variables
+            .map(|it| format!("; {} sets {} here", it.variable, it.flag))
+            .collect();
+        to_stderr(format_args!("error: {message}{origin}"));
+    }
+
+    /// Says that `flags` do nothing here; `remedy` goes on after "no effect".
+    pub fn idle(&self, flags: &[impl AsRef<str>], remedy: &str) {
+        let flags: Vec<&str> = flags.iter().map(AsRef::as_ref).collect();
+        if !flags.is_empty() {
+            self.warning(&format!("{}: no effect {remedy}", flags.join(", ")));
+        }
     }
 
     /// Reports what a command cannot go on with; the command's outcome.
@@ -122,6 +139,18 @@ impl Output {
         }
         ItemsBar(bar)
     }
+}
+
+/// Whether a message names a flag, or begins with or quotes the value that a variable gave it.
+fn is_about(message: &str, FlagVariable { flag, value, .. }: &FlagVariable) -> bool {
+    let mut values = value.split(',').map(str::trim);
+    message
+        .split(|c: char| c != '-' && !c.is_alphanumeric())
+        .any(|word| word == flag)
+        || message.starts_with(value.as_str())
+        || values.any(|value| {
+            message.contains(&format!("'{value}'")) || message.contains(&format!("{value:?}"))
+        })
 }
 
 /// The bar that is on the terminal, which other lines must not run into.

@@ -93,6 +93,12 @@ impl Run<'_> {
             .open(self.image_size, generation.work(), output)
             .await?;
         check(&model, ask, generation, output)?;
+        if generation.stream && output.json {
+            output.idle(&["--stream"], "with --json, which shows whole objects");
+        } else if generation.stream && !model.comes_in_pieces(ask)? {
+            let remedy = "with beams, which choose a text at its end; add --beams 1";
+            output.idle(&["--stream"], remedy);
+        }
         let results = match earlier.map(EarlierResults::begin).transpose() {
             Ok(results) => results,
             Err(error) => return Ok(output.fail(&error)),
@@ -295,13 +301,11 @@ pub fn check(
         (of_beams, "without beams; add --beams N"),
         (of_draws, "where nothing is drawn; add --sample"),
     ] {
-        if !options.is_empty() {
-            let flags = options
-                .iter()
-                .map(|option| format!("--{}", option.replace('_', "-")));
-            let flags = flags.collect::<Vec<_>>().join(", ");
-            output.warning(&format!("{flags}: no effect {remedy}"));
-        }
+        let flags = options.iter();
+        let flags: Vec<_> = flags
+            .map(|option| format!("--{}", option.replace('_', "-")))
+            .collect();
+        output.idle(&flags, remedy);
     }
     generation.warn_of_batch_size(output);
     Ok(())

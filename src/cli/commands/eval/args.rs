@@ -12,6 +12,7 @@ use crate::kernels::MAX_KEPT;
 
 use crate::cli::shared::generation::GenerationArgs;
 use crate::cli::shared::retrieval::EncodeArgs;
+use crate::cli::shared::split::SplitArgs;
 
 /// The flag that says how much of a dataset is run.
 pub const LIMIT: &str = "--limit";
@@ -74,9 +75,8 @@ pub struct TruthArgs {
     /// The truth: COCO's captions, a Karpathy split or dataset file
     #[arg(long, value_name = "FILE")]
     pub annotations: PathBuf,
-    /// Split to read from Karpathy's dataset files
-    #[arg(long, default_value = "test")]
-    pub split: String,
+    #[command(flatten)]
+    pub split: SplitArgs,
 }
 
 /// The questions and people's answers.
@@ -187,9 +187,8 @@ pub struct MergeArgs {
     pub data: DataArgs,
     #[command(flatten)]
     pub truth: QuestionArgs,
-    /// Split to read from Karpathy's dataset files
-    #[arg(long, default_value = "test")]
-    pub split: String,
+    #[command(flatten)]
+    pub split: SplitArgs,
 }
 
 impl PartArgs {

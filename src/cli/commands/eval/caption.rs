@@ -34,7 +34,10 @@ pub async fn run(
     if let Some(path) = checkpoint {
         check_caption_options(&shared.parts.open(path)?, &options)?;
     }
-    let data = CaptionData::read(&args.truth.annotations, &args.truth.split)?;
+    let data = CaptionData::read(&args.truth.annotations, args.truth.split.name())?;
+    args.truth
+        .split
+        .warn_if_idle(&args.truth.annotations, output);
     let mut evaluation = Evaluation::open::<CaptionData>(
         shared,
         (&args.data, args.part),
@@ -71,7 +74,7 @@ impl Dataset for CaptionData {
     const FIELDS: ResultFields = ResultFields::CAPTION;
 
     fn read(truth: &TruthArgs, _: Option<usize>) -> Result<Self, Error> {
-        Ok(Self::read(&truth.annotations, &truth.split)?)
+        Ok(Self::read(&truth.annotations, truth.split.name())?)
     }
 
     fn file(&self) -> &Path {

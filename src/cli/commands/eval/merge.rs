@@ -31,14 +31,18 @@ pub fn merge(args: &MergeArgs, output: &Output) -> Result<Outcome, Error> {
         check_truths(first, &settings, &truths)?;
     }
     let (data, joined) = (&args.data, (whole.as_path(), parts.as_slice()));
-    match settings.get("task").and_then(Value::as_str) {
+    let task = settings.get("task").and_then(Value::as_str);
+    warn_of_other_tasks(args, task, output);
+    match task {
         Some("caption") => {
             let truth = truth(args, &whole)?;
+            truth.split.warn_if_idle(&truth.annotations, output);
             Evaluation::merge::<CaptionData>(data, &truth, settings, joined, output)
         }
         Some("vqa") => Evaluation::merge::<VqaDataset>(data, &args.truth, settings, joined, output),
         Some("retrieval") => {
             let truth = truth(args, &whole)?;
+            truth.split.warn_if_idle(&truth.annotations, output);
             Evaluation::merge::<RetrievalDataset>(data, &truth, settings, joined, output)
         }
         _ => {
@@ -48,6 +52,27 @@ pub fn merge(args: &MergeArgs, output: &Output) -> Result<Outcome, Error> {
             Err(EvalError::Empty { file, problem }.into())
         }
     }
+}
+
+/// Says which flags are for another task than the parts'.
+fn warn_of_other_tasks(args: &MergeArgs, task: Option<&str>, output: &Output) {
+    let (flags, remedy) = match task {
+        Some("caption" | "retrieval") => (
+            vec![
+                ("--questions", args.truth.questions.is_some()),
+                ("--rules", args.truth.rules.is_some()),
+            ],
+            "on captions and retrieval; they are for answers",
+        ),
+        Some("vqa") => (
+            vec![("--split", args.split.is_given())],
+            "on answers; it is for captions and retrieval",
+        ),
+        _ => (Vec::new(), ""),
+    };
+    let given = flags.into_iter().filter(|(_, given)| *given);
+    let given: Vec<_> = given.map(|(flag, _)| flag).collect();
+    output.idle(&given, remedy);
 }
 
 /// The captions that captions and retrieval are measured by.

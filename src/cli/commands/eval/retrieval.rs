@@ -37,6 +37,9 @@ const KEPT: usize = 10;
 pub async fn run(shared: &Shared, args: &RetrievalArgs, output: &Output) -> Result<Outcome, Error> {
     shared.check()?;
     let dataset = RetrievalDataset::read(&args.truth, args.limit)?;
+    args.truth
+        .split
+        .warn_if_idle(&args.truth.annotations, output);
     let RetrievalDataset { data, ids } = &dataset;
     check_texts(data)?;
     let ranking = &args.ranking;
@@ -142,7 +145,7 @@ impl Dataset for RetrievalDataset {
     const CUT: bool = true;
 
     fn read(truth: &TruthArgs, limit: Option<usize>) -> Result<Self, Error> {
-        let mut data = CaptionData::read(&truth.annotations, &truth.split)?;
+        let mut data = CaptionData::read(&truth.annotations, truth.split.name())?;
         cut(&mut data, limit);
         let images = data.images.iter();
         let images = images.map(|image| Id::Text(format!("image {}", image.id)));

@@ -11,6 +11,7 @@ use crate::cli::shared::Shared;
 use crate::cli::shared::generation::GenerationArgs;
 use crate::cli::shared::output::Output;
 use crate::cli::shared::scores;
+use crate::cli::shared::split::SplitArgs;
 use crate::eval::{Id, Results};
 
 use super::args::{
@@ -46,7 +47,7 @@ pub async fn run(shared: &Shared, args: &ScenesArgs, output: &Output) -> Result<
     };
     let truth = |name: &str| TruthArgs {
         annotations: file(name),
-        split: args.split.clone(),
+        split: SplitArgs::implied(&args.split),
     };
     let part = |limit| PartArgs { limit, shard: None };
 

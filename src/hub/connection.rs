@@ -1,152 +1,209 @@
 //! How the hub is reached: through which proxy, and whose certificates are trusted. All from the
 //! environment, by the variables that Python's `requests` and `httpx` read.
 
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::sync::Mutex;
 use std::time::Duration;
 
-use rustls_native_certs::{CertificateResult, load_certs_from_paths, load_native_certs};
-use ureq::config::RedirectAuthHeaders;
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::{Agent, Proxy};
-
-use crate::files::environment;
+use ureq::http::{Response, Uri};
+use ureq::tls::TlsConfig;
+use ureq::{Agent, Body};
 
 use super::HubError;
+use super::certificates::{Trust, trusted};
+use super::proxy::{NamedProxy, proxy_of};
 
 /// How long to wait for a connection, and for the next bytes of an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Files of certificates that are trusted in the place of the system's, the first that is set.
-/// (`SSL_CERT_FILE` and `SSL_CERT_DIR` are the system store's own.)
-const BUNDLES: [&str; 2] = ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"];
+/// Redirects followed for one answer.
+const MOST_REDIRECTS: usize = 10;
 
-/// What requests to `endpoint` are made with. Connects to nothing yet.
-///
-/// # Errors
-/// A variable that names no proxy, or no certificates.
-pub(super) fn agent(endpoint: &str) -> Result<Agent, HubError> {
-    let tls = TlsConfig::builder().root_certs(root_certs()?).build();
-    let proxy = proxy(endpoint, &|name| std::env::var(name).ok())?;
-    let config = Agent::config_builder()
-        .http_status_as_error(false)
-        // The token is for the hub; where files are kept elsewhere, the address itself is the
-        // permission.
-        .redirect_auth_headers(RedirectAuthHeaders::SameHost)
-        .timeout_connect(Some(PATIENCE))
-        .timeout_recv_response(Some(PATIENCE))
-        .timeout_per_read(Some(PATIENCE))
-        .user_agent(concat!("blip2-wgpu/", env!("CARGO_PKG_VERSION")))
-        .accept_encoding("identity")
-        .tls_config(tls)
-        .proxy(proxy)
-        .build();
-    Ok(config.into())
+/// A way to make requests.
+pub(super) struct Connection {
+    tls: TlsConfig,
+    /// The variables that name the certificates.
+    trust: Vec<&'static str>,
+    /// What requests are made with, by the variable of the proxy that they go through. Each keeps
+    /// its connections.
+    agents: Mutex<HashMap<Option<&'static str>, Agent>>,
 }
 
-/// The certificates of a bundle that a variable names, else the system's, to which a company may have
-/// added its own; where the system has none, as in some containers, Mozilla's.
-fn root_certs() -> Result<RootCerts, HubError> {
-    let bundle = BUNDLES
-        .into_iter()
-        .find_map(|variable| Some((variable, environment::path(variable)?)));
-    if let Some((variable, path)) = bundle {
-        return bundle_of(variable, &path);
-    }
-    let system = load_native_certs();
-    for variable in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
-        if let (Some(path), true) = (environment::path(variable), system.certs.is_empty()) {
-            return Err(no_certificates(variable, &path, &system));
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) enum NoAnswer {
+    /// A variable must be set otherwise; to try again is of no use.
+    Setting(HubError),
+    /// What happened, for people.
+    Broken(String),
+}
+
+impl NoAnswer {
+    /// The error of who does not try again.
+    pub fn into_error(self, url: &str) -> HubError {
+        match self {
+            Self::Setting(error) => error,
+            Self::Broken(problem) => HubError::Connection {
+                url: url.into(),
+                problem,
+            },
         }
     }
-    if system.certs.is_empty() {
-        return Ok(RootCerts::WebPki);
-    }
-    Ok(roots(&system))
 }
 
-/// The certificates of a file, or of all files of a folder.
-fn bundle_of(variable: &'static str, path: &Path) -> Result<RootCerts, HubError> {
-    let (file, folder) = match path.is_dir() {
-        true => (None, Some(path)),
-        false => (Some(path), None),
-    };
-    let found = load_certs_from_paths(file, folder);
-    match found.certs.is_empty() {
-        true => Err(no_certificates(variable, path, &found)),
-        false => Ok(roots(&found)),
+impl Connection {
+    /// Connects to nothing yet.
+    ///
+    /// # Errors
+    /// A variable that names no certificates.
+    pub fn new() -> Result<Self, HubError> {
+        let Trust { roots, variables } = trusted()?;
+        Ok(Self {
+            tls: TlsConfig::builder().root_certs(roots).build(),
+            trust: variables,
+            agents: Mutex::default(),
+        })
+    }
+
+    /// Asks for `url`, from byte `start` on, and where that leads: each address through the proxy
+    /// that is set for it. The `token` is for the hub; where files are kept elsewhere, the address
+    /// itself is the permission.
+    ///
+    /// # Errors
+    /// No answer. An answer of any status is one.
+    pub fn get(
+        &self,
+        url: &str,
+        token: Option<&str>,
+        start: u64,
+    ) -> Result<Response<Body>, NoAnswer> {
+        let broken = |problem: String| NoAnswer::Broken(problem);
+        let parse = |url: &str| {
+            let parsed = url.parse::<Uri>();
+            parsed.map_err(|error| broken(format!("{url:?} is no address ({error})")))
+        };
+        let hub = parse(url)?;
+        let mut address = hub.clone();
+        for _ in 0..=MOST_REDIRECTS {
+            let token = token.filter(|_| may_have_token(&hub, &address));
+            let answer = self.ask(&address, token, start)?;
+            if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(answer);
+            }
+            let Some(target) = answer.headers().get("location") else {
+                return Ok(answer);
+            };
+            let target = target.to_str().map_err(|error| broken(error.to_string()))?;
+            address = parse(&joined(&address, target))?;
+        }
+        Err(broken(format!(
+            "the hub redirects more than {MOST_REDIRECTS} times"
+        )))
+    }
+
+    /// Asks for one address.
+    fn ask(
+        &self,
+        address: &Uri,
+        token: Option<&str>,
+        start: u64,
+    ) -> Result<Response<Body>, NoAnswer> {
+        let proxy = proxy_of(address, &|name| std::env::var_os(name));
+        let proxy = proxy.map_err(|error| NoAnswer::Setting(error.into()))?;
+        let mut request = self.agent(proxy.as_ref()).get(address);
+        if let Some(token) = token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        if start > 0 {
+            request = request.header("Range", format!("bytes={start}-"));
+        }
+        request
+            .call()
+            .map_err(|error| NoAnswer::Broken(self.explain(&error, address, proxy.as_ref())))
+    }
+
+    fn agent(&self, proxy: Option<&NamedProxy>) -> Agent {
+        let build = || {
+            let config = Agent::config_builder()
+                .http_status_as_error(false)
+                .max_redirects(0)
+                .timeout_connect(Some(PATIENCE))
+                .timeout_recv_response(Some(PATIENCE))
+                .timeout_per_read(Some(PATIENCE))
+                .user_agent(concat!("blip2-wgpu/", env!("CARGO_PKG_VERSION")))
+                .accept_encoding("identity")
+                .tls_config(self.tls.clone())
+                .proxy(proxy.map(|named| named.proxy.clone()))
+                .build();
+            Agent::from(config)
+        };
+        let variable = proxy.map(|named| named.variable);
+        match self.agents.lock() {
+            Ok(mut agents) => agents.entry(variable).or_insert_with(build).clone(),
+            Err(_) => build(), // a thread died with it; a new one serves as well
+        }
+    }
+
+    /// What went wrong on the way to `address`, and the variables that may mend it.
+    fn explain(&self, error: &ureq::Error, address: &Uri, proxy: Option<&NamedProxy>) -> String {
+        let mut problem = error.to_string();
+        if problem.contains("UnknownIssuer") {
+            problem += &match self.trust.as_slice() {
+                [] => "; where a company's or provider's authority is on the way, name the file of its certificate \
+                       (PEM) in REQUESTS_CA_BUNDLE or SSL_CERT_FILE"
+                    .to_owned(),
+                named => format!(
+                    "; the authority that signed it is not among the certificates of {}",
+                    named.join(" and ")
+                ),
+            };
+        }
+        let Some(proxy) = proxy else {
+            return problem;
+        };
+        let (shown, variable) = (proxy.shown(), proxy.variable);
+        let host = address.host().unwrap_or_default();
+        problem += &format!("; it goes through the proxy {shown} of {variable}");
+        if proxy.is_http() && address.scheme_str() == Some("http") {
+            problem += &format!(
+                ", which is asked to CONNECT for plain http too, and many refuse that: give an https:// address in \
+                 HF_ENDPOINT, a SOCKS proxy in {variable}, or {host} in NO_PROXY if it can be reached without"
+            );
+        } else {
+            problem += &format!(
+                ": check that variable, or list {host} in NO_PROXY if it can be reached without"
+            );
+        }
+        problem
     }
 }
 
-fn roots(found: &CertificateResult) -> RootCerts {
-    let certs = found.certs.iter();
-    let certs = certs.map(|cert| Certificate::from_der(cert.as_ref()).to_owned());
-    RootCerts::from(certs.collect::<Vec<_>>())
+/// Whether what `address` is asked may hold the token for `hub`: it is the same host and port, and
+/// the way there is no less safe.
+fn may_have_token(hub: &Uri, address: &Uri) -> bool {
+    hub.authority() == address.authority()
+        && (hub.scheme() == address.scheme() || address.scheme_str() == Some("https"))
 }
 
-fn no_certificates(variable: &'static str, path: &Path, found: &CertificateResult) -> HubError {
-    let reason = found.errors.first();
-    let reason = reason.map_or_else(|| "it is empty".into(), ToString::to_string);
-    HubError::Setting {
-        variable,
-        problem: format!(
-            "no certificates in {} ({reason}); give a file in PEM format, or unset it",
-            PathBuf::from(path).display()
-        ),
-    }
-}
-
-/// The proxy to `endpoint`, as `get` has the variables: the one for its scheme before the one for all, small
-/// letters before large ones, as in Python; none for the hosts in `NO_PROXY`.
-fn proxy(endpoint: &str, get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Proxy>, HubError> {
-    const FOR_HTTP: [&str; 4] = ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"];
-    const FOR_HTTPS: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
-    let set = |name: &'static str| Some((name, get(name).filter(|text| !text.trim().is_empty())?));
-    let variables = match endpoint.starts_with("https:") {
-        true => FOR_HTTPS,
-        false => FOR_HTTP,
-    };
-    let Some((variable, address)) = variables.into_iter().find_map(set) else {
-        return Ok(None);
-    };
-    // Where no scheme is given, Python takes the proxy to speak HTTP.
-    let stated = Proxy::new(address.trim());
-    let stated = stated.map_err(|error| HubError::Setting {
-        variable,
-        problem: format!(
-            "{} is no proxy ({error}); give SCHEME://HOST:PORT with http, https, socks4, socks4a, socks5 or socks5h",
-            without_password(&address)
-        ),
-    })?;
-    let mut proxy = Proxy::builder(stated.protocol())
-        .host(stated.host())
-        .port(stated.port())
-        .resolve_target(stated.resolve_target());
-    if let Some(name) = stated.username() {
-        proxy = proxy.username(name);
-    }
-    if let Some(password) = stated.password() {
-        proxy = proxy.password(password);
-    }
-    let outside = ["no_proxy", "NO_PROXY"].into_iter().find_map(set);
-    let outside = outside.map(|(_, hosts)| hosts).unwrap_or_default();
-    for host in outside
-        .split(',')
-        .map(str::trim)
-        .filter(|host| !host.is_empty())
-    {
-        proxy = proxy.no_proxy(host);
-    }
-    proxy.build().map(Some).map_err(|error| HubError::Setting {
-        variable,
-        problem: error.to_string(),
-    })
-}
-
-/// An address as a message may show it.
-fn without_password(address: &str) -> String {
-    match address.rsplit_once('@') {
-        Some((_, host)) => format!("…@{host}"),
-        None => address.to_owned(),
+/// The address that `target`, which may leave out its beginning, means in an answer of `base`.
+fn joined(base: &Uri, target: &str) -> String {
+    let scheme = base.scheme_str().unwrap_or("https");
+    let authority = base.authority().map_or("", |it| it.as_str());
+    let names_scheme = target.split(['/', '?', '#']).next();
+    if names_scheme.is_some_and(|start| start.contains(':')) {
+        target.to_owned()
+    } else if target.starts_with("//") {
+        format!("{scheme}:{target}")
+    } else if target.starts_with('/') {
+        format!("{scheme}://{authority}{target}")
+    } else if target.starts_with('?') {
+        format!("{scheme}://{authority}{}{target}", base.path())
+    } else {
+        let folder = base
+            .path()
+            .rsplit_once('/')
+            .map_or("", |(folder, _)| folder);
+        format!("{scheme}://{authority}{folder}/{target}")
     }
 }
 
@@ -154,60 +211,37 @@ fn without_password(address: &str) -> String {
 mod tests {
     use super::*;
 
-    fn chosen(endpoint: &str, variables: &[(&str, &str)]) -> Result<Option<Proxy>, String> {
-        let get = |name: &str| {
-            let found = variables.iter().find(|(variable, _)| *variable == name);
-            found.map(|(_, value)| (*value).to_owned())
-        };
-        proxy(endpoint, &get).map_err(|error| error.to_string())
+    #[test]
+    fn redirects_may_leave_out_their_beginning() {
+        for (target, whole) in [
+            ("http://other/x", "http://other/x"),
+            ("//other/x?a:b", "https://other/x?a:b"),
+            ("/x/y", "https://hub:1/x/y"),
+            ("y?u=http://z", "https://hub:1/a/y?u=http://z"),
+            ("?z", "https://hub:1/a/b?z"),
+        ] {
+            let base = "https://hub:1/a/b?c".parse().unwrap();
+            assert_eq!(joined(&base, target), whole);
+        }
     }
 
     #[test]
-    fn the_proxy_of_the_scheme_comes_first() {
-        let all = ("ALL_PROXY", "socks5h://me:a%40b@all:9");
-        let host = |endpoint, variables: &[_]| {
-            let proxy = chosen(endpoint, variables).expect("a proxy");
-            proxy.map(|proxy| format!("{}:{}", proxy.host(), proxy.port()))
-        };
-        assert_eq!(host("https://h", &[]), None);
-        assert_eq!(host("https://h", &[all]).as_deref(), Some("all:9"));
-        let two = [
-            all,
-            ("HTTPS_PROXY", "http://secure:8"),
-            ("http_proxy", "plain:7"),
-        ];
-        assert_eq!(host("https://h", &two).as_deref(), Some("secure:8"));
-        assert_eq!(host("http://h", &two).as_deref(), Some("plain:7"));
-        let proxy = chosen("https://h", &[all, ("NO_PROXY", "a.b, h")]);
-        let proxy = proxy.expect("a proxy").expect("a proxy");
-        assert_eq!(
-            (proxy.username(), proxy.password()),
-            (Some("me"), Some("a@b"))
-        );
-        for (address, outside) in [
-            ("https://h/x", true),
-            ("https://a.b/", true),
-            ("https://c/", false),
+    fn only_the_hub_gets_the_token() {
+        for (address, may) in [
+            ("http://hub/x", true),
+            ("https://hub/x", true),
+            ("http://other/x", false),
+            ("http://a.hub/x", false),
+            ("http://hub:81/x", false),
         ] {
+            let hub = "http://hub/y".parse().unwrap();
             assert_eq!(
-                proxy.is_no_proxy(&address.parse().expect("an address")),
-                outside
+                may_have_token(&hub, &address.parse().unwrap()),
+                may,
+                "{address}"
             );
         }
-    }
-
-    #[test]
-    fn what_is_no_proxy_is_named_without_its_password() {
-        for address in [
-            "ftp://me:secret@host:1",
-            "socks9://me:secret@x",
-            "http://me:secret@",
-        ] {
-            let error = chosen("https://h", &[("ALL_PROXY", address)]).expect_err("refused");
-            assert!(
-                error.starts_with("ALL_PROXY") && !error.contains("secret"),
-                "{error}"
-            );
-        }
+        let (safe, plain) = ("https://hub".parse(), "http://hub".parse());
+        assert!(!may_have_token(&safe.unwrap(), &plain.unwrap()));
     }
 }

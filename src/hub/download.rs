@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
-use ureq::Agent;
 
+use super::connection::{Connection, NoAnswer};
 use super::denied::RequestContext;
 use super::{HubError, HubSettings, RemoteFile};
 
@@ -21,7 +21,7 @@ const SHA256_DIGITS: usize = 64;
 /// Fetches the file of `context` into `blob`, by way of a file `blob.incomplete`, which a later
 /// call continues. `progress` is told the bytes that are there.
 pub(super) fn fetch(
-    agent: &Agent,
+    connection: &Connection,
     settings: &HubSettings,
     context: RequestContext,
     file: &RemoteFile,
@@ -31,7 +31,7 @@ pub(super) fn fetch(
     let mut path = blob.as_os_str().to_owned();
     path.push(".incomplete");
     let mut download = Download {
-        agent,
+        connection,
         settings,
         context,
         size: file.size,
@@ -45,7 +45,7 @@ pub(super) fn fetch(
 }
 
 struct Download<'a> {
-    agent: &'a Agent,
+    connection: &'a Connection,
     settings: &'a HubSettings,
     context: RequestContext<'a>,
     size: u64,
@@ -113,16 +113,11 @@ impl Download<'_> {
             self.open(self.size)?; // an empty file must be made
             return Ok(End::Whole);
         }
-        let mut request = self.agent.get(self.context.url);
-        if let Some(token) = &self.settings.token {
-            request = request.header("Authorization", format!("Bearer {token}"));
-        }
-        if have > 0 {
-            request = request.header("Range", format!("bytes={have}-"));
-        }
-        let mut answer = match request.call() {
+        let token = self.settings.token.as_deref();
+        let mut answer = match self.connection.get(self.context.url, token, have) {
             Ok(answer) => answer,
-            Err(error) => return Ok(End::Broken(error.to_string())),
+            Err(NoAnswer::Setting(error)) => return Err(error),
+            Err(NoAnswer::Broken(problem)) => return Ok(End::Broken(problem)),
         };
         match answer.status().as_u16() {
             206 if starts_at(&answer, have) => {}

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::files::environment::VariableError;
+
 use super::RepoName;
 
 /// A failed request, download or use of the cache.
@@ -128,5 +130,11 @@ impl HubError {
     pub(super) fn cache(file: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let file = file.into();
         move |cause| Self::Cache { file, cause }
+    }
+}
+
+impl From<VariableError> for HubError {
+    fn from(VariableError { variable, problem }: VariableError) -> Self {
+        Self::Setting { variable, problem }
     }
 }

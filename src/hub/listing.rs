@@ -5,8 +5,8 @@ use std::fmt;
 use std::io::Read;
 
 use serde::Deserialize;
-use ureq::Agent;
 
+use super::connection::{Connection, NoAnswer};
 use super::denied::RequestContext;
 use super::{HubError, HubSettings};
 use crate::files::text;
@@ -196,7 +196,7 @@ struct Lfs {
 
 /// Asks the hub.
 pub(super) fn fetch(
-    agent: &Agent,
+    connection: &Connection,
     settings: &HubSettings,
     repo: &RepoName,
     revision: &str,
@@ -217,17 +217,8 @@ pub(super) fn fetch(
         "{}/api/models/{repo}/revision/{encoded}?blobs=true",
         settings.endpoint
     );
-    let connection = |problem: String| HubError::Connection {
-        url: url.clone(),
-        problem,
-    };
-    let mut request = agent.get(&url);
-    if let Some(token) = &settings.token {
-        request = request.header("Authorization", format!("Bearer {token}"));
-    }
-    let mut answer = request
-        .call()
-        .map_err(|error| connection(error.to_string()))?;
+    let answer = connection.get(&url, settings.token.as_deref(), 0);
+    let mut answer = answer.map_err(|no_answer| no_answer.into_error(&url))?;
     if !answer.status().is_success() {
         let context = RequestContext {
             url: &url,
@@ -243,7 +234,7 @@ pub(super) fn fetch(
         .as_reader()
         .take(MAX_BYTES)
         .read_to_end(&mut text);
-    body.map_err(|error| connection(error.to_string()))?;
+    body.map_err(|error| NoAnswer::Broken(error.to_string()).into_error(&url))?;
     let answer: Answer = serde_json::from_slice(&text).map_err(|error| HubError::Answer {
         url: url.clone(),
         problem: format!("the answer is no listing of a repository ({error})"),

@@ -6,20 +6,20 @@
 //! program, or a thread of its own.
 
 mod cache;
+mod certificates;
 mod connection;
 mod denied;
 mod download;
 mod error;
 mod listing;
+mod proxy;
 mod settings;
 
 use std::path::{Path, PathBuf};
 
-use ureq::Agent;
-
 use cache::Cache;
 pub use cache::CacheState;
-use connection::agent;
+use connection::Connection;
 use denied::RequestContext;
 pub use error::HubError;
 pub use listing::{Listing, RemoteFile, RepoName};
@@ -67,12 +67,7 @@ impl Hub {
             });
         }
         self.settings.check()?;
-        listing::fetch(
-            &agent(&self.settings.endpoint)?,
-            &self.settings,
-            repo,
-            revision,
-        )
+        listing::fetch(&Connection::new()?, &self.settings, repo, revision)
     }
 
     /// Fetches what the cache lacks of a listing and returns the checkpoint's folder. What is
@@ -87,7 +82,7 @@ impl Hub {
         listing: &Listing,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<PathBuf, HubError> {
-        let mut agent = None;
+        let mut connection = None;
         let total = listing.bytes();
         let (mut done, mut told) = (0, false);
         for file in &listing.files {
@@ -98,11 +93,11 @@ impl Hub {
                 // While this one waited, another process may have fetched it.
                 if !is_whole(&blob, file.size) {
                     let mut report = |bytes: u64| progress(done + bytes, total);
-                    let agent = match &agent {
-                        Some(agent) => agent,
-                        None => agent.insert(self.connect(listing)?),
+                    let connection = match &connection {
+                        Some(connection) => connection,
+                        None => connection.insert(self.connect(listing)?),
                     };
-                    self.download(agent, listing, file, &blob, &mut report)?;
+                    self.download(connection, listing, file, &blob, &mut report)?;
                 }
                 self.cache.link(listing, file)?;
                 drop(lock);
@@ -137,19 +132,19 @@ impl Hub {
     }
 
     /// What the files of a listing are requested with.
-    fn connect(&self, listing: &Listing) -> Result<Agent, HubError> {
+    fn connect(&self, listing: &Listing) -> Result<Connection, HubError> {
         if self.settings.offline {
             return Err(HubError::Offline {
                 repo: listing.repo.clone(),
             });
         }
         self.settings.check()?;
-        agent(&self.settings.endpoint)
+        Connection::new()
     }
 
     fn download(
         &self,
-        agent: &Agent,
+        connection: &Connection,
         listing: &Listing,
         file: &RemoteFile,
         blob: &Path,
@@ -161,7 +156,7 @@ impl Hub {
             with_token: self.settings.token.is_some(),
             file: true,
         };
-        download::fetch(agent, &self.settings, context, file, blob, progress)
+        download::fetch(connection, &self.settings, context, file, blob, progress)
     }
 
     /// Bytes of a listing that the cache lacks.

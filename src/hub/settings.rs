@@ -1,11 +1,12 @@
 //! Where the hub is, who asks, and where the cache lies: from the environment, as `huggingface_hub`
 //! reads it.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::files::bounded::{self, MAX_SMALL_BYTES};
-use crate::files::environment::expand;
+use crate::files::environment::{self, Variables};
 use crate::files::text;
 
 use super::{HubError, RepoName};
@@ -46,49 +47,68 @@ impl HubSettings {
     /// `HF_TOKEN` (`HUGGING_FACE_HUB_TOKEN`, the file `HF_TOKEN_PATH` or `token` in `HF_HOME`;
     /// `HF_HUB_DISABLE_IMPLICIT_TOKEN` leaves it out) and `HF_HUB_OFFLINE`
     /// (`TRANSFORMERS_OFFLINE`).
-    pub fn from_environment() -> Self {
-        Self::from_variables(&|name| std::env::var(name).ok())
+    ///
+    /// # Errors
+    /// A path in the folder of a user who is not known.
+    pub fn from_environment() -> Result<Self, HubError> {
+        Self::from_variables(&|name| std::env::var_os(name))
     }
 
-    fn from_variables(get: &dyn Fn(&str) -> Option<String>) -> Self {
-        let set = |name: &str| get(name).filter(|value| !value.trim().is_empty());
+    fn from_variables(get: &Variables<'_>) -> Result<Self, HubError> {
+        // What is no text is no text that any of these allow; `check` names it.
+        let text = |value: OsString| value.to_string_lossy().into_owned();
+        let set = |name: &str| environment::set(name, get).map(text);
         let flag = |name: &str| {
             let value = set(name).unwrap_or_default().to_ascii_uppercase();
             ["1", "ON", "YES", "TRUE"].contains(&value.as_str())
         };
-        let path = |name: &str| set(name).map(|path| PathBuf::from(expand(&path, get)));
-        let user = || ["HOME", "USERPROFILE"].into_iter().find_map(set);
-        let caches = path("XDG_CACHE_HOME");
-        let caches =
-            caches.unwrap_or_else(|| PathBuf::from(user().unwrap_or_default()).join(".cache"));
-        let home = path("HF_HOME");
-        let home = home.unwrap_or_else(|| caches.join("huggingface"));
-        let cache = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]
-            .into_iter()
-            .find_map(path);
-        let token_file = path("HF_TOKEN_PATH");
-        let token_file = token_file.unwrap_or_else(|| home.join("token"));
+        let path = |name| environment::path_in(name, get);
+        let caches = || match path("XDG_CACHE_HOME")? {
+            Some(caches) => Ok(caches),
+            None => environment::expand("~/.cache".as_ref(), get)
+                .map(PathBuf::from)
+                .map_err(|problem| HubError::Setting {
+                    variable: "HF_HOME",
+                    problem,
+                }),
+        };
+        let home = || match path("HF_HOME")? {
+            Some(home) => Ok(home),
+            None => caches().map(|caches| caches.join("huggingface")),
+        };
+        let cache = match path("HF_HUB_CACHE")? {
+            None => path("HUGGINGFACE_HUB_CACHE")?,
+            cache => cache,
+        };
         let token = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]
             .into_iter()
             .find_map(set);
-        let token = token.or_else(|| match flag("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
-            true => None,
-            false => bounded::read(&token_file, MAX_SMALL_BYTES)
-                .ok()
-                .and_then(|bytes| Some(text::decode(&bytes).ok()?.into_owned())),
-        });
+        let token = match token {
+            None if !flag("HF_HUB_DISABLE_IMPLICIT_TOKEN") => {
+                let file = match path("HF_TOKEN_PATH")? {
+                    Some(file) => file,
+                    None => home()?.join("token"),
+                };
+                let bytes = bounded::read(&file, MAX_SMALL_BYTES).ok();
+                bytes.and_then(|bytes| Some(text::decode(&bytes).ok()?.into_owned()))
+            }
+            token => token,
+        };
         let token = token.map(|token| token.trim().to_owned());
-        Self {
+        Ok(Self {
             endpoint: set("HF_ENDPOINT").map_or_else(
                 || ENDPOINT.to_owned(),
                 |url| url.trim_end_matches('/').to_owned(),
             ),
-            cache: cache.unwrap_or_else(|| home.join("hub")),
+            cache: match cache {
+                Some(cache) => cache,
+                None => home()?.join("hub"),
+            },
             token: token.filter(|token| !token.is_empty()),
             offline: flag("HF_HUB_OFFLINE") || flag("TRANSFORMERS_OFFLINE"),
             retries: 5,
             retry_after: Duration::from_millis(500),
-        }
+        })
     }
 }
 
@@ -103,7 +123,8 @@ impl HubSettings {
         let with_scheme = ["http://", "https://"]
             .iter()
             .any(|scheme| self.endpoint.starts_with(scheme));
-        if !with_scheme {
+        let is_address = self.endpoint.bytes().all(|byte| byte.is_ascii_graphic());
+        if !with_scheme || !is_address {
             return Err(HubError::Setting {
                 variable: "HF_ENDPOINT",
                 problem: format!(
@@ -130,10 +151,48 @@ mod tests {
     use super::*;
 
     fn with(variables: &[(&str, &str)]) -> HubSettings {
+        read(variables).unwrap()
+    }
+
+    fn read(variables: &[(&str, &str)]) -> Result<HubSettings, HubError> {
         HubSettings::from_variables(&|name| {
             let found = variables.iter().find(|(variable, _)| *variable == name);
-            found.map(|(_, value)| (*value).to_owned())
+            found.map(|(_, value)| (*value).into())
         })
+    }
+
+    #[test]
+    fn the_folder_of_a_user_who_is_not_known_is_refused_by_its_variable() {
+        for variable in [
+            "HF_HOME",
+            "HF_HUB_CACHE",
+            "HUGGINGFACE_HUB_CACHE",
+            "XDG_CACHE_HOME",
+            "HF_TOKEN_PATH",
+        ] {
+            let settings = [("HOME", "/home/me"), (variable, "~no-such-user/x")];
+            let error = read(&settings).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{variable}: ~no-such-user")));
+        }
+        // What is not asked is not looked at.
+        let unused = [("HF_HUB_CACHE", "/c"), ("HF_TOKEN", "hf_x")];
+        with(&[&unused[..], &[("HF_HOME", "~no-such-user")]].concat());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn paths_need_no_text_and_no_home() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        let odd = OsStr::from_bytes(b"/c\xff");
+        let settings = HubSettings::from_variables(&|name| {
+            (name == "HF_HOME" || name == "HF_ENDPOINT").then(|| odd.to_owned())
+        });
+        let settings = settings.unwrap();
+        assert_eq!(settings.cache, PathBuf::from(odd).join("hub"));
+        let error = settings.check().unwrap_err().to_string();
+        assert!(error.starts_with("HF_ENDPOINT"), "{error}");
+        assert!(with(&[("HF_TOKEN", "x")]).cache.is_absolute());
     }
 
     #[test]
@@ -183,6 +242,7 @@ mod tests {
             ("HF_ENDPOINT", "huggingface.co"),
             ("HF_ENDPOINT", "http://"),
             ("HF_ENDPOINT", "ftp://x"),
+            ("HF_ENDPOINT", "http://a b"),
             ("HF_TOKEN", "hf_a\nhf_b"),
         ] {
             let error = with(&[(variable, value)]).check().unwrap_err().to_string();

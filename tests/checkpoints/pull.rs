@@ -107,6 +107,10 @@ impl FakeHub {
             "CURL_CA_BUNDLE",
             "SSL_CERT_FILE",
             "SSL_CERT_DIR",
+            "http_proxy",
+            "https_proxy",
+            "all_proxy",
+            "no_proxy",
         ] {
             command.env_remove(variable);
         }
@@ -935,11 +939,199 @@ fn a_companys_authority_is_trusted_where_it_is_named() {
     }
     // Where it lies may be said by a variable, which no shell has expanded.
     let folder = tls.display().to_string();
-    pull(&[
-        ("CERTIFICATES", &folder),
-        ("REQUESTS_CA_BUNDLE", "$CERTIFICATES/ca.pem"),
-    ])
-    .exits(0);
+    for variable in ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"] {
+        let file = (variable, "$CERTIFICATES/ca.pem");
+        pull(&[("CERTIFICATES", &folder), file]).exits(0);
+        pull(&[("HOME", &folder), (variable, "~/ca.pem")]).exits(0);
+    }
+}
+
+#[test]
+fn certificates_that_are_none_are_named() {
+    let hub = FakeHub::new();
+    let address = format!("https://{}", serve_tls(hub.address.clone()));
+    let authority = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tls/ca.pem");
+    let authority = std::fs::read_to_string(authority).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        path.display().to_string()
+    };
+    let pull = |more: &[(&str, &str)]| {
+        hub.run(
+            &["pull", NAME],
+            &[&[("HF_ENDPOINT", address.as_str())], more].concat(),
+        )
+    };
+    // Nobody vouches for it: what would help is said, and what was looked at.
+    pull(&[])
+        .exits(1)
+        .one_error(&["UnknownIssuer", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"]);
+    let server = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tls/server.pem");
+    let server = server.display().to_string();
+    pull(&[("SSL_CERT_FILE", &server)])
+        .exits(1)
+        .one_error(&["UnknownIssuer", "among the certificates of SSL_CERT_FILE"]);
+    let der = CertificateDer::from_pem_slice(authority.as_bytes()).unwrap();
+    let der = write("ca.der", &der);
+    for variable in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"] {
+        pull(&[(variable, &der)]).exits(1).one_error(&[
+            variable,
+            "ca.der",
+            "DER format",
+            "openssl x509",
+        ]);
+    }
+    // Others of the file are used, and what is damaged is not passed over.
+    let damaged = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
+    let letters = "-----BEGIN CERTIFICATE-----\ngarbage!!\n-----END CERTIFICATE-----\n";
+    let cut = &authority[..authority.len() / 2];
+    for (name, content) in [
+        ("cut.pem", format!("{authority}{cut}")),
+        ("der.pem", format!("{damaged}{authority}")),
+        ("letters.pem", format!("{letters}{authority}")),
+    ] {
+        let file = write(name, content.as_bytes());
+        let run = pull(&[("SSL_CERT_FILE", &file)]).exits(0);
+        run.says_and(&["warn: SSL_CERT_FILE", name, "are used"]);
+    }
+    let good = write("folder/ca.pem", authority.as_bytes());
+    let folders = folder.path().join("folder").display().to_string();
+    pull(&[("SSL_CERT_DIR", &folders)]).exits(0);
+    pull(&[("SSL_CERT_DIR", "/no/such/folder")])
+        .exits(1)
+        .one_error(&["SSL_CERT_DIR", "/no/such/folder", "no certificates"]);
+    let two = format!("{folders}:/no/such/folder");
+    for missing in ["/no/such/folder", &two] {
+        let run = pull(&[("SSL_CERT_FILE", &good), ("SSL_CERT_DIR", missing)]).exits(0);
+        run.says_and(&["warn: SSL_CERT_DIR", "/no/such/folder"]);
+    }
+}
+
+/// A proxy that refuses to connect to anything, as many do for plain HTTP.
+fn serve_refusing() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut request = BufReader::new(client.try_clone().unwrap()).lines();
+            while request
+                .next()
+                .is_some_and(|line| line.is_ok_and(|line| !line.is_empty()))
+            {}
+            let refusal = b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n";
+            client.write_all(refusal).unwrap();
+        }
+    });
+    address
+}
+
+#[test]
+fn a_proxy_that_does_not_serve_is_named_with_its_variable() {
+    let hub = FakeHub::new();
+    let refusing = serve_refusing();
+    let pull = |endpoint: &str, proxy: (&str, &str)| {
+        let endpoint = ("HF_ENDPOINT", endpoint);
+        hub.run(&["pull", NAME], &[endpoint, proxy, ("NO_PROXY", "")])
+    };
+    for (endpoint, variable, proxy) in [
+        (
+            "http://hub.invalid",
+            "HTTP_PROXY",
+            "http://me:secret@127.0.0.1:1",
+        ),
+        ("https://hub.invalid", "https_proxy", "127.0.0.1:1"),
+        (
+            "https://hub.invalid",
+            "ALL_PROXY",
+            "socks5h://me:secret@127.0.0.1:1",
+        ),
+        (
+            "https://hub.invalid",
+            "ALL_PROXY",
+            "http://me:secret@nowhere.invalid:3128",
+        ),
+        ("https://hub.invalid", "HTTPS_PROXY", &refusing),
+    ] {
+        let host = proxy.rsplit(['@', '/']).next().unwrap();
+        let run = pull(endpoint, (variable, proxy)).exits(1);
+        assert!(!run.stderr.join("\n").contains("secret"), "{run:#?}");
+        run.one_error(&[variable, host, "NO_PROXY", "hub.invalid"]);
+    }
+    pull(
+        &format!("http://{}", hub.address),
+        ("http_proxy", &refusing),
+    )
+    .exits(1)
+    .one_error(&[
+        "405",
+        "http_proxy",
+        &refusing,
+        "CONNECT",
+        "https://",
+        "NO_PROXY",
+    ]);
+    for (value, part) in [
+        ("http://127.0.0.1:99999", "99999"),
+        ("http://me:a#secret@127.0.0.1:1", "%23"),
+    ] {
+        let run = pull("https://hub.invalid", ("HTTPS_PROXY", value)).exits(1);
+        assert!(!run.stderr.join("\n").contains("secret"), "{run:#?}");
+        run.one_error(&["HTTPS_PROXY", part]);
+    }
+}
+
+#[test]
+fn no_proxy_counts_as_in_python() {
+    let hub = FakeHub::new();
+    let (_, port) = hub.address.split_once(':').unwrap();
+    // The weights come from localhost, another host.
+    let with_port = format!("127.0.0.1:{port},localhost");
+    for outside in [&with_port, "*", "127.0.0.0/8, .localhost"] {
+        let dead = ("ALL_PROXY", "http://127.0.0.1:1");
+        hub.run(&["pull", NAME], &[dead, ("NO_PROXY", outside)])
+            .exits(0);
+        std::fs::remove_dir_all(hub.repo()).unwrap();
+    }
+    // Where a file is kept elsewhere, that place counts.
+    let (address, connections) = serve_socks();
+    let proxy = format!("socks5://{address}");
+    let proxy = ("ALL_PROXY", proxy.as_str());
+    hub.run(&["pull", NAME], &[proxy, ("NO_PROXY", "127.0.0.1")])
+        .exits(0);
+    assert_eq!(connections.load(Ordering::Relaxed), 1);
+    let nonsense = ("ALL_PROXY", "nonsense://");
+    std::fs::remove_dir_all(hub.repo()).unwrap();
+    hub.run(&["pull", NAME], &[nonsense, ("NO_PROXY", "*")])
+        .exits(0);
+}
+
+#[cfg(unix)]
+#[test]
+fn the_cache_is_where_the_variable_says_or_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let hub = FakeHub::new();
+    let folder = tempfile::tempdir().unwrap();
+    let pull = |home: &std::ffi::OsStr| {
+        let mut command = hub.command(&["pull", NAME], &[]);
+        command.env_remove("HF_HUB_CACHE").env("HF_HOME", home);
+        finish({
+            command.current_dir(folder.path());
+            command
+        })
+    };
+    pull("~no-such-user/hf".as_ref())
+        .exits(1)
+        .one_error(&["HF_HOME", "~no-such-user"]);
+    assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+    let odd = folder.path().join(std::ffi::OsStr::from_bytes(b"\xff"));
+    pull(odd.as_os_str()).exits(0);
+    assert!(
+        odd.join("hub/models--some-one--tiny-blip2/refs/main")
+            .exists()
+    );
 }
 
 #[test]

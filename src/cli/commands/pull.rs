@@ -29,7 +29,7 @@ pub struct Args {
 
 /// Fetches what the cache lacks; the checkpoint's folder goes to stdout.
 pub fn run(args: &Args, output: &Output) -> Result<bool, Error> {
-    let hub = Hub::new(HubSettings::from_environment());
+    let hub = Hub::new(HubSettings::from_environment()?);
     let repo = RepoName::parse(&args.name)?;
     if hub.settings().offline {
         let cached = match hub.state(&repo, &args.revision) {

@@ -32,7 +32,7 @@ pub fn resolve(model: &Path, output: &Output) -> Result<PathBuf, Error> {
     let Some(repo) = name.and_then(|name| RepoName::parse(name).ok()) else {
         return Ok(model.to_path_buf());
     };
-    let hub = Hub::new(HubSettings::from_environment());
+    let hub = Hub::new(HubSettings::from_environment()?);
     match hub.state(&repo, MAIN) {
         CacheState::Whole { folder } => Ok(folder),
         CacheState::Usable { folder, .. } if hub.settings().offline => Ok(folder),

@@ -20,7 +20,7 @@ pub mod scores;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
-use crate::files::environment::path;
+use crate::files::environment::{VariableError, path};
 use crate::gpu::{AdapterChoice, Disabled, GpuOptions, KernelChoice, Profiler, WeightFormat};
 use crate::task::{Blip2, OpenOptions, Work};
 
@@ -142,8 +142,8 @@ impl Shared {
             disabled: Disabled::parse(&self.disable)?,
             checked: self.checked,
             kernels: KernelChoice::parse(&self.kernel.join(","))?,
-            cache_dir: cache_dir(),
-            shaders: path("BLIP2_WGPU_SHADERS"),
+            cache_dir: cache_dir()?,
+            shaders: path("BLIP2_WGPU_SHADERS")?,
             max_part_bytes: None,
             profiler: self.profiler.clone(),
             max_binding_bytes: None,
@@ -194,7 +194,7 @@ impl Shared {
             // A file of settings that sets the variable is not read by a shell.
             let is_variable =
                 std::env::var_os("BLIP2_WGPU_MODEL").as_deref() == Some(model.as_os_str());
-            let expanded = path("BLIP2_WGPU_MODEL").filter(|_| is_variable);
+            let expanded = path("BLIP2_WGPU_MODEL")?.filter(|_| is_variable);
             let path = hub::resolve(expanded.as_deref().unwrap_or(model), output)?;
             self.parts.find_llm(&path, output)?;
             self.model = Some(path);
@@ -275,14 +275,25 @@ async fn open_demo(options: OpenOptions, output: &Output) -> Result<Blip2, Error
     Blip2::demo(options).await
 }
 
+impl From<VariableError> for Error {
+    fn from(error: VariableError) -> Self {
+        let problem = error.to_string();
+        Self::Usage { problem }
+    }
+}
+
 /// The user's cache folder for compiled pipelines.
-fn cache_dir() -> Option<PathBuf> {
+fn cache_dir() -> Result<Option<PathBuf>, VariableError> {
+    let home = |below: &str| Ok(path("HOME")?.map(|home| home.join(below)));
     let base = if cfg!(target_os = "windows") {
         path("LOCALAPPDATA")
     } else if cfg!(target_vendor = "apple") {
-        path("HOME").map(|home| home.join("Library/Caches"))
+        home("Library/Caches")
     } else {
-        path("XDG_CACHE_HOME").or_else(|| path("HOME").map(|home| home.join(".cache")))
+        match path("XDG_CACHE_HOME")? {
+            None => home(".cache"),
+            base => Ok(base),
+        }
     };
-    base.map(|base| base.join("blip2-wgpu"))
+    Ok(base?.map(|base| base.join("blip2-wgpu")))
 }

@@ -262,6 +262,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
 class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
 
+    def handle_error(self, *_):
+        pass  # a client that was killed
+
 
 def pull(chaos):
     server = Server(("127.0.0.1", 0), Hub)

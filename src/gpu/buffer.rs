@@ -145,6 +145,8 @@ impl Gpu {
             });
         }
         self.count_objects(1);
+        #[cfg(test)]
+        self.count_buffer();
         let mut usage = wgpu::BufferUsages::STORAGE
             | wgpu::BufferUsages::COPY_DST
             | wgpu::BufferUsages::COPY_SRC;

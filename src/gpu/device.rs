@@ -126,6 +126,9 @@ struct Inner {
     max_part_bytes: Option<u64>,
     /// The first error wgpu reported outside any call of ours, until someone asks for it.
     failure: Arc<Mutex<Option<GpuError>>>,
+    /// Buffers that are still made; then the device has no room: see [`Gpu::run_out_of_memory_after`].
+    #[cfg(test)]
+    buffers_left: std::sync::atomic::AtomicI64,
     loss: Loss,
     poller: Poller,
     pipelines: PipelineStore,
@@ -201,6 +204,8 @@ impl Gpu {
                 capabilities,
                 max_part_bytes: options.max_part_bytes,
                 failure,
+                #[cfg(test)]
+                buffers_left: i64::MAX.into(),
                 loss,
                 poller,
                 pipelines,
@@ -411,6 +416,30 @@ impl Gpu {
             }
             Some(other) => Err(other),
         }
+    }
+
+    /// Plays a device that has room for so many buffers more, for the drivers here never say that they have none:
+    /// those beyond are made, and reported as a device reports such a failure. `i64::MAX` ends it.
+    #[cfg(test)]
+    pub(crate) fn run_out_of_memory_after(&self, buffers: i64) {
+        self.inner.buffers_left.store(buffers, Ordering::Relaxed);
+    }
+
+    /// Counts a buffer that is made.
+    #[cfg(test)]
+    pub(super) fn count_buffer(&self) {
+        if self.inner.buffers_left.fetch_sub(1, Ordering::Relaxed) > 0 {
+            return;
+        }
+        let mut failure = self
+            .inner
+            .failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        failure.get_or_insert_with(|| GpuError::OutOfMemory {
+            adapter: self.info().name.clone(),
+            doing: "making a buffer".into(),
+        });
     }
 
     /// The first error reported since the last call.

@@ -339,6 +339,12 @@ impl<'a> Planner<'a> {
 
 #[cfg(test)]
 mod tests {
+    use pollster::block_on;
+
+    use crate::gpu::GpuOptions;
+    use crate::image::{DecodePolicy, decode_file};
+    use crate::task::{Blip2, CaptionOptions};
+
     use super::*;
 
     #[test]
@@ -420,5 +426,65 @@ mod tests {
             ),
             "{none}"
         );
+    }
+
+    /// Drivers here never say that they have no room, so [`Gpu::run_out_of_memory_after`] plays one that does: at
+    /// each of the buffers that loading and captioning make.
+    #[test]
+    fn a_device_without_room_is_named_and_lives_on() {
+        let gpu = block_on(Gpu::open(&GpuOptions::default())).expect("an adapter");
+        let tests = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let open = || {
+            let options = OpenOptions {
+                device: Some(gpu.clone()),
+                ..OpenOptions::default()
+            };
+            block_on(Blip2::open(tests.join("tiny"), options))
+        };
+        let images = ["house.png", "boat.png"]
+            .map(|name| decode_file(&tests.join(name), DecodePolicy::hf()).expect("an image"));
+        let images = [images.clone(), images].concat();
+        let caption = |model: &mut Blip2| {
+            let captions = block_on(model.caption(&images, &CaptionOptions::default()));
+            captions.map(|all| all.into_iter().map(|one| one.tokens).collect::<Vec<_>>())
+        };
+        let named = |error: Error| {
+            let text = error.to_string();
+            assert!(text.contains("memory") && text.contains("use"), "{text}");
+        };
+        let expected = caption(&mut open().expect("room")).expect("room");
+        let mut refusals = 0;
+        for buffers in [0, 1, 7, 30, 80, 200] {
+            gpu.run_out_of_memory_after(buffers);
+            if let Err(error) = open() {
+                named(error);
+                refusals += 1;
+            }
+            gpu.run_out_of_memory_after(i64::MAX);
+        }
+        assert!(refusals >= 4, "{refusals}");
+        let (mut refusals, mut halved) = (0, 0);
+        for buffers in (0..60).step_by(3) {
+            let mut model = open().expect("room");
+            gpu.run_out_of_memory_after(buffers);
+            match caption(&mut model) {
+                Ok(tokens) => {
+                    assert_eq!(tokens, expected, "after {buffers} buffers");
+                    halved += 1;
+                }
+                Err(error) => {
+                    named(error);
+                    refusals += 1;
+                }
+            }
+            gpu.run_out_of_memory_after(i64::MAX);
+            assert_eq!(
+                caption(&mut model).expect("room again"),
+                expected,
+                "after {buffers} buffers"
+            );
+        }
+        eprintln!("{refusals} refusals, {halved} done with less");
+        assert!(refusals > 0);
     }
 }

@@ -332,6 +332,17 @@ fn is_hash(text: &str, lengths: &[usize]) -> bool {
             .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
+/// Reads `text` as the hub's answer, and as the index of the shards in that.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz(text: &[u8]) -> Option<Listing> {
+    let repo = RepoName::parse("owner/name").ok()?;
+    let answer = serde_json::from_slice(text).ok()?;
+    let listing = read(answer, &repo, super::MAIN, "https://hub").ok()?;
+    let _ = listing.check_shards(text);
+    Some(listing)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

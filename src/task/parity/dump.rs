@@ -223,3 +223,18 @@ fn metadata(file: &Path, bytes: &[u8]) -> Result<std::collections::HashMap<Strin
         SafeTensors::read_metadata(bytes).map_err(|error| dump_error(file, error.to_string()))?;
     Ok(header.metadata().clone().unwrap_or_default())
 }
+
+/// Reads the dump in `file` and its images.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz(file: &Path) -> Result<(), Error> {
+    DumpSummary::read(file)?;
+    let bytes = read_file(file)?;
+    let (dump, pictures) = Dump::read::<Pictures>(file, &bytes, GENERATION)?;
+    let size = pictures.image_size.clamp(1, 8);
+    let preprocessor = Preprocessor::blip2(size).map_err(|error| dump.error(error.to_string()))?;
+    dump.pixels(&pictures, &preprocessor)?;
+    dump.names()
+        .into_iter()
+        .try_for_each(|name| dump.of_image(name, 0, 2).map(drop))
+}

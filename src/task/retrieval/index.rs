@@ -421,6 +421,21 @@ fn little_endian(values: &[f32]) -> Vec<u8> {
         .collect()
 }
 
+/// Opens the index at `path` of a model with the fingerprint 7, and reads the first of its images.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz(path: &Path) -> Result<(), IndexError> {
+    let Some(mut index) = Index::open(path, 7, [[2, 3], [1, 2]])? else {
+        return Ok(());
+    };
+    if let Some(image) = index.images.first().cloned() {
+        index.tokens(0)?;
+        index.features(0)?;
+        index.check_unchanged(&image)?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,8 +16,8 @@ const LAYERS: [&[&str]; 10] = [
     &["platform"],
 ];
 
-/// Files that belong to no room: the crate's root, its program, the union of all errors, this one.
-const ROOMLESS: [&str; 4] = ["lib.rs", "main.rs", "error.rs", "arrows.rs"];
+/// Files that belong to no room: the crate's root, its program, the union of all errors, this one, doors for fuzzers.
+const ROOMLESS: [&str; 5] = ["lib.rs", "main.rs", "error.rs", "arrows.rs", "fuzzing.rs"];
 
 /// What stops a thread or speaks to a terminal.
 const ONLY_IN_CLI: [&str; 5] = [

@@ -20,6 +20,9 @@ mod error;
 #[cfg(feature = "eval")]
 pub mod eval;
 mod files;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod generate;
 pub mod gpu;
 #[cfg(feature = "hub")]

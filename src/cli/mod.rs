@@ -61,3 +61,30 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         }
     }
 }
+
+/// Doors for fuzzers: what the commands read that users and earlier runs have written.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz {
+    use std::path::Path;
+
+    use super::shared::results::fuzz as results;
+    use super::shared::{pairs as shared_pairs, retrieval};
+
+    pub use super::commands::fuzz_predictions as predictions;
+
+    /// An image and a question a line.
+    pub fn pairs(file: &Path) {
+        let _ = shared_pairs::read(file);
+    }
+
+    /// A text a line.
+    pub fn texts(file: &Path) {
+        retrieval::fuzz(file);
+    }
+
+    /// What a run before has left of its results, and the record beside them.
+    pub fn earlier_results(file: &Path) {
+        results(file);
+    }
+}

@@ -280,6 +280,10 @@ fn read(answer: Answer, repo: &RepoName, revision: &str, url: &str) -> Result<Li
             hash: hash.into(),
         });
     }
+    let sizes = files.iter().map(|file| file.size);
+    if { sizes }.try_fold(0, u64::checked_add).is_none() {
+        return Err(bad("the sizes in the listing cannot be".into()));
+    }
     files.sort_by_key(|file| !file.is_index());
     Ok(Listing {
         repo: repo.clone(),
@@ -303,8 +307,7 @@ fn wanted<'n>(names: &[&'n str]) -> Result<Vec<&'n str>, &'static str> {
             of(&|name| name == single)
         } else if names.contains(&index) {
             of(&|name| {
-                let is_shard =
-                    name.starts_with(start) && name.ends_with(end) && !name.contains('/');
+                let is_shard = name.starts_with(start) && name.ends_with(end) && is_plain(name);
                 name == index || is_shard
             })
         } else {
@@ -316,11 +319,28 @@ fn wanted<'n>(names: &[&'n str]) -> Result<Vec<&'n str>, &'static str> {
     Err("neither model.safetensors nor pytorch_model.bin, nor shards of them")
 }
 
+/// Whether a file of this name lies in the folder itself, on every system.
+fn is_plain(name: &str) -> bool {
+    let is_usual = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+    name.chars().all(is_usual)
+}
+
 fn is_hash(text: &str, lengths: &[usize]) -> bool {
     lengths.contains(&text.len())
         && text
             .bytes()
             .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Reads `text` as the hub's answer, and as the index of the shards in that.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz(text: &[u8]) -> Option<Listing> {
+    let repo = RepoName::parse("owner/name").ok()?;
+    let answer = serde_json::from_slice(text).ok()?;
+    let listing = read(answer, &repo, super::MAIN, "https://hub").ok()?;
+    let _ = listing.check_shards(text);
+    Some(listing)
 }
 
 #[cfg(test)]
@@ -360,6 +380,7 @@ mod tests {
             "model.safetensors.index.json",
             "config.json",
             "x/model-00001-of-00002.safetensors",
+            "model-\\..\\..\\x.safetensors",
             "pytorch_model-00001-of-00002.bin",
         ];
         assert_eq!(wanted(&shards).unwrap().len(), 4);
@@ -419,6 +440,11 @@ mod tests {
         ]);
         assert_eq!(parse(&hash, good.clone()).unwrap().files.len(), 2);
         assert!(parse("main", good).is_err());
+        let huge =
+            |name: &str| serde_json::json!({"rfilename": name, "size": u64::MAX, "blobId": hash});
+        let bad = serde_json::json!([huge("config.json"), huge("model.safetensors")]);
+        let error = parse(&hash, bad).unwrap_err().to_string();
+        assert!(error.contains("sizes in the listing"), "{error}");
         let bad = serde_json::json!([
             file("config.json", "../../x"),
             file("model.safetensors", &hash)

@@ -22,6 +22,8 @@ pub use cache::CacheState;
 use connection::Connection;
 use denied::RequestContext;
 pub use error::HubError;
+#[cfg(feature = "fuzzing")]
+pub use listing::fuzz;
 pub use listing::{Listing, RemoteFile, RepoName};
 pub use settings::HubSettings;
 

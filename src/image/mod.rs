@@ -80,3 +80,29 @@ where
 {
     bytemuck::cast_slice(&samples[..samples.len() / N * N])
 }
+
+/// Everything that reads a file's head and metadata without its pixels, whatever the file's first bytes say.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz_headers(file: &[u8]) {
+    use ::image::ImageFormat;
+    let _ = format::recognise(file.get(..format::HEAD_BYTES).unwrap_or(file), "fuzz");
+    for format in [
+        ImageFormat::Jpeg,
+        ImageFormat::Png,
+        ImageFormat::WebP,
+        ImageFormat::Tiff,
+    ] {
+        let _ = orientation::read(file, format);
+    }
+    let _ = jpeg::check_complete(file);
+    let _ = webp::check_complete(file);
+    let _ = jpeg::with_libjpeg_colours(file);
+    let _ = png::without_surplus_transparency(file);
+    let _ = webp::without_first_blend(file);
+    let _ = png::Header::read(file);
+    let _ = pnm::largest_value(file);
+    let mut pixels = pillow::Pixels::from_rgb((4, 4), vec![7; 48]);
+    gif::fill_around_first_frame(file, &mut pixels);
+    bmp::round_down(file, &mut pixels);
+}

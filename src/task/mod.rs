@@ -35,9 +35,13 @@ pub use explain::{ExplainedWord, Explanation, WrittenText};
 pub use features::ImageFeaturizer;
 pub use forecast::Forecast;
 pub use memory::{Alternative, Budget, Shortage, parse_bytes};
+#[cfg(feature = "fuzzing")]
+pub use parity::fuzz_dump;
 pub use parity::{DumpModel, DumpSummary, ParityReport, ParityRow, TOLERANCE};
 pub use prepare::ImageSource;
 pub use preset::Preset;
+#[cfg(feature = "fuzzing")]
+pub use retrieval::fuzz_index;
 pub use retrieval::{
     Direction, Gallery, GalleryEvent, GalleryImage, GallerySource, ImageFeatures, IndexError,
     PairScore, RetrieveOptions, Retrieved, Retriever, TextFeatures, TextUse,

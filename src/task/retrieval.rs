@@ -28,6 +28,8 @@ use fingerprint::image_fingerprint;
 
 pub use gallery::{Gallery, GalleryEvent, GalleryImage, GallerySource};
 pub use index::IndexError;
+#[cfg(feature = "fuzzing")]
+pub use index::fuzz as fuzz_index;
 pub use rank::{Direction, RetrieveOptions, Retrieved};
 use text::Prepared;
 pub use text::TextUse;

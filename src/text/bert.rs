@@ -87,10 +87,10 @@ impl BertTokenizer {
     /// # Errors
     /// [`TextError::Failed`] where the tokenizer cannot read it (no text is known to do so).
     pub fn encode(&self, text: &str, max_tokens: Option<usize>) -> Result<Vec<u32>, TextError> {
-        let encoding = self.tokenizer.encode_fast(text, false);
-        let encoding = encoding.map_err(|error| TextError::Failed {
+        let encoding = files::guarded(|| self.tokenizer.encode_fast(text, false));
+        let encoding = encoding.map_err(|problem| TextError::Failed {
             folder: self.folder.clone(),
-            problem: error.to_string(),
+            problem,
         })?;
         let room = max_tokens.map_or(usize::MAX, |most| most.saturating_sub(2));
         let pieces = encoding.get_ids().iter();

@@ -1,5 +1,6 @@
 //! Reading a tokenizer's files, with errors that name them.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -97,8 +98,14 @@ pub(super) fn parse_tokenizer(
     file: &Path,
     wanted: Algorithm,
 ) -> Result<Tokenizer, TextError> {
-    let mut tokenizer = Tokenizer::from_bytes(text)
-        .map_err(|error| broken(file, format!("no tokenizer ({error})")))?;
+    // The crate panics at JSON that is damaged in some places, so that it gets none.
+    let json: Value =
+        serde_json::from_slice(text).map_err(|error| broken(file, format!("no JSON ({error})")))?;
+    if !has_whole_charsmaps(&json) {
+        return Err(broken(file, "a `precompiled_charsmap` is cut off"));
+    }
+    let mut tokenizer = guarded(|| Tokenizer::from_bytes(text))
+        .map_err(|problem| broken(file, format!("no tokenizer ({problem})")))?;
     let found = Algorithm::of(&tokenizer);
     if found != Some(wanted) {
         return Err(TextError::OtherTokenizer {
@@ -112,6 +119,39 @@ pub(super) fn parse_tokenizer(
         .with_truncation(None)
         .map_err(|error| broken(file, error))?;
     Ok(tokenizer)
+}
+
+/// The answer of the tokenizers crate, which panics at some files that it should refuse.
+pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err("its rules or its vocabulary do not hold together".into()),
+    }
+}
+
+/// Whether each table of characters in a tokenizer's rules has the bytes that it claims: the crate takes
+/// memory for as many before it looks.
+fn has_whole_charsmaps(rules: &Value) -> bool {
+    match rules {
+        Value::Object(fields) => fields.iter().all(|(name, value)| match value {
+            Value::String(table) if name == "precompiled_charsmap" => {
+                claimed_bytes(table).is_none_or(|claimed| claimed <= table.len())
+            }
+            // Vocabularies hold no rules.
+            value => name == "vocab" || has_whole_charsmaps(value),
+        }),
+        Value::Array(items) => items.iter().all(has_whole_charsmaps),
+        _ => true,
+    }
+}
+
+/// The little-endian number that a text in base64 begins with.
+fn claimed_bytes(base64: &str) -> Option<usize> {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let digits = base64.as_bytes().get(..6)?.iter();
+    let bits = digits.map(|digit| DIGITS.iter().position(|known| known == digit));
+    let bits = bits.reduce(|bits, digit| Some(bits? << 6 | digit?))??;
+    Some((bits >> 4) as u32).map(|number| number.swap_bytes() as usize)
 }
 
 /// Both files' paths where both are there; `None` where neither is.
@@ -135,5 +175,53 @@ pub(super) fn pair(
             missing: path_a,
             present: b,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tokenizer that knows `a`, `</s>` and `b`, with these rules.
+    fn with(rules: &str) -> String {
+        format!(
+            "{{\"version\": \"1.0\", \"added_tokens\": [], {rules}, \"model\": {{\"type\": \"Unigram\", \
+             \"unk_id\": 0, \"vocab\": [[\"a\", 0.0], [\"</s>\", -1.0], [\"b\", -2.0]]}}}}"
+        )
+    }
+
+    #[test]
+    fn what_the_crate_panics_at_is_an_error() {
+        let file = Path::new("m/tokenizer.json");
+        let parse = |text: &str| parse_tokenizer(text.as_bytes(), file, Algorithm::Unigram);
+        let whole = with(r#""decoder": {"type": "Fuse"}"#);
+        assert!(parse(&whole).is_ok());
+        for end in 0..whole.len() {
+            let error = parse(&whole[..end]).unwrap_err().to_string();
+            assert!(error.starts_with("m/tokenizer.json: no JSON"), "{error}");
+        }
+        let charsmap = |base64: &str| {
+            let rule = format!(r#"{{"type": "Precompiled", "precompiled_charsmap": "{base64}"}}"#);
+            with(&format!(
+                r#""normalizer": {{"type": "Sequence", "normalizers": [{rule}]}}"#
+            ))
+        };
+        // Four thousand million bytes, of which none is there.
+        let error = parse(&charsmap("/////w==")).unwrap_err().to_string();
+        assert!(error.contains("is cut off"), "{error}");
+        // A tree of one unit, outside of which every letter leads.
+        let leads_out = parse(&charsmap("BAAAAAAAAABhAA==")).unwrap();
+        let error = guarded(|| leads_out.encode_fast("A", false)).unwrap_err();
+        assert!(error.contains("do not hold together"), "{error}");
+    }
+
+    #[test]
+    fn numbers_in_base64() {
+        assert_eq!(claimed_bytes("BAAAAAAAAABhAA=="), Some(4));
+        assert_eq!(claimed_bytes("/////w=="), Some(u32::MAX as usize));
+        assert_eq!(claimed_bytes("ALQCAACE"), Some(0x2_B400));
+        for none in ["", "AAAAA", "AA!AAA"] {
+            assert_eq!(claimed_bytes(none), None);
+        }
     }
 }

@@ -127,7 +127,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_alone(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        let encoding = self.tokenizer.encode_fast(text, false);
+        let encoding = files::guarded(|| self.tokenizer.encode_fast(text, false));
         Ok(encoding.map_err(|e| self.failed(e))?.get_ids().to_vec())
     }
 
@@ -137,7 +137,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
-        let text = self.tokenizer.decode(ids, skip_special);
+        let text = files::guarded(|| self.tokenizer.decode(ids, skip_special));
         text.map_err(|e| self.failed(e))
     }
 
@@ -173,10 +173,10 @@ impl Tokenizer {
         special::check_embedding_rows(&self.tokenizer, &self.folder, rows, None)
     }
 
-    fn failed(&self, error: tokenizers::Error) -> TextError {
+    fn failed(&self, problem: String) -> TextError {
         TextError::Failed {
             folder: self.folder.clone(),
-            problem: error.to_string(),
+            problem,
         }
     }
 }
@@ -195,10 +195,9 @@ fn from_vocab_and_merges(
     let object = files::object(folder, "vocab.json")?.unwrap_or_default();
     let vocab: Vocab = files::ids(&vocab_file, object)?.into_iter().collect();
     let merges = read_merges(&merges_file)?;
-    let model = BPE::builder()
-        .vocab_and_merges(vocab, merges)
-        .build()
-        .map_err(|error| files::broken(&merges_file, error))?;
+    let model = BPE::builder().vocab_and_merges(vocab, merges);
+    let model =
+        files::guarded(|| model.build()).map_err(|error| files::broken(&merges_file, error))?;
     let mut tokenizer = tokenizers::Tokenizer::new(model);
     let byte_level = ByteLevel::new(prefix_space, true, true);
     tokenizer

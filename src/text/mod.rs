@@ -16,3 +16,5 @@ pub use error::TextError;
 pub use language::{PromptMark, Tokenizer};
 pub use stop::StopStrings;
 pub use stream::TextStream;
+#[cfg(feature = "fuzzing")]
+pub(crate) use stream::fuzz_shown;

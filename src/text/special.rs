@@ -117,12 +117,11 @@ impl SpecialFiles {
 }
 
 fn add(tokenizer: &mut Tokenizer, token: AddedToken, folder: &Path) -> Result<(), TextError> {
-    tokenizer
-        .add_tokens([token])
+    files::guarded(|| tokenizer.add_tokens([token]))
         .map(|_| ())
-        .map_err(|error| TextError::Failed {
+        .map_err(|problem| TextError::Failed {
             folder: folder.to_owned(),
-            problem: error.to_string(),
+            problem,
         })
 }
 

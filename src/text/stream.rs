@@ -80,6 +80,23 @@ fn advance(shown: &mut String, text: &str) -> Option<String> {
     Some(new.to_owned())
 }
 
+/// What is shown of a text whose bytes come in `pieces`: after each of them, and at the end.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz_shown(stop: StopStrings, pieces: &[&[u8]]) -> Vec<Option<String>> {
+    let mut shown = Shown {
+        stop,
+        ..Shown::default()
+    };
+    let mut bytes = Vec::new();
+    let mut all = Vec::new();
+    for piece in pieces {
+        bytes.extend_from_slice(piece);
+        all.push(shown.unfinished(&String::from_utf8_lossy(&bytes)));
+    }
+    all.push(shown.finished(&String::from_utf8_lossy(&bytes)));
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

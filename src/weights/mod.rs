@@ -32,6 +32,8 @@ pub use dtype::{BadElement, Format, SourceFormat, convert_elements};
 pub use error::{UploadError, WeightsError};
 pub use files::folder_of;
 pub use formats::is_pytorch;
+#[cfg(feature = "fuzzing")]
+pub use formats::pytorch::fuzz_pickle;
 pub use names::{Family, Kind, Name, Task, names_of_language_model, names_of_vision};
 pub use outline::{Outline, Progress};
 pub use policy::format_of;

@@ -15,6 +15,9 @@ mod score;
 mod stages;
 mod vqa;
 
+#[cfg(feature = "fuzzing")]
+pub use eval::fuzz_predictions;
+
 use clap::Subcommand;
 
 use crate::Error;

@@ -261,6 +261,12 @@ pub fn gallery_image(input: ImageInput) -> GalleryImage {
     }
 }
 
+/// Reads the texts in `file`.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(file: &Path) {
+    let _ = read_texts(file);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

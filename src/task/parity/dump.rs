@@ -143,7 +143,9 @@ impl<'a> Dump<'a> {
         }
         let (images, pixels) = self.batch("pixel_values")?;
         let side = pictures.image_size as usize;
-        if pixels.len() != images * 3 * side * side {
+        let sides = [images, 3, side, side];
+        let expected = sides.iter().try_fold(1, |a: usize, &b| a.checked_mul(b));
+        if expected != Some(pixels.len()) || pixels.is_empty() {
             return Err(self.error(format!(
                 "tensor \"pixel_values\" does not hold {images} images of 3 × {side} × {side}"
             )));
@@ -222,4 +224,47 @@ fn metadata(file: &Path, bytes: &[u8]) -> Result<std::collections::HashMap<Strin
     let (_, header) =
         SafeTensors::read_metadata(bytes).map_err(|error| dump_error(file, error.to_string()))?;
     Ok(header.metadata().clone().unwrap_or_default())
+}
+
+/// Reads the dump in `file` and its images.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz(file: &Path) -> Result<(), Error> {
+    DumpSummary::read(file)?;
+    let bytes = read_file(file)?;
+    let (dump, pictures) = Dump::read::<Pictures>(file, &bytes, GENERATION)?;
+    let size = pictures.image_size.clamp(1, 8);
+    let preprocessor = Preprocessor::blip2(size).map_err(|error| dump.error(error.to_string()))?;
+    dump.pixels(&pictures, &preprocessor)?;
+    dump.names()
+        .into_iter()
+        .try_for_each(|name| dump.of_image(name, 0, 2).map(drop))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_that_are_no_images_are_refused() {
+        let preprocessor = Preprocessor::blip2(8).unwrap();
+        let read = |shape: [usize; 2], image_size: u32| {
+            let data = vec![0; 4 * shape[0] * shape[1]];
+            let view =
+                safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.into(), &data);
+            let metadata = format!("{{\"image_size\": {image_size}}}");
+            let metadata = [(GENERATION.to_owned(), metadata)].into();
+            let tensors = [("pixel_values", view.unwrap())];
+            let bytes = safetensors::serialize(tensors, Some(metadata)).unwrap();
+            let file = Path::new("dump.safetensors");
+            let (dump, pictures) = Dump::read::<Pictures>(file, &bytes, GENERATION)?;
+            dump.pixels(&pictures, &preprocessor)
+                .map(|pixels| pixels.len())
+        };
+        assert_eq!(read([2, 12], 2).unwrap(), 2);
+        for (shape, image_size) in [([2, 0], 0), ([0, 12], 2), ([2, 13], 2), ([2, 12], u32::MAX)] {
+            let error = read(shape, image_size).unwrap_err().to_string();
+            assert!(error.contains("pixel_values"), "{error}");
+        }
+    }
 }

@@ -17,6 +17,8 @@ use crate::schedule::{Pixels, Request};
 use super::{Blip2, Preset, Text};
 use dump::{Dump, GENERATION, Pictures};
 
+#[cfg(feature = "fuzzing")]
+pub use dump::fuzz as fuzz_dump;
 pub use dump::{DumpModel, DumpSummary};
 
 /// Largest relative error, `‖ours − reference‖ / ‖reference‖`, at which a stage passes.

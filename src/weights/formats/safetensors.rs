@@ -3,8 +3,11 @@
 //!
 //! All that is read here is the file's beginning: the values may still be elsewhere.
 
+use std::collections::BTreeMap;
+
 use safetensors::tensor::Metadata;
 use safetensors::{SafeTensorError, SafeTensors};
+use serde_json::value::RawValue;
 
 use super::super::error::WeightsError;
 use super::super::files::{DOWNLOAD_AGAIN, File};
@@ -12,6 +15,9 @@ use super::Entry;
 
 /// Bytes before the header: its length, a little-endian u64.
 const LENGTH_BYTES: u64 = 8;
+
+/// The longest header that the format allows.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// The tensors of a safetensors file, checked to lie in it.
 ///
@@ -40,6 +46,11 @@ fn data_start(bytes: &[u8], length: u64) -> Result<u64, String> {
         ));
     };
     let header_length = u64::from_le_bytes(*length_bytes);
+    if header_length > MAX_HEADER_BYTES && header_length < length {
+        return Err(format!(
+            "claims a header of {header_length} bytes where the format allows {MAX_HEADER_BYTES}: damaged, or not a safetensors file"
+        ));
+    }
     match header_length.checked_add(LENGTH_BYTES) {
         Some(start) if start <= length => Ok(start),
         _ => Err(format!(
@@ -83,19 +94,17 @@ fn entries(start: &[u8], length: u64) -> Result<Vec<(String, Entry)>, String> {
 /// of the two is short, and because `read_metadata` adds up offsets that it has not yet compared
 /// with the length.
 fn check_offsets(header: &[u8], data_bytes: u64) -> Result<(), String> {
-    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header)
-        .map_err(|cause| {
-            format!("its header is not JSON ({cause}): damaged, or not a safetensors file")
-        })?;
+    #[derive(serde::Deserialize)]
+    struct Info {
+        data_offsets: [u64; 2],
+    }
+    // Not as a tree of values, which takes some thirty times the text's bytes.
+    let header: BTreeMap<String, &RawValue> = serde_json::from_slice(header).map_err(|cause| {
+        format!("its header is not JSON ({cause}): damaged, or not a safetensors file")
+    })?;
     for (name, info) in &header {
-        let offsets = info
-            .get("data_offsets")
-            .and_then(|offsets| offsets.as_array());
-        for offset in offsets
-            .into_iter()
-            .flatten()
-            .filter_map(|offset| offset.as_u64())
-        {
+        let info: Option<Info> = serde_json::from_str(info.get()).ok();
+        for offset in info.iter().flat_map(|info| info.data_offsets) {
             if offset > data_bytes {
                 return Err(format!(
                     "tensor {name:?} reaches to byte {offset} of the data but the file has {data_bytes}: truncated or damaged"

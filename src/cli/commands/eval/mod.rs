@@ -17,6 +17,8 @@ use crate::Error;
 use crate::cli::shared::Shared;
 use crate::cli::shared::output::Output;
 pub use args::Command;
+#[cfg(feature = "fuzzing")]
+pub use predictions::fuzz as fuzz_predictions;
 
 /// Runs or joins; `false` if any item failed.
 pub async fn run(shared: &Shared, command: &Command, output: &Output) -> Result<bool, Error> {

@@ -450,5 +450,12 @@ pub fn write_whole(file: &Path, text: &str) -> Result<(), EvalError> {
     atomic::write_synced(file, text.as_bytes()).map_err(EvalError::write(file))
 }
 
+/// Reads the predictions in `file`.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(file: &Path) {
+    let _ = Predictions::settings(file);
+    let _ = Predictions::open(file, ResultFields::CAPTION, &Map::new(), None);
+}
+
 #[cfg(test)]
 mod tests;

@@ -175,3 +175,12 @@ fn field(value: Option<&Value>) -> String {
         Some(value) => value.to_string(),
     }
 }
+
+/// Reads what a run before has left in `path`, in either format, and the record beside it.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(path: &Path) {
+    let columns = Columns::new(&["image", "question"], &["answer"]);
+    let _ = Format::JsonLines.read(path, &columns);
+    let _ = Format::Csv.read(path, &columns);
+    let _ = super::RunRecord::read(path);
+}

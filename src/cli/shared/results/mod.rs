@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 pub use file::{EarlierResults, ResultsFile};
 pub use filter::{ItemFilter, ItemState};
 pub use format::Columns;
+#[cfg(feature = "fuzzing")]
+pub use format::fuzz;
 pub use record::{RunRecord, model_fingerprint};
 pub use sidecar::{Sidecars, parse_extension};
 

@@ -120,5 +120,14 @@ fn tensors(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, Problem> {
     ))
 }
 
+/// Reads a pickle whose storages `0` to `3` have 64 bytes each.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz_pickle(bytes: &[u8]) -> bool {
+    let place = |key: usize| (key.to_string(), 64 * key..64 * (key + 1));
+    let storages = (0..4).map(place).collect();
+    Pickle::read(bytes).is_ok_and(|pickle| state_dict::read(&pickle, &storages).is_ok())
+}
+
 #[cfg(test)]
 mod tests;

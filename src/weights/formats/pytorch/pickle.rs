@@ -17,6 +17,14 @@ use super::globals::{Meaning, meaning};
 /// More objects than this are no checkpoint: the largest have tens of thousands.
 const MAX_NODES: usize = 4 << 20;
 
+/// More instructions than this are no checkpoint. Each puts one thing at most on the stack or into the memo,
+/// many of which take far more memory there than in the file.
+const MAX_INSTRUCTIONS: usize = 2 * MAX_NODES;
+
+/// Names of tensors and storages are shorter. What is longer is no name but a text of a training run, and not
+/// kept: a small file could otherwise refer to a huge text millions of times.
+const MAX_TEXT_BYTES: usize = 1 << 10;
+
 /// More bytes than this of instructions are no checkpoint (tensors' values lie outside).
 const MAX_BYTES: usize = 256 << 20;
 
@@ -32,7 +40,7 @@ pub enum Node<'a> {
     Int(i128),
     /// A number with fraction; none is of use here.
     Float,
-    /// Text. Python 2's byte strings, which it used for text, are here as well.
+    /// Text of at most [`MAX_TEXT_BYTES`]. Python 2's byte strings, which it used for text, are here as well.
     Text(&'a str),
     /// A tuple.
     Tuple(Vec<Id>),
@@ -91,6 +99,7 @@ impl<'a> Pickle<'a> {
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::new(),
+            copied: 0,
         };
         let root = machine.run()?;
         Ok(Self {
@@ -168,6 +177,8 @@ struct Machine<'a> {
     /// Heights of the stack where a mark lies.
     marks: Vec<usize>,
     memo: HashMap<u64, Id>,
+    /// Entries of dictionaries that were copied from lists.
+    copied: usize,
 }
 
 fn broken(problem: impl Into<String>) -> Refusal {
@@ -176,7 +187,7 @@ fn broken(problem: impl Into<String>) -> Refusal {
 
 impl<'a> Machine<'a> {
     fn run(&mut self) -> Result<Id, Refusal> {
-        loop {
+        for _ in 0..MAX_INSTRUCTIONS {
             let start = self.at;
             let [code] = self.array()?;
             if code == b'.' {
@@ -189,6 +200,9 @@ impl<'a> Machine<'a> {
                 name => name,
             })?;
         }
+        Err(broken(format!(
+            "holds more than {MAX_INSTRUCTIONS} instructions, which no checkpoint does"
+        )))
     }
 
     /// Executes one instruction.
@@ -358,8 +372,8 @@ impl<'a> Machine<'a> {
     fn text(&mut self, code: u8) -> Result<(), Refusal> {
         let length = self.length(code)?;
         match std::str::from_utf8(self.take(length)?) {
-            Ok(text) => self.push(Node::Text(text)),
-            Err(_) => self.push(Node::Opaque), // Python 2's bytes, or lone surrogates: no tensor's name
+            Ok(text) if text.len() <= MAX_TEXT_BYTES => self.push(Node::Text(text)),
+            _ => self.push(Node::Opaque), // Python 2's bytes, or lone surrogates: no tensor's name
         }
     }
 
@@ -478,7 +492,14 @@ impl<'a> Machine<'a> {
     fn call(&mut self, arguments: Id) -> Result<(), Refusal> {
         let function = self.pop()?;
         let node = match self.nodes[function] {
-            Node::Name(Meaning::Dict) => Node::Dict(self.dict_arguments(arguments)),
+            Node::Name(Meaning::Dict) => {
+                let entries = self.dict_arguments(arguments);
+                self.copied += entries.len();
+                if self.copied > MAX_NODES {
+                    return Err(broken("repeats a list of keys, which no checkpoint does"));
+                }
+                Node::Dict(entries)
+            }
             Node::Name(Meaning::Rebuild(rebuild)) => Node::Rebuilt(rebuild, arguments),
             _ => Node::Opaque,
         };

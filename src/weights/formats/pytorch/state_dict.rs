@@ -159,6 +159,7 @@ fn plain_tensor(pickle: &Pickle, arguments: Id, storages: &Storages) -> Result<E
     let storage = storage.ok_or("has no storage of a known kind")?;
     let sizes = |id: Id| -> Option<Vec<usize>> {
         let items = pickle.items(id)?;
+        let items = items.get(..=MAX_DIMENSIONS).unwrap_or(items); // enough to see that they are too many
         items.iter().map(|&item| size(pickle, item)).collect()
     };
     let offset = size(pickle, offset).ok_or("has a negative or huge offset")?;

@@ -66,6 +66,31 @@ fn counts_that_cannot_be_are_refused_without_memory() {
 }
 
 #[test]
+fn small_files_do_not_grow() {
+    refuses(&vec![b'('; MAX_INSTRUCTIONS + 1], "instructions");
+    // A list of 5,000 pairs, made into a dictionary 5,000 times.
+    let list = [
+        &b"ccollections\nOrderedDict\nq\x00](NN\x86q\x01"[..],
+        &b"h\x01".repeat(5_000),
+        b"e\x85q\x02",
+        &b"h\x00h\x02R".repeat(5_000),
+        b".",
+    ]
+    .concat();
+    refuses(&list, "repeats a list of keys");
+    let long = [
+        &b"X\x01\x04\0\0"[..],
+        &[b'a'; MAX_TEXT_BYTES + 1],
+        b"X\x01\0\0\0a\x86.",
+    ]
+    .concat();
+    let pickle = read(&long).unwrap();
+    let texts = pickle.nodes().iter();
+    let texts = texts.filter(|node| matches!(node, Node::Text(_)));
+    assert_eq!(texts.count(), 1, "what is too long for a name is not kept");
+}
+
+#[test]
 fn nonsense_is_refused() {
     refuses(b"", "ends inside");
     refuses(b".", "stack runs empty");

@@ -1,0 +1,9 @@
+//! Reference dumps, which `parity` compares with.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let file = blip2_wgpu_fuzz::file("dump.safetensors", bytes);
+    let _ = blip2_wgpu::fuzzing::dump(&file);
+});

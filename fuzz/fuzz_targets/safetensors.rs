@@ -1,0 +1,6 @@
+//! safetensors files.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| blip2_wgpu_fuzz::weights("weights.safetensors", bytes));

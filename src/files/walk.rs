@@ -84,22 +84,20 @@ impl Walk {
 }
 
 /// What tells a folder from every other.
-#[cfg(unix)]
-type Identity = (u64, u64);
-#[cfg(not(unix))]
-type Identity = PathBuf;
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Identity(#[cfg(unix)] (u64, u64), #[cfg(not(unix))] PathBuf);
 
 /// The device and number of the folder that `path` leads to.
 #[cfg(unix)]
 pub(crate) fn identity(path: &Path) -> io::Result<Identity> {
     use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(path).map(|folder| (folder.dev(), folder.ino()))
+    std::fs::metadata(path).map(|folder| Identity((folder.dev(), folder.ino())))
 }
 
 /// The path of the folder itself that `path` leads to.
 #[cfg(not(unix))]
 pub(crate) fn identity(path: &Path) -> io::Result<Identity> {
-    path.canonicalize()
+    path.canonicalize().map(Identity)
 }
 
 #[cfg(all(test, unix))]

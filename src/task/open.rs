@@ -1,6 +1,7 @@
 //! The one way a checkpoint comes to a device: its files checked against each other, the device
 //! opened and checked, memory planned, weights brought there.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::Error;
@@ -57,7 +58,7 @@ pub(super) async fn open<M: Send>(
     // A part of a model may be opened alone, whose rest is not there.
     if let Ok(mut left_over) = config.left_over(&checkpoint) {
         left_over.retain(|name| !(is_assembled && config.is_beyond_blocks(name)));
-        warn_of_left_over(checkpoint.path(), &left_over);
+        warn_of_left_over(&checkpoint, &left_over);
     }
 
     let gpu = open_device(options, &checkpoint).await?;
@@ -87,22 +88,29 @@ pub(super) async fn open<M: Send>(
     })
 }
 
-/// Names the tensors that no part of the model takes.
-fn warn_of_left_over(checkpoint: &Path, names: &[&str]) {
+/// Names the tensors that no part of the model takes, by the checkpoint or, where another file lends
+/// them, that file.
+fn warn_of_left_over(checkpoint: &Checkpoint, names: &[&str]) {
     const MOST_NAMED: usize = 5;
-    if names.is_empty() {
-        return;
+    let mut by_place: BTreeMap<&Path, Vec<&str>> = BTreeMap::new();
+    for name in names {
+        let file = checkpoint.get(name).map(|tensor| tensor.file);
+        let lent = file.filter(|file| !file.starts_with(checkpoint.path()));
+        let place = lent.unwrap_or(checkpoint.path());
+        by_place.entry(place).or_default().push(name);
     }
-    let more = match names.len().saturating_sub(MOST_NAMED) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    log::warn!(
-        "{}: {} tensors are no part of the model and are left out: {}{more}; is config.json that of these weights?",
-        checkpoint.display(),
-        names.len(),
-        names[..names.len().min(MOST_NAMED)].join(", ")
-    );
+    for (place, names) in by_place {
+        let more = match names.len().saturating_sub(MOST_NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        log::warn!(
+            "{}: {} tensors are no part of the model and are left out: {}{more}; is config.json that of these weights?",
+            place.display(),
+            names.len(),
+            names[..names.len().min(MOST_NAMED)].join(", ")
+        );
+    }
 }
 
 /// The device, on which every kernel that it can run on the weights of `checkpoint` has been

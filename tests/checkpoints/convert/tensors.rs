@@ -337,6 +337,39 @@ fn tensors_of_no_known_use_are_listed() {
 }
 
 #[test]
+fn what_is_left_over_is_said_of_the_file_that_has_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(data("micro")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let file = folder.path().join("model.safetensors");
+    let mut tensors = Safetensors::read(&file);
+    let end = tensors.data.len();
+    tensors.data.extend([0; 4]);
+    let info = serde_json::json!({"dtype": "F16", "shape": [2], "data_offsets": [end, end + 4]});
+    let name = "language_model.model.decoder.layers.0.extra.weight";
+    tensors.header.insert(name.into(), info);
+    tensors.write(&file);
+    let house = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/house.png");
+    let run = run([
+        "caption".as_ref(),
+        house.as_ref(),
+        "--max-new-tokens=1".as_ref(),
+        "--model".as_ref(),
+        data("lavis_pretrained.pth").as_os_str(),
+        "--vit".as_ref(),
+        data("eva_vit.pth").as_os_str(),
+        "--llm".as_ref(),
+        folder.path().as_os_str(),
+        "--config".as_ref(),
+        data("micro/config.json").as_os_str(),
+    ]);
+    let said = format!("warn: {}: 1 tensors are no part", file.display());
+    run.exits(0).says(&[&said, "layers.0.extra.weight"]);
+}
+
+#[test]
 fn other_checkpoints_lend_their_parts() {
     let mut options = generative(false, false);
     options.parts.vit = Some(data("lavis_caption.pth"));

@@ -20,10 +20,9 @@ fuzz_target!(|text: &str| {
         answers: references.iter().map(|text| text.to_string()).collect(),
         ..GroundTruth::default()
     };
+    let rules = [VqaRules::Vqa, VqaRules::Lavis, VqaRules::Mmpretrain][text.len() % 3];
     for benchmark in [Benchmark::Vqa, Benchmark::Gqa, Benchmark::Aokvqa] {
-        for rules in [VqaRules::Vqa, VqaRules::Lavis, VqaRules::Mmpretrain] {
-            let _ = score_answers([(candidate, &truth)], benchmark, rules);
-        }
+        let _ = score_answers([(candidate, &truth)], benchmark, rules);
     }
     let scores = score_captions(&[CaptionPair {
         candidate,

@@ -11,7 +11,7 @@ pub(crate) const MAX_TEXT_BYTES: u64 = 2 << 30;
 
 /// The most that is read of a small file beside a model: configurations have some kilobytes, tokenizers some
 /// megabytes.
-pub(crate) const MAX_SMALL_BYTES: u64 = 256 << 20;
+pub(crate) const MAX_SMALL_BYTES: u64 = 64 << 20;
 
 /// The most that is reserved before a byte has come: a file's size may be a claim.
 const MOST_RESERVED: u64 = 64 << 20;

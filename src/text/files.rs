@@ -104,6 +104,12 @@ pub(super) fn parse_tokenizer(
     if !has_whole_charsmaps(&json) {
         return Err(broken(file, "a `precompiled_charsmap` is cut off"));
     }
+    if !has_whole_merges(&json) {
+        return Err(broken(
+            file,
+            "a merge lacks the `continuing_subword_prefix`",
+        ));
+    }
     let mut tokenizer = guarded(|| Tokenizer::from_bytes(text))
         .map_err(|problem| broken(file, format!("no tokenizer ({problem})")))?;
     let found = Algorithm::of(&tokenizer);
@@ -143,6 +149,22 @@ fn has_whole_charsmaps(rules: &Value) -> bool {
         Value::Array(items) => items.iter().all(has_whole_charsmaps),
         _ => true,
     }
+}
+
+/// Whether the second piece of each merge has the prefix that continues words: the crate cuts off as many bytes,
+/// and takes what is left for text unseen.
+fn has_whole_merges(tokenizer: &Value) -> bool {
+    let model = &tokenizer["model"];
+    let prefix = model["continuing_subword_prefix"].as_str();
+    let Some(prefix) = prefix.filter(|prefix| !prefix.is_empty()) else {
+        return true;
+    };
+    let second = |merge: &Value| match merge {
+        Value::String(pair) => Some(pair.split_once(' ')?.1.starts_with(prefix)),
+        pair => Some(pair[1].as_str()?.starts_with(prefix)),
+    };
+    let merges = model["merges"].as_array();
+    { merges.into_iter().flatten() }.all(|merge| second(merge) != Some(false))
 }
 
 /// The little-endian number that a text in base64 begins with.
@@ -213,6 +235,27 @@ mod tests {
         let leads_out = parse(&charsmap("BAAAAAAAAABhAA==")).unwrap();
         let error = guarded(|| leads_out.encode_fast("A", false)).unwrap_err();
         assert!(error.contains("do not hold together"), "{error}");
+    }
+
+    #[test]
+    fn merges_have_the_prefix_of_their_model() {
+        let file = Path::new("tokenizer.json");
+        let parse = |merge: &str| {
+            let text = format!(
+                r#"{{"model": {{"type": "BPE", "continuing_subword_prefix": "~~", "merges": [{merge}],
+                    "vocab": {{"a": 0, "~~b": 1, "ab": 2, "日": 3, "c": 4}}}}}}"#
+            );
+            parse_tokenizer(text.as_bytes(), file, Algorithm::Bpe)
+                .map_err(|error| error.to_string())
+        };
+        for merge in [r#"["a", "~~b"]"#, r#""a ~~b""#] {
+            assert!(parse(merge).is_ok(), "{merge}");
+        }
+        // The second would be cut within its letter, the third before its beginning.
+        for merge in [r#"["a", "日"]"#, r#""a 日""#, r#"["a", "c"]"#] {
+            let error = parse(merge).unwrap_err();
+            assert!(error.contains("a merge lacks"), "{error}");
+        }
     }
 
     #[test]

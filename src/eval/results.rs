@@ -51,11 +51,11 @@ impl Results {
             file,
             &["image_id"],
             &["caption", "pred_caption"],
-            "[{\"image_id\", \"caption\"}, …], or what `caption --out` writes",
+            "[{\"image_id\", \"caption\"}, …], or the lines of a run of captions",
         )
     }
 
-    /// Captions in a table, as `caption --out FILE.csv` writes it: one an image.
+    /// Captions in a table, as a run of captions writes it: one an image.
     fn from_table(file: &Path, rows: Vec<Row>) -> Result<Self, EvalError> {
         let mut seen = HashMap::new();
         for row in &rows {

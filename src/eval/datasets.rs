@@ -21,7 +21,7 @@ const LAYOUTS: &str = "COCO captions ({\"images\": […], \"annotations\": […]
 /// An image of a dataset.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ListedImage {
-    /// Its id: the file's own, else as [`ids_in_names`] has it.
+    /// Its id: the file's own, else the number in its name, else the name.
     pub id: Id,
     /// Where it may lie below the image folder, the likeliest first; empty where only the id is
     /// known.

@@ -17,9 +17,11 @@ const LAYOUTS: &str = "VQAv2 ({\"questions\": […]} or {\"annotations\": […]}
 /// Whose questions they are: what decides how answers are judged and handed in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Benchmark {
-    /// VQAv2, TextVQA and lists in their manner: ten answers, of which three make one right.
+    /// VQAv2 and lists in its manner: ten answers, of which three make one right.
     #[default]
     Vqa,
+    /// TextVQA: the same, with every answer normalised.
+    TextVqa,
     /// GQA: an answer is right or wrong as a whole.
     Gqa,
     /// VizWiz: VQAv2's rules; a question goes by its image's name.
@@ -250,6 +252,7 @@ impl QuestionData {
 
     /// TextVQA: images of Open Images by their ids.
     fn read_textvqa(&mut self, json: &JsonFile, top: &Object<'_>) -> Result<(), EvalError> {
+        self.benchmark = Benchmark::TextVqa;
         for item in json.items(top, "data", LAYOUTS, "question_id")? {
             let item = item?;
             let image = item.id("image_id")?;

@@ -72,6 +72,7 @@ pub fn score_answers<'a>(
 ) -> VqaScores {
     match benchmark {
         Benchmark::Vqa | Benchmark::VizWiz => score_vqa(answers, rules),
+        Benchmark::TextVqa => score_textvqa(answers),
         Benchmark::Gqa => score_gqa(answers),
         Benchmark::Aokvqa => score_aokvqa(answers),
     }
@@ -88,6 +89,23 @@ fn score_gqa<'a>(answers: impl IntoIterator<Item = (&'a str, &'a GroundTruth)>) 
             .iter()
             .any(|answer| normal(answer) == prediction);
         (f64::from(u8::from(right)), truth)
+    });
+    tables(accuracies)
+}
+
+/// Scores TextVQA as MMF's evaluator does: the prediction and all answers normalised, even where these agree,
+/// and marks before an `s` and between words told alike.
+fn score_textvqa<'a>(answers: impl IntoIterator<Item = (&'a str, &'a GroundTruth)>) -> VqaScores {
+    let normal = |text: &str| {
+        let words = text
+            .to_lowercase()
+            .replace([',', '?'], "")
+            .replace("'s", " 's");
+        normalize_answer(&words)
+    };
+    let accuracies = answers.into_iter().map(|(prediction, truth)| {
+        let answers: Vec<String> = truth.answers.iter().map(|answer| normal(answer)).collect();
+        (leave_one_out(&normal(prediction), &answers), truth)
     });
     tables(accuracies)
 }
@@ -307,6 +325,27 @@ mod tests {
 
     fn score(prediction: &str, truth: &GroundTruth, rules: VqaRules) -> f64 {
         score_vqa([(prediction, truth)], rules).overall
+    }
+
+    /// MMF's evaluator, worked out by hand: VQAv2's tool would compare equal answers as they are.
+    #[test]
+    fn textvqa_normalises_answers_that_agree_too() {
+        let truth = |answers: [&str; 10]| GroundTruth {
+            answers: answers.map(str::to_owned).to_vec(),
+            ..GroundTruth::default()
+        };
+        let (agreed, split) = (
+            truth(["the Wolf's Head"; 10]),
+            truth(["a", "ten", "10", "x", "x", "x", "x", "x", "x", "x"]),
+        );
+        let score = |prediction, truth| {
+            score_answers([(prediction, truth)], Benchmark::TextVqa, VqaRules::Vqa).overall
+        };
+        assert_eq!(score("wolf's head", &agreed), 100.0);
+        assert_eq!(score("wolf", &agreed), 0.0);
+        // Two of ten: one other person for two of them, two others for eight.
+        let expected = 100.0 * (2.0 * (1.0 / 3.0) + 8.0 * (2.0 / 3.0)) / 10.0;
+        assert!((score("Ten", &split) - expected).abs() < 1e-9);
     }
 
     #[test]

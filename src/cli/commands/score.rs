@@ -70,7 +70,7 @@ pub struct VqaArgs {
     /// The questions, to check that they belong to the annotations
     #[arg(long, value_name = "FILE")]
     questions: Option<PathBuf>,
-    /// Whose rules to score by, vqa if not given (GQA and A-OKVQA have only one set)
+    /// Whose rules to score by, vqa if not given (GQA, TextVQA and A-OKVQA have only one set)
     #[arg(long, value_enum)]
     rules: Option<VqaRules>,
     #[command(flatten)]

@@ -112,7 +112,7 @@ fn print_table(scores: &Map<String, Value>, indent: &str, decimals: usize, outpu
 
 /// The rules that were asked for, or the usual; says where they change nothing.
 pub fn rules_for(asked: Option<VqaRules>, benchmark: Benchmark, output: &Output) -> VqaRules {
-    if asked.is_some() && matches!(benchmark, Benchmark::Gqa | Benchmark::Aokvqa) {
+    if asked.is_some() && !matches!(benchmark, Benchmark::Vqa | Benchmark::VizWiz) {
         output.warning("--rules: no effect; these questions have one set of rules only");
     }
     asked.unwrap_or_default()

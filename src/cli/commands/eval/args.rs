@@ -88,7 +88,7 @@ pub struct QuestionArgs {
     /// VQAv2's questions
     #[arg(long, value_name = "FILE")]
     pub questions: Option<PathBuf>,
-    /// Whose rules to score by, vqa if not given (GQA and A-OKVQA have only one set)
+    /// Whose rules to score by, vqa if not given (GQA, TextVQA and A-OKVQA have only one set)
     #[arg(long, value_enum)]
     pub rules: Option<VqaRules>,
 }

@@ -182,6 +182,7 @@ impl Dataset for VqaDataset {
             Benchmark::Gqa => ("GQA", ResultFields::GQA),
             Benchmark::VizWiz => ("VizWiz", ResultFields::VIZWIZ),
             Benchmark::Aokvqa => ("A-OKVQA, direct answers", ResultFields::AOKVQA),
+            Benchmark::TextVqa => ("TextVQA", ResultFields::ANSWER),
             Benchmark::Vqa => ("Visual question answering", ResultFields::ANSWER),
         };
         let (figures, metrics) = match measured {

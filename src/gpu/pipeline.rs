@@ -258,13 +258,16 @@ impl PipelineStore {
             return Ok(());
         };
         Err(match error_of(&error, &self.adapter, doing) {
-            GpuError::Internal { message, .. } if !text.is_own => GpuError::Shader {
-                place: self
+            GpuError::Internal { doing, message } if !text.is_own => {
+                let folder = self
                     .files
                     .folder()
-                    .map_or_else(String::new, |it| it.display().to_string()),
-                problem: text.trace_back(&message),
-            },
+                    .map(|folder| folder.display().to_string());
+                GpuError::Shader {
+                    place: folder.unwrap_or_default(),
+                    problem: format!("{doing}: {}", text.trace_back(&message)),
+                }
+            }
             GpuError::Internal { doing, message } => GpuError::Internal {
                 doing,
                 message: text.trace_back(&message),
